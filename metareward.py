@@ -1,0 +1,758 @@
+"""Meta-Rewarding (Wu et al. 2024, arXiv 2407.19594): a model answers, judges its answers, judges its judgments, and trains on both.
+
+The reference of iteration t, and where its training starts, is M_{t-1}, the model that made iteration t's data; the result is M_t. M_0 is
+the seed after a warm start on EFT judgments. One LoRA adapter on one frozen base carries through; it is never merged into the base.
+
+Deviations from the paper: (1) LoRA on a 4-bit base instead of full fine-tuning, with ten times its learning rate; (2) the model under training
+invents its own prompts instead of a 70B model; (3) EFT judgments come from the seed model, kept where they agree with human ranks; (4) the
+epoch is picked by its loss on held-out pairs; (5) the Elo fit is regularised (see `elo`).
+"""
+import argparse
+import dataclasses
+import gzip
+import itertools
+import json
+import math
+import os
+import random
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import hf_hub_download
+from tqdm import tqdm
+
+import prompts as words
+from dpo import add_lora, save_adapter, set_adapter, train_dpo, train_sft
+from eval import measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_whole
+from sampling import Chat, load, sample
+
+HERE = Path(os.path.relpath(Path(__file__).parent))
+GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
+BLOCK = 512             # samples drawn between two writes to disk; what a crash may cost
+HELD_OUT = 0.1          # share of the prompts whose pairs pick the epoch instead of training
+EVAL_ANSWERS = 4        # answers per held-out prompt
+
+
+# ---- the method, as pure functions of numbers
+
+def position_weights(first_wins, second_wins):
+    """Weights of a win shown first and of a win shown second (w1, w2) [E2]; the rarer kind weighs more. Their sum is 1."""
+    if first_wins < 0 or second_wins < 0:
+        raise ValueError("first_wins and second_wins must not be negative")
+    if first_wins + second_wins == 0:
+        return 0.5, 0.5
+    return second_wins / (first_wins + second_wins), first_wins / (first_wins + second_wins)  # [E2]
+
+
+def battle_matrix(verdicts, w1, w2):
+    """How much each judgment won against each other, (N, N) [E3]. verdicts[m, n]: with m shown first, 1 if m won, -1 if n did, 0 if neither."""
+    r = np.asarray(verdicts)
+    if r.ndim != 2 or r.shape[0] != r.shape[1] or not np.isin(r, (-1, 0, 1)).all():
+        raise ValueError("verdicts must be a square matrix of -1, 0 and 1")
+    return w1 * (r == 1) + w2 * (r.T == -1)  # [E3]
+
+
+def elo(battles, ridge=1e-6):
+    """Bradley-Terry ratings that best explain a battle matrix, (N,), mean zero, natural-log scale [E4].
+
+    Maximises sum_mn B_mn log sigmoid(e_m - e_n) - ridge/2 sum e^2 by Newton's method, with B scaled to a mean of one battle per pair. The
+    ridge (1e-6) keeps ratings finite where a judgment won every battle (about 14 apart then) and moves regular ones by about 1e-5.
+    """
+    B = np.asarray(battles, dtype=float)
+    if B.ndim != 2 or B.shape[0] != B.shape[1] or not np.isfinite(B).all() or (B < 0).any():
+        raise ValueError("battles must be a square matrix of finite numbers >= 0")
+    B = B * (1 - np.eye(len(B)))
+    e = np.zeros(len(B))
+    if B.sum() == 0:
+        return e
+    B = B * (len(B) * (len(B) - 1) / 2 / B.sum())
+
+    def objective(e):
+        return (B * -np.logaddexp(0, e[None, :] - e[:, None])).sum() - ridge / 2 * (e @ e)  # [E4]
+
+    for _ in range(200):
+        p = 1 / (1 + np.exp(np.clip(e[:, None] - e[None, :], -500, 500)))  # P(m loses to n)
+        gradient = (B * p).sum(1) - (B * p).sum(0) - ridge * e
+        weight = (B + B.T) * p * (1 - p)
+        step = np.linalg.solve(np.diag(weight.sum(1)) - weight + ridge * np.eye(len(e)), gradient)
+        step *= min(1, 2 / max(np.abs(step).max(), 1e-300))
+        while objective(e + step) < objective(e) and np.abs(step).max() > 1e-12:
+            step /= 2
+        e = e + step
+        if np.abs(step).max() < 1e-10:
+            break
+    return e - e.mean()
+
+
+def actor_pair(scores, lengths, rho):
+    """Indices (chosen, rejected) of one prompt's answers with length control, or None [E1].
+
+    scores (K,): mean judge scores, NaN where no judgment was valid. lengths (K,): characters. rho in [0, 1]: 0 is best against worst.
+    None: fewer than two scores, all scores equal, or the same answer on both sides. Equal lengths: the better, or worse, score decides.
+    """
+    scores, lengths = np.asarray(scores, dtype=float), numbers("lengths", lengths, 0)
+    if scores.shape != lengths.shape or not 0 <= rho <= 1:
+        raise ValueError("scores and lengths must have the same length, and rho must be in [0, 1]")
+    scored = [i for i in range(len(scores)) if not math.isnan(scores[i])]
+    if len(scored) < 2:
+        return None
+    low, high = min(scores[scored]), max(scores[scored])
+    if low == high:
+        return None
+    slack = 1e-9  # a mean that equals the tier's edge belongs to it, whatever the rounding
+    top = [i for i in scored if scores[i] >= (1 - rho) * high + rho * low - slack]     # [E1]
+    bottom = [i for i in scored if scores[i] <= (1 - rho) * low + rho * high + slack]  # [E1]
+    chosen = min(top, key=lambda i: (lengths[i], -scores[i]))
+    rejected = max(bottom, key=lambda i: (lengths[i], -scores[i]))
+    return (chosen, rejected) if chosen != rejected else None
+
+
+def judge_pair(ratings, lengths, max_length=None):
+    """Indices (chosen, rejected): the highest and the lowest rated judgment, or None if all are equal or the chosen one is too long.
+
+    lengths, max_length: characters. Equal ratings: the shorter is chosen, the longer rejected.
+    """
+    ratings, lengths = numbers("ratings", ratings), numbers("lengths", lengths, 0)
+    if len(ratings) != len(lengths):
+        raise ValueError("ratings and lengths must have the same length")
+    if np.ptp(ratings) < 1e-9:
+        return None
+    chosen = min(range(len(ratings)), key=lambda i: (-ratings[i], lengths[i]))
+    rejected = min(range(len(ratings)), key=lambda i: (ratings[i], -lengths[i]))
+    return None if max_length and lengths[chosen] > max_length else (chosen, rejected)
+
+
+# ---- settings
+
+def option(default, help, **more):
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a run; the command line is made from it. Schedules hold one value per iteration, or one for all."""
+
+    iters: int = option(4, "iterations")
+    model: str = option(None, f"hub name or folder (default: {GPU_MODEL} on CUDA, the tiny world elsewhere)")
+    out: str = option(None, "the run's folder; an existing one is resumed (default: runs/ and the model's name)")
+    seed: int = option(0, "of every random choice")
+    prompts: str = option(None, "JSONL with \"prompt\", or one prompt a line (default: the model invents them from data/seeds.jsonl)")
+    prompts_per_iter: int = option(5000, "prompts per iteration, none used twice")
+    eval_prompts: str = option(str(HERE / "data" / "eval.jsonl"), "held-out prompts that measure and never train")
+    responses: int = option(7, "answers per prompt (K)")
+    judgments: int = option(11, "judgments per answer (N)")
+    rho: tuple = option((0.0, 0.32, 0.32, 0.40), "length control per iteration, 0 = none", type=float)
+    judge_iters: int = option(2, "how many iterations, from the first, train the judge too")
+    max_response_chars: tuple = option((2500, 0, 0, 0), "a longer chosen answer drops its pair, per iteration, 0 = no limit", type=int)
+    max_judgment_chars: tuple = option((1100, 1000, 0, 0), "a longer chosen judgment drops its pair, per iteration, 0 = no limit", type=int)
+    max_answer_tokens: int = option(1024, "longest answer, in tokens")
+    max_judgment_tokens: int = option(512, "longest judgment, in tokens")
+    max_verdict_tokens: int = option(512, "longest meta-judgment, in tokens")
+    temperature: float = option(0.8, "of all sampling")
+    top_p: float = option(0.95, "of all sampling")
+    beta: float = option(0.1, "of DPO")
+    lr: float = option(5e-5, "peak learning rate of the adapter")
+    batch_size: int = option(32, "pairs per optimizer step")
+    epochs: int = option(10, "of DPO; the best one on held-out pairs is kept")
+    eft_epochs: int = option(3, "of the warm start")
+    lora_rank: int = option(16, "rank of the adapter")
+    bits: int = option(None, "4 (NF4), 16 or 32 (default: 4 on CUDA, 32 elsewhere)", choices=[4, 16, 32])
+    rubric: str = option(None, "a file with another rubric; needs --max-score")
+    max_score: int = option(5, "the rubric's highest score")
+    eft: str = option(None, "JSONL of human-ranked replies for the warm start (default: oasst1 from the hub)")
+    no_meta_judge: bool = option(False, "ablation: train the actor only (Self-Rewarding with length control)")
+    no_position_weights: bool = option(False, "ablation: a win counts the same shown first or second")
+    no_eft: bool = option(False, "ablation: no warm start")
+
+    def __post_init__(self):
+        def check(good, name, must):
+            if not good:
+                raise ValueError(f"--{name.replace('_', '-')} must be {must}, not {getattr(self, name)}")
+
+        for name, least in {"iters": 1, "prompts_per_iter": 1, "responses": 2, "judgments": 1 if self.no_meta_judge else 2, "judge_iters": 0,
+                            "max_answer_tokens": 1, "max_judgment_tokens": 1, "max_verdict_tokens": 1, "temperature": 0, "batch_size": 1,
+                            "epochs": 1, "eft_epochs": 1, "lora_rank": 1, "max_score": 1}.items():
+            check(getattr(self, name) >= least, name, f"at least {least}")
+        check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        check(self.beta > 0, "beta", "above 0")
+        check(self.lr > 0, "lr", "above 0")
+        check(all(0 <= rho <= 1 for rho in self.rho), "rho", "in [0, 1]")
+        for name in ("rho", "max_response_chars", "max_judgment_chars"):
+            default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+            check(len(getattr(self, name)) in (1, self.iters) or getattr(self, name) == default, name, f"1 or {self.iters} values, one per iteration")
+
+    def at(self, name, t):
+        """The value of a schedule in iteration t = 1, 2, ...; the last value goes on."""
+        values = getattr(self, name)
+        return values[min(t, len(values)) - 1]
+
+
+def parse_settings(argv=None):
+    """Settings from the command line, over the model folder's preset.json, over the defaults."""
+    parser = argparse.ArgumentParser(description="Meta-Rewarding: a model trains itself as actor and as judge.")
+    for field in dataclasses.fields(Settings):
+        flag, kind = "--" + field.name.replace("_", "-"), field.type
+        about = field.metadata["help"]
+        if field.default is not None and kind is not bool:
+            about += f" (default: {' '.join(map(str, field.default)) if kind is tuple else field.default})"
+        if kind is bool:
+            parser.add_argument(flag, action="store_const", const=True, help=about)
+        elif kind is tuple:
+            parser.add_argument(flag, type=field.metadata["type"], nargs="+", metavar="X", help=about)
+        else:
+            parser.add_argument(flag, type=kind, choices=field.metadata.get("choices"), help=about)
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    if "model" not in given:
+        given["model"] = GPU_MODEL if torch.cuda.is_available() else str(CPU_MODEL)
+        if not torch.cuda.is_available():
+            print(f"No CUDA GPU found: running the tiny world ({given['model']}) on the CPU. Another model: --model NAME_OR_FOLDER.")
+    if "rubric" in given and "max_score" not in given:
+        raise ValueError("--rubric needs --max-score, the highest score that the rubric gives")
+    settings = read_preset(given["model"]) | given
+    return Settings(**{"out": f"runs/{Path(settings['model']).name}"} | settings)
+
+
+def read_preset(model):
+    """The defaults a model folder wants, its preset.json; the files it names stand beside it."""
+    file = Path(model) / "preset.json"
+    if not file.is_file():
+        return {}
+    preset = json.loads(file.read_text())
+    unknown = preset.keys() - {field.name for field in dataclasses.fields(Settings)}
+    if unknown:
+        raise ValueError(f"{file}: unknown setting {sorted(unknown)[0]}")
+    for name in preset.keys() & {"prompts", "eval_prompts", "eft", "rubric"}:
+        preset[name] = str(Path(model) / preset[name])
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in preset.items()}
+
+
+# ---- what a run reads
+
+def read_text(file, flag):
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{flag} {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+
+
+def read_prompts(file, flag="--prompts", needs=("prompt",)):
+    """Records of a prompt file: JSONL with "prompt" (and "checks", "replies", ...), or, in any other file, one prompt a line."""
+    records = []
+    for number, line in enumerate(read_text(file, flag).split("\n"), 1):
+        if not line.strip():
+            continue
+        record = {"prompt": line.strip()}
+        if str(file).endswith((".jsonl", ".json")):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise ValueError(f"{flag} {file}, line {number}: not JSON") from None
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or any(not record.get(key) for key in needs):
+            raise ValueError(f"{flag} {file}, line {number}: needs {' and '.join(needs)}")
+        records.append({"prompt_id": f"{len(records)}", **record})
+    if not records:
+        raise ValueError(f"{flag} {file}: no prompts in it")
+    return records
+
+
+def oasst_replies(file):
+    """Ranked replies to the first turns of oasst1's English trees (its "ready trees" file)."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            prompt = json.loads(line)["prompt"]
+            replies = [{"text": r["text"], "rank": r["rank"]} for r in prompt["replies"] if r.get("rank") is not None]
+            if prompt["lang"] == "en" and len(replies) > 1:
+                yield {"prompt": prompt["text"], "replies": replies}
+
+
+def ranked_replies(settings):
+    """The human-ranked replies of the warm start: --eft, or oasst1 from the hub."""
+    if settings.eft:
+        return read_prompts(settings.eft, "--eft", ("prompt", "replies"))
+    try:
+        file = hf_hub_download("OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz", repo_type="dataset")
+    except Exception as error:  # the hub's client raises many kinds
+        raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies with --eft FILE, or start without them with --no-eft") from None
+    return [{"prompt_id": f"{i}", **record} for i, record in enumerate(oasst_replies(file))]
+
+
+class Unlike:
+    """Recognises near-duplicates: texts that share at least 70 % of their words (Jaccard; cheaper than the ROUGE-L of Self-Instruct)."""
+
+    def __init__(self, texts=()):
+        self.sizes, self.holders = [], defaultdict(list)
+        for text in texts:
+            self.add(text)
+
+    def add(self, text):
+        """Add a text unless it is too like one that was added before; says whether it was added."""
+        mine = set(re.findall(r"\w+", text.lower()))
+        shared = Counter(i for word in mine for i in self.holders[word])
+        if not mine or any(count >= 0.7 * (len(mine) + self.sizes[i] - count) for i, count in shared.items()):
+            return False
+        for word in mine:
+            self.holders[word].append(len(self.sizes))
+        self.sizes.append(len(mine))
+        return True
+
+
+# ---- a run and its files
+
+class Run:
+    """Settings, model and folder of a run: what every stage needs."""
+
+    def __init__(self, settings):
+        self.settings, self.out = settings, Path(settings.out)
+        self.rubric = read_text(settings.rubric, "--rubric").strip() if settings.rubric else words.RUBRIC
+        self.eval_prompts = read_prompts(settings.eval_prompts, "--eval-prompts")
+        self.all_prompts = read_prompts(settings.prompts) if settings.prompts else None
+        if self.all_prompts and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
+            raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts, but {settings.iters} iterations of "
+                             f"{settings.prompts_per_iter} need more: use --prompts-per-iter {len(self.all_prompts) // settings.iters}")
+        self.replies = None if settings.no_eft else ranked_replies(settings)
+        self.claim_folder()
+        self.model, self.tokenizer = load(settings.model, bits=settings.bits)
+        self.chat = Chat(self.tokenizer)
+        torch.manual_seed(settings.seed)
+        self.model = add_lora(self.model, settings.lora_rank)
+
+    def claim_folder(self):
+        """Write config.json, or refuse a folder whose run had other settings. More iterations may be asked for later."""
+        mine = json.loads(json.dumps(dataclasses.asdict(self.settings)))
+        file = self.out / "config.json"
+        if file.exists():
+            theirs = json.loads(file.read_text())["settings"]
+            for name in mine:
+                if name not in ("iters", "out") and mine[name] != theirs.get(name):
+                    raise ValueError(f"{self.out} holds a run with --{name.replace('_', '-')} {theirs.get(name)}, not {mine[name]}: "
+                                     "choose another --out, or the same settings")
+        self.out.mkdir(parents=True, exist_ok=True)
+        versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
+        write_whole(file, json.dumps({"settings": mine, "versions": versions}, indent=1) + "\n")
+
+    def folder(self, t):
+        folder = self.out / f"iter{t}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @contextmanager
+    def timed(self, t, stage):
+        """Add the seconds this takes to those that iteration t's `stage` took before."""
+        start = time.perf_counter()
+        yield
+        seconds = self.seconds(t)
+        seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
+        write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
+
+    def seconds(self, t):
+        file = self.folder(t) / "seconds.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def fill(self, t, name, items, ask, finish, n, max_new_tokens, label):
+        """Sample for every item that iterT/name lacks, and append a line as each is finished.
+
+        items: dicts with "id". ask(item): its prompts. finish(item, samples): its record, samples being n for each prompt. Blocks of items
+        are cut from the whole list, so that a resumed run draws in the same company as an uninterrupted one, and so the same to the bit.
+        """
+        file = self.folder(t) / name
+        known = {record["id"]: record for record in read_jsonl(file)}
+        cut_torn_line(file)
+        bar = tqdm(total=len(items), desc=f"iteration {t}: {label}", unit="item", initial=len(known), disable=not items)
+        tokens, start = 0, time.perf_counter()
+        for block in blocks(items, lambda item: n * len(ask(item)), BLOCK):
+            if all(item["id"] in known for item in block):
+                continue
+            asked = [(item, number, text) for item in block for number, text in enumerate(ask(item))]
+            drawn = sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
+                           temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
+                           keys=[[item["id"], number] for item, number, _ in asked])
+            of_item = defaultdict(list)
+            for (item, *_), samples in zip(asked, drawn):
+                of_item[item["id"]].append(samples)
+            with open(file, "a", encoding="utf-8") as out:
+                for item in block:
+                    if item["id"] not in known:
+                        known[item["id"]] = {"id": item["id"], **finish(item, of_item[item["id"]])}
+                        out.write(json.dumps(known[item["id"]]) + "\n")
+                        bar.update()
+            tokens += sum(len(s.tokens) for samples in drawn for s in samples)
+            bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
+        bar.close()
+        return [known[item["id"]] for item in items]
+
+
+def cut_torn_line(file):
+    """Cut a last line without its newline off a file: the process died while writing it."""
+    if file.exists():
+        text = file.read_bytes()
+        os.truncate(file, text.rfind(b"\n") + 1)
+
+
+def blocks(items, size, limit):
+    """Split items, in order, into blocks whose sizes add up to at most `limit`, at least one item each."""
+    block, used = [], 0
+    for item in items:
+        if block and used + size(item) > limit:
+            yield block
+            block, used = [], 0
+        block.append(item)
+        used += size(item)
+    if block:
+        yield block
+
+
+# ---- the three roles
+
+def answer(run, t, prompts, name="responses.jsonl", n=None, label="answers"):
+    """As actor, answer prompts: records with "responses", n samples each."""
+    def finish(item, samples):
+        return {**item, "responses": [{"text": s.text, "finished": s.finished, "tokens": len(s.tokens)} for s in samples[0]]}
+
+    return run.fill(t, name, [{"id": p["prompt_id"], **p} for p in prompts], lambda item: [item["prompt"]], finish,
+                    n or run.settings.responses, run.settings.max_answer_tokens, label)
+
+
+def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
+    """As judge, score answers: records with "judgments" (None where cut off or malformed) and their mean "score"."""
+    def ask(item):
+        return [words.judge_prompt(item["prompt"], item["text"], run.rubric)]
+
+    def finish(item, samples):
+        judgments = [{"text": s.text, "finished": s.finished, "score": words.parse_score(s.text, run.settings.max_score) if s.finished else None}
+                     for s in samples[0]]
+        valid = [j["score"] for j in judgments if j["score"] is not None]
+        return {**item, "judgments": judgments, "scores": [j["score"] for j in judgments], "score": float(np.mean(valid)) if valid else None}
+
+    return run.fill(t, name, answers, ask, finish, run.settings.judgments, run.settings.max_judgment_tokens, label)
+
+
+def meta_judge(run, t, answers):
+    """As meta-judge, compare every two valid judgments of an answer in both orders: records with "verdicts" (N, N)."""
+    def ask(item):
+        texts = item["texts"]
+        return [words.meta_judge_prompt(item["prompt"], item["text"], texts[m], texts[n], run.rubric)
+                for m, n in itertools.permutations(range(len(texts)), 2)]
+
+    def finish(item, samples):
+        verdicts = np.zeros((len(item["texts"]), len(item["texts"])), dtype=int)
+        said = []
+        for (m, n), (s,) in zip(itertools.permutations(range(len(item["texts"])), 2), samples):
+            winner = words.parse_winner(s.text) if s.finished else None
+            verdicts[m, n] = {"A": 1, "B": -1, None: 0}[winner]
+            said.append({"first": m, "second": n, "text": s.text, "finished": s.finished})
+        return {**item, "verdicts": verdicts.tolist(), "said": said}
+
+    return run.fill(t, "battles.jsonl", answers, ask, finish, 1, run.settings.max_verdict_tokens, "comparisons")
+
+
+# ---- the stages of an iteration
+
+def choose_prompts(run, t):
+    """The prompts of iteration t, none of them used before: from the file, or invented by the model."""
+    file, count = run.folder(t) / "prompts.jsonl", run.settings.prompts_per_iter
+    if not file.exists():
+        chosen = run.all_prompts[(t - 1) * count: t * count] if run.all_prompts else invent_prompts(run, t, count)
+        write_whole(file, "".join(json.dumps(record) + "\n" for record in chosen))
+    return read_jsonl(file)
+
+
+def invent_prompts(run, t, count):
+    """Self-instruct: ask for one more task after 8 seed tasks, drop what is malformed or nearly a duplicate of any earlier one."""
+    seeds = [record["prompt"] for record in read_prompts(HERE / "data" / "seeds.jsonl")]
+    earlier = [record["prompt"] for i in range(1, t) for record in read_jsonl(run.folder(i) / "prompts.jsonl")]
+    requests, chosen = [], []
+    while len(chosen) < count:
+        if len(requests) > 20 * count + 100:
+            raise ValueError(f"the model invents too few new prompts ({len(chosen)} in {len(requests)} tries): give a file with --prompts")
+        requests += [{"id": f"{i}", "seeds": random.Random(f"{run.settings.seed}/{t}/{i}").sample(seeds, 8)}
+                     for i in range(len(requests), len(requests) + max(32, count - len(chosen)))]
+        replies = run.fill(t, "requests.jsonl", requests, lambda item: [words.new_task_prompt(item["seeds"])],
+                           lambda item, s: {"task": words.parse_task(s[0][0].text) if s[0][0].finished else None}, 1, 256, "new prompts")
+        unlike = Unlike([*seeds, *earlier, *(record["prompt"] for record in run.eval_prompts)])
+        chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in replies if reply["task"] and unlike.add(reply["task"])]
+    return chosen[:count]
+
+
+def unique_answers(records):
+    """One item per different finished answer, and what was dropped on the way."""
+    dropped, items = Counter(), []
+    for record in records:
+        seen = set()
+        for number, response in enumerate(record["responses"]):
+            if not response["finished"]:
+                dropped["answer cut off"] += 1
+            elif response["text"] in seen:
+                dropped["answer a duplicate"] += 1
+            else:
+                seen.add(response["text"])
+                items.append({"id": f"{record['prompt_id']}/{number}", "prompt_id": record["prompt_id"], "prompt": record["prompt"],
+                              "text": response["text"], **true_score(record, response["text"])})
+    return items, dropped
+
+
+def true_score(record, text):
+    return {"truth": truth(record["checks"], text)} if record.get("checks") else {}
+
+
+def by_prompt(answers):
+    groups = defaultdict(list)
+    for record in answers:
+        groups[record["prompt_id"]].append(record)
+    return groups
+
+
+def actor_pairs(answers, rho, max_chars):
+    """One pair of answers per prompt [E1]: returns (pairs, what was dropped)."""
+    pairs, dropped = [], Counter()
+    for prompt_id, group in by_prompt(answers).items():
+        scores = [math.nan if a["score"] is None else a["score"] for a in group]
+        pair = actor_pair(scores, [len(a["text"]) for a in group], rho)
+        if pair is None:
+            scored = [score for score in scores if not math.isnan(score)]
+            dropped["actor pair: fewer than two answers with a score" if len(scored) < 2 else "actor pair: all scores equal"
+                    if min(scored) == max(scored) else "actor pair: the same answer on both sides"] += 1
+            continue
+        chosen, rejected = (group[i] for i in pair)
+        if max_chars and len(chosen["text"]) > max_chars:
+            dropped["actor pair: chosen answer too long"] += 1
+            continue
+        pairs.append(as_pair("actor", prompt_id, group[0]["prompt"], chosen["text"], rejected["text"],
+                             chosen_score=chosen["score"], rejected_score=rejected["score"]))
+    return pairs, dropped
+
+
+def most_varied(answers, seed):
+    """Per prompt the answer whose judgments vary most, ties at random, as an item with its valid judgments."""
+    items, dropped = [], Counter()
+    for prompt_id, group in by_prompt(answers).items():
+        variances = [np.var([s for s in a["scores"] if s is not None]) if sum(s is not None for s in a["scores"]) > 1 else -1 for a in group]
+        best = [i for i, variance in enumerate(variances) if variance >= max(variances) - 1e-12]
+        record = group[random.Random(f"{seed}/{prompt_id}").choice(best)]
+        if max(variances) < 0:
+            dropped["judge pair: no answer with two valid judgments"] += 1
+            continue
+        valid = [j for j in record["judgments"] if j["score"] is not None]
+        kept = {key: record[key] for key in ("id", "prompt_id", "prompt", "text", "truth") if key in record}
+        items.append(kept | {"texts": [j["text"] for j in valid], "scores": [j["score"] for j in valid]})
+    return items, dropped
+
+
+def judge_pairs(battles, rubric, weights, max_chars):
+    """One pair of judgments per compared answer, by their ratings [E3] [E4]: returns (pairs, what was dropped)."""
+    pairs, dropped = [], Counter()
+    for battle in battles:
+        dropped["verdict malformed or cut off"] += sum(not v for m, row in enumerate(battle["verdicts"]) for n, v in enumerate(row) if m != n)
+        texts = battle["texts"]
+        ratings = elo(battle_matrix(battle["verdicts"], *weights))
+        pair = judge_pair(ratings, [len(text) for text in texts], max_chars)
+        if pair is None:
+            equal = judge_pair(ratings, [len(text) for text in texts]) is None
+            dropped["judge pair: all ratings equal" if equal else "judge pair: chosen judgment too long"] += 1
+            continue
+        chosen, rejected = pair
+        if texts[chosen] == texts[rejected]:
+            dropped["judge pair: the same judgment on both sides"] += 1
+            continue
+        pairs.append(as_pair("judge", battle["prompt_id"], words.judge_prompt(battle["prompt"], battle["text"], rubric), texts[chosen], texts[rejected],
+                             chosen_rating=ratings[chosen], rejected_rating=ratings[rejected],
+                             chosen_score=battle["scores"][chosen], rejected_score=battle["scores"][rejected]))
+    return pairs, dropped
+
+
+def as_pair(kind, prompt_id, prompt, chosen, rejected, **figures):
+    """A line of pairs.jsonl, which TRL's DPOTrainer reads as it is."""
+    return {"prompt": [{"role": "user", "content": prompt}], "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}], "kind": kind, "prompt_id": prompt_id, **figures}
+
+
+def hold_out(examples, seed):
+    """Split off the examples of a tenth of the prompts, if there are enough: (training, held out)."""
+    ids = sorted({example["prompt_id"] for example in examples})
+    held = set(random.Random(f"{seed}/held out").sample(ids, int(HELD_OUT * len(ids))))
+    return [e for e in examples if e["prompt_id"] not in held], [e for e in examples if e["prompt_id"] in held]
+
+
+def train(run, t, pairs):
+    """DPO [E5] from M_{t-1} on actor and judge pairs together; the adapter becomes M_t."""
+    folder, settings = run.folder(t), run.settings
+    if not pairs:
+        print(f"Iteration {t}: no pairs, so nothing to train on; M_{t} is M_{t - 1}. What was dropped is in the table below.")
+        save_adapter(run.model, folder / "adapter")
+        return None
+    examples = [{"prompt_id": pair["prompt_id"], "prompt_ids": run.chat.prompt(pair["prompt"][0]["content"]),
+                 "chosen_ids": run.chat.answer(pair["chosen"][0]["content"]), "rejected_ids": run.chat.answer(pair["rejected"][0]["content"])}
+                for pair in pairs]
+    return train_dpo(run.model, *hold_out(examples, settings.seed), folder, beta=settings.beta, epochs=settings.epochs,
+                     batch_size=settings.batch_size, lr=settings.lr, seed=settings.seed)
+
+
+def warm_start(run):
+    """M_0: SFT on the seed's own judgments of human-ranked replies, kept where they order the replies as people did."""
+    folder, settings = run.folder(0), run.settings
+    if settings.no_eft:
+        save_adapter(run.model, folder / "adapter")
+        return {}, None
+    items = [{"id": f"{r['prompt_id']}/{i}", "prompt_id": r["prompt_id"], "prompt": r["prompt"], "text": reply["text"], "rank": reply["rank"]}
+             for r in run.replies for i, reply in enumerate(r["replies"])]
+    judged = judge(run, 0, items, label="judgments of ranked replies")
+    examples, dropped = agreeing_judgments(judged, run.rubric, settings.seed)
+    if not examples:
+        raise ValueError("the seed model gave no judgment that agrees with the ranked replies: start without them with --no-eft")
+    write_whole(folder / "sft.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
+    tokenized = [{"prompt_id": e["prompt_id"], "prompt_ids": run.chat.prompt(e["prompt"][0]["content"]),
+                  "answer_ids": run.chat.answer(e["completion"][0]["content"])} for e in examples]
+    best = train_sft(run.model, *hold_out(tokenized, settings.seed), folder, epochs=settings.eft_epochs, batch_size=settings.batch_size,
+                     lr=settings.lr, seed=settings.seed)
+    return dropped, best
+
+
+def agreeing_judgments(judged, rubric, seed):
+    """The EFT examples: (examples, what was dropped).
+
+    The j-th judgments of all replies to a prompt are kept together when their scores put no reply above one that people ranked higher, and
+    the best above the worst. No score may then be more than twice as frequent as the median score.
+    """
+    kept, dropped = [], Counter()
+    for prompt_id, group in by_prompt(judged).items():
+        for judgments in zip(*(record["judgments"] for record in group)):
+            scores = [j["score"] for j in judgments]
+            if any(score is None for score in scores):
+                dropped["EFT judgments malformed or cut off"] += len(scores)
+                continue
+            ordered = [score for _, score in sorted(zip([record["rank"] for record in group], scores), key=lambda x: (x[0], -x[1]))]
+            if ordered[0] == ordered[-1] or any(a < b for a, b in zip(ordered, ordered[1:])):
+                dropped["EFT judgments that disagree with the ranks"] += len(scores)
+                continue
+            kept += [(score, prompt_id, record, j["text"]) for record, j, score in zip(group, judgments, scores)]
+    random.Random(f"{seed}/EFT").shuffle(kept)
+    cap = 2 * np.median(list(Counter(score for score, *_ in kept).values())) if kept else 0
+    examples, used = [], Counter()
+    for score, prompt_id, record, text in kept:
+        used[score] += 1
+        if used[score] > cap:
+            dropped["EFT judgments with a too frequent score"] += 1
+            continue
+        examples.append({"prompt": [{"role": "user", "content": words.judge_prompt(record["prompt"], record["text"], rubric)}],
+                         "completion": [{"role": "assistant", "content": text}], "prompt_id": prompt_id, "score": score})
+    return examples, dropped
+
+
+def measure(run, t):
+    """Actor and judge of M_t on held-out prompts. The judge is measured on M_0's answers throughout, so that its figures compare."""
+    records = answer(run, t, run.eval_prompts, "eval_responses.jsonl", EVAL_ANSWERS, "held-out answers")
+    items = [{"id": f"{r['prompt_id']}/{i}", "prompt_id": r["prompt_id"], "prompt": r["prompt"], **response, **true_score(r, response["text"])}
+             for r in records for i, response in enumerate(r["responses"])]
+    own = judge(run, t, items, "eval.jsonl", "held-out judgments")
+    reference = own
+    if t > 0:
+        items = [{key: value for key, value in record.items() if key not in ("judgments", "scores", "score")}
+                 for record in read_jsonl(run.folder(0) / "eval.jsonl")]
+        reference = judge(run, t, items, "eval_judge.jsonl", "held-out judgments of M_0's answers")
+    return {"actor": measure_actor(own), "judge": measure_judge([record for record in reference if record["finished"]])}
+
+
+# ---- the loop
+
+def iterate(run, t):
+    """One iteration: answer, judge, meta-judge, select, train. Returns its figures for summary.json."""
+    settings = run.settings
+    with run.timed(t, "prompts"):
+        prompts = choose_prompts(run, t)
+    with run.timed(t, "answers"):
+        answers, dropped = unique_answers(answer(run, t, prompts))
+    with run.timed(t, "judgments"):
+        answers = judge(run, t, answers)
+        dropped["judgment malformed or cut off"] = sum(score is None for a in answers for score in a["scores"])
+    pairs, lost = actor_pairs(answers, settings.at("rho", t), settings.at("max_response_chars", t))
+    dropped += lost
+    figures = {"meta_judge": None}
+    if not settings.no_meta_judge and t <= settings.judge_iters:
+        varied, lost = most_varied(answers, settings.seed)
+        dropped += lost
+        with run.timed(t, "comparisons"):
+            battles = meta_judge(run, t, varied)
+        wins = Counter(v for b in battles for row in b["verdicts"] for v in row)
+        weights = (0.5, 0.5) if settings.no_position_weights else position_weights(wins[1], wins[-1])
+        more, lost = judge_pairs(battles, run.rubric, weights, settings.at("max_judgment_chars", t))
+        dropped += lost
+        pairs += more
+        figures["meta_judge"] = measure_meta_judge(battles) | {"weights": weights}
+    write_whole(run.folder(t) / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
+    kinds = Counter(pair["kind"] for pair in pairs)
+    figures["pairs"] = {"actor": kinds["actor"], "judge": kinds["judge"], "dropped": {reason: n for reason, n in dropped.items() if n}}
+    with run.timed(t, "training"):
+        figures["train"] = train(run, t, pairs)
+    return figures
+
+
+def start(run):
+    """Iteration 0: the warm start."""
+    with run.timed(0, "warm start"):
+        dropped, best = warm_start(run)
+    return {"meta_judge": None, "pairs": {"actor": 0, "judge": 0, "dropped": dict(dropped)}, "train": best}
+
+
+def loop(run):
+    """All iterations, from wherever the run's folder stands. Returns the records of summary.json."""
+    file = run.out / "summary.json"
+    records = json.loads(file.read_text()) if file.exists() else []
+    for t in range(run.settings.iters + 1):
+        if t < len(records):
+            continue
+        figures_file = run.folder(t) / "figures.json"
+        if not figures_file.exists():  # iteration t is not trained yet
+            if t:
+                set_adapter(run.model, run.folder(t - 1) / "adapter")
+            write_whole(figures_file, json.dumps(iterate(run, t) if t else start(run)))
+        set_adapter(run.model, run.folder(t) / "adapter")
+        with run.timed(t, "measuring"):
+            measured = measure(run, t)
+        records.append({"iteration": t, **measured, **json.loads(figures_file.read_text()), "seconds": run.seconds(t)})
+        write_whole(file, json.dumps(records, indent=1) + "\n")
+        report(run.out)
+    return records
+
+
+def table(records):
+    """The run at a glance, one line per model."""
+    def show(value, form):
+        return format(value, form) if value is not None else "-"
+
+    lines = ["        actor                     judge                                  meta-judge  trained on",
+             "model   truth   score  characters valid  score   ties   right about truth  says first  actor + judge pairs"]
+    for r in records:
+        a, j, m, p = r["actor"], r["judge"], r["meta_judge"] or {}, r["pairs"]
+        lines.append(f"M_{r['iteration']:<5} {show(a.get('truth'), '.2f'):>5} {show(a['mean_score'], '.2f'):>7} {show(a['mean_length'], '.0f'):>11} "
+                     f"{show(j['valid_rate'], '.0%'):>5} {show(j['mean_score'], '.2f'):>6} {show(j['ties'], '.0%'):>6} "
+                     f"{show(j.get('truth_agreement'), '.1%'):>19} {show(m.get('first_position_rate'), '.0%'):>11}  {p['actor']} + {p['judge']}")
+    dropped = Counter()
+    for r in records:
+        dropped.update(r["pairs"]["dropped"])
+    lines += ["dropped: " + ("; ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing")]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    try:
+        settings = parse_settings(argv)
+        run = Run(settings)
+        print(table(loop(run)))
+        print(f"The run is in {settings.out}: open {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"...\"")
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

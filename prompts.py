@@ -1,0 +1,109 @@
+"""The words of Meta-Rewarding: the rubric, the three prompt templates, and the parsers that read the replies.
+
+Everything a model is asked and everything that is read out of its replies stands here, in our own wording; standard library only.
+Left out: the chat template (that belongs to a tokenizer, see sampling.py) and any notion of what a good answer is beyond the rubric.
+
+Templates are filled in one pass, so braces, template words and control tokens inside a question, an answer or a judgment stay plain
+text. Parsers read the last line only, which the model wrote last: what an answer or a judgment quotes further up cannot steer them.
+"""
+import re
+
+RUBRIC = """Give points step by step; each point comes on top of those before it, 5 in all:
+- 1 point if the answer has something to do with the question, even if it is incomplete or wanders off.
+- 1 more point if it covers a good part of what was asked, but not yet all of it.
+- 1 more point if it settles the main parts of the question in a useful way, whoever may have written it.
+- 1 more point if it speaks to the user as a helpful assistant would: to the point, complete, in a good order, with little left to improve.
+- 1 more point if it could hardly be better: made for this very question, expert, easy to read, and without a superfluous word."""
+
+JUDGE = """Score an answer to a user's question by the rubric. Give your reasons first, and end with the line "Score: n".
+
+Rubric:
+{rubric}
+
+Question:
+{question}
+
+Answer:
+{response}
+
+Give your reasons, then the line "Score: n"."""
+
+META_JUDGE = """Two judgments scored the same answer to a user's question by the rubric. Decide which one applies the rubric more \
+correctly; neither its length nor its place is a merit. Give your reasons first, and end with the line "Winner: Judgment A" or \
+"Winner: Judgment B".
+
+Rubric:
+{rubric}
+
+Question:
+{question}
+
+Answer:
+{response}
+
+Judgment A:
+{judgment_a}
+
+Judgment B:
+{judgment_b}
+
+Give your reasons, then the winner."""
+
+NEW_TASK = """Here are some tasks that people gave to an assistant:
+
+{tasks}
+
+Write one more task that somebody might give. It should differ from all of these in subject and in kind, and it must be possible to \
+do it in writing, with nothing else at hand. Begin with "Task:" and write nothing after the task."""
+
+MARKUP = r"[\s*_`\"']*"  # what models put around the words of their last line
+
+
+def fill(template, **texts):
+    """Put `texts` where the template says {name}, all at once: what is put in is never looked at again."""
+    return re.sub(r"\{(\w+)\}", lambda match: texts[match[1]], template)
+
+
+def judge_prompt(question, response, rubric=RUBRIC):
+    """The user turn that asks for a judgment of `response`: reasons, then "Score: n" (method, step 2)."""
+    return fill(JUDGE, rubric=rubric, question=question, response=response)
+
+
+def meta_judge_prompt(question, response, judgment_a, judgment_b, rubric=RUBRIC):
+    """The user turn that asks which judgment is better: reasons, then "Winner: Judgment A" or "B" (method, step 5).
+
+    The judgments come last, so that all comparisons of one answer share everything before them.
+    """
+    return fill(META_JUDGE, rubric=rubric, question=question, response=response, judgment_a=judgment_a, judgment_b=judgment_b)
+
+
+def new_task_prompt(tasks):
+    """The user turn that asks for one more task like `tasks` (a list of texts; the paper shows 8)."""
+    return fill(NEW_TASK, tasks="\n\n".join(f"Task: {task}" for task in tasks))
+
+
+def last_line(text):
+    lines = text.rstrip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def parse_score(judgment, max_score=5):
+    """The score in 0..max_score on the last line of a judgment, or None if it is malformed or out of range."""
+    pattern = rf"{MARKUP}Score{MARKUP}:{MARKUP}([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)(?:\s*(?:/|out of)\s*([0-9]{{1,9}}))?(?:\s*points?)?{MARKUP}\.?{MARKUP}"
+    match = re.fullmatch(pattern, last_line(judgment), re.IGNORECASE)
+    if match is None or (match[2] is not None and float(match[2]) != max_score):
+        return None
+    score = float(match[1])
+    return score if score <= max_score else None
+
+
+def parse_winner(verdict):
+    """"A" or "B" from the last line of a meta-judgment, or None if it names no winner or more than one."""
+    match = re.fullmatch(rf"{MARKUP}Winner{MARKUP}:{MARKUP}(?:Judgment\s+)?([AB]){MARKUP}\.?{MARKUP}", last_line(verdict), re.IGNORECASE)
+    return match[1].upper() if match else None
+
+
+def parse_task(reply):
+    """The new task in the reply to `new_task_prompt`, or None if there is none, or more than one."""
+    parts = re.split(r"^\s*Task:", reply, flags=re.MULTILINE)
+    return parts[1].strip() or None if len(parts) == 2 and not parts[0].strip() else None
