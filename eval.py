@@ -4,7 +4,9 @@ Numbers in, numbers out; the ground truth, where there is one, is data: a prompt
 good answer matches many. Left out: leaderboards. A model's opinion of itself is not evidence, and no figure here pretends that it is.
 """
 import argparse
+import base64
 import html
+import io
 import json
 import math
 import os
@@ -14,6 +16,11 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+
+try:
+    from matplotlib.figure import Figure
+except ImportError:  # plots are an extra: the report has its tables without them
+    Figure = None
 
 
 # ---- files of a run
@@ -121,6 +128,7 @@ def truth(checks, text):
 
 
 def mean(values):
+    """The mean of those that are not None, or None: what was not measured has no number."""
     values = [value for value in values if value is not None]
     return float(np.mean(values)) if values else None
 
@@ -139,7 +147,7 @@ def measure_judge(answers):
     counts one half, so that a judge who says the same of everything has 0.5)."""
     scores = [score for answer in answers for score in answer["scores"]]
     ties, right = [], []
-    for a, b in combinations(answers, 2) if len(answers) < 2 else same_prompt(answers):
+    for a, b in same_prompt(answers):
         if a["score"] is None or b["score"] is None:
             continue
         order = np.sign(a["score"] - b["score"])
@@ -181,5 +189,136 @@ def measure_meta_judge(battles):
     return figures | ({"truth_accuracy": mean(right)} if any("truth" in battle for battle in battles) else {})
 
 
-def report(folder):
-    pass
+# ---- the report
+
+STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}
+table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #8884}
+th{font-weight:600}td:first-child,th:first-child{text-align:left}img{max-width:100%;background:#fff;border-radius:.5rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;border-radius:.4rem;margin:.3rem 0}
+details{margin:.6rem 0}summary{cursor:pointer}.good{border-left:4px solid #2a2}.bad{border-left:4px solid #c33}small{opacity:.75}"""
+
+COLUMNS = [  # heading, where in a record of summary.json, how shown
+    ("actor: true score", "actor.truth", ".2f"), ("own score", "actor.mean_score", ".2f"), ("characters", "actor.mean_length", ".0f"),
+    ("judge: valid", "judge.valid_rate", ".0%"), ("mean score", "judge.mean_score", ".2f"), ("ties", "judge.ties", ".0%"),
+    ("right about truth", "judge.truth_agreement", ".1%"), ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
+    ("says first", "meta_judge.first_position_rate", ".0%"), ("says higher score", "meta_judge.higher_score_rate", ".0%"),
+    ("same in both orders", "meta_judge.consistent_rate", ".0%"), ("right about truth", "meta_judge.truth_accuracy", ".0%"),
+    ("pairs: actor", "pairs.actor", "d"), ("judge", "pairs.judge", "d"),
+]
+
+
+def look_up(record, path):
+    for key in path.split("."):
+        record = (record or {}).get(key)
+    return record
+
+
+def cells(tag, values):
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values) + "</tr>"
+
+
+def html_table(head, rows):
+    return "<table>" + cells("th", head) + "".join(cells("td", row) for row in rows) + "</table>"
+
+
+def iteration_table(records):
+    """One row a figure, one column a model, as a phone shows it best."""
+    rows = []
+    for heading, path, form in COLUMNS:
+        values = [look_up(record, path) for record in records]
+        if any(value is not None for value in values):
+            rows.append([heading, *("-" if value is None else format(value, form) for value in values)])
+    return html_table(["", *(f"M_{record['iteration']}" for record in records)], rows)
+
+
+def count_table(records, pick, head):
+    names = list(dict.fromkeys(name for record in records for name in pick(record)))
+    return html_table([head, *(f"iter {record['iteration']}" for record in records)], [[name, *(pick(r).get(name, 0) for r in records)] for name in names])
+
+
+def curves(records):
+    """The four curves to look at first, as a PNG inside the page."""
+    if Figure is None:
+        return "<p>Plots: pip install matplotlib, then python eval.py report on this folder.</p>"
+    figure = Figure(figsize=(13, 3), layout="constrained")
+    for axis, title, paths in zip(figure.subplots(1, 4), ("actor's score", "characters per answer", "judge right about the truth", "meta-judge's biases"), (
+            {"true": "actor.truth", "by itself": "actor.mean_score"}, {"": "actor.mean_length"}, {"": "judge.truth_agreement"},
+            {"says first": "meta_judge.first_position_rate", "says higher score": "meta_judge.higher_score_rate"})):
+        for label, path in paths.items():
+            points = [(r["iteration"], look_up(r, path)) for r in records if look_up(r, path) is not None]
+            if points:
+                axis.plot(*zip(*points), marker="o", label=label or None)
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks([r["iteration"] for r in records])
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=8)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    return f'<img alt="curves by iteration" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
+
+
+def pre(text, kind=""):
+    return f'<pre class="{kind}">{html.escape(text)}</pre>'
+
+
+def samples(folder, kind, count=3):
+    """A few of an iteration's pairs, to be read."""
+    pairs = [pair for pair in read_jsonl(folder / "pairs.jsonl") if pair["kind"] == kind][:count]
+    number = "score" if kind == "actor" else "rating"
+    return "".join(
+        f"<details><summary>{html.escape(pair['prompt'][0]['content'][:90])}</summary>{pre(pair['prompt'][0]['content'])}"
+        f"chosen, {number} {pair[f'chosen_{number}']:.2f}{pre(pair['chosen'][0]['content'], 'good')}"
+        f"rejected, {number} {pair[f'rejected_{number}']:.2f}{pre(pair['rejected'][0]['content'], 'bad')}</details>" for pair in pairs)
+
+
+def verdict_samples(folder, count=2):
+    """Who beat whom among the judgments of an answer, and two of the verdicts in full."""
+    page = []
+    for battle in read_jsonl(folder / "battles.jsonl")[:count]:
+        numbered = [f"{i}: {text}" for i, text in enumerate(battle["texts"])]
+        grid = html_table(["first \\ second", *range(len(numbered))],
+                          [[m, *("" if m == n else {1: "first", -1: "second", 0: "?"}[v] for n, v in enumerate(row))] for m, row in enumerate(battle["verdicts"])])
+        said = "".join(f"{s['first']} shown first, {s['second']} second{pre(s['text'])}" for s in battle["said"][:2])
+        page.append(f"<details><summary>{html.escape(battle['prompt'][:90])}</summary>{pre(battle['text'])}{pre(chr(10).join(numbered))}"
+                    f"Who won:{grid}{said}</details>")
+    return "".join(page)
+
+
+def report(run):
+    """Write runs/x/report.html, one self-contained page, from whatever the run has left so far. Raises ValueError if that is nothing."""
+    run = Path(run)
+    if not (run / "summary.json").is_file():
+        raise ValueError(f"{run} has no summary.json: it is no run's folder, or the run has not finished iteration 0")
+    records = json.loads((run / "summary.json").read_text())
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    parts = [f"<h1>Meta-Rewarding: {html.escape(str(settings['model']))}</h1><p>{len(records) - 1} iterations, seed {settings['seed']}. M_0 is the seed model "
+             "after its warm start; actor and judge are measured on prompts that never train, the judge always on M_0's answers.</p>",
+             curves(records), iteration_table(records),
+             "<p><small>True score: how many of a prompt's checks an answer matches. Own score: what the model gives itself; it proves nothing. "
+             "Right about truth: share of pairs it orders as the truth does. Says first, says higher score: 50 % would be no bias.</small></p>",
+             "<h2>Dropped</h2>", count_table(records, lambda r: r["pairs"]["dropped"], "reason"),
+             "<h2>Seconds</h2>", count_table(records, lambda r: r["seconds"], "stage")]
+    for record in records[1:]:
+        folder = run / f"iter{record['iteration']}"
+        for title, block in (("Answers", samples(folder, "actor")), ("Judgments", samples(folder, "judge")), ("Verdicts", verdict_samples(folder))):
+            parts.append(f"<h2>{title}, iteration {record['iteration']}</h2>{block}" if block else "")
+    write_whole(run / "report.html", "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+                f"<title>Meta-Rewarding run</title><style>{STYLE}</style>{''.join(parts)}</html>\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Look at a run.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("report", help="(re)draw the report of a run")
+    command.add_argument("run", help="the run's folder")
+    args = parser.parse_args()
+    try:
+        report(args.run)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{args.run}/report.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,13 +9,11 @@ epoch is picked by its loss on held-out pairs; (5) the Elo fit is regularised (s
 """
 import argparse
 import dataclasses
-import gzip
 import itertools
 import json
 import math
 import os
 import random
-import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -236,72 +234,15 @@ def read_preset(model):
 
 # ---- what a run reads
 
-def read_text(file, flag):
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{flag} {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-
-
-def read_prompts(file, flag="--prompts", needs=("prompt",)):
-    """Records of a prompt file: JSONL with "prompt" (and "checks", "replies", ...), or, in any other file, one prompt a line."""
-    records = []
-    for number, line in enumerate(read_text(file, flag).split("\n"), 1):
-        if not line.strip():
-            continue
-        record = {"prompt": line.strip()}
-        if str(file).endswith((".jsonl", ".json")):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{flag} {file}, line {number}: not JSON") from None
-        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or any(not record.get(key) for key in needs):
-            raise ValueError(f"{flag} {file}, line {number}: needs {' and '.join(needs)}")
-        records.append({"prompt_id": f"{len(records)}", **record})
-    if not records:
-        raise ValueError(f"{flag} {file}: no prompts in it")
-    return records
-
-
-def oasst_replies(file):
-    """Ranked replies to the first turns of oasst1's English trees (its "ready trees" file)."""
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            prompt = json.loads(line)["prompt"]
-            replies = [{"text": r["text"], "rank": r["rank"]} for r in prompt["replies"] if r.get("rank") is not None]
-            if prompt["lang"] == "en" and len(replies) > 1:
-                yield {"prompt": prompt["text"], "replies": replies}
-
-
 def ranked_replies(settings):
     """The human-ranked replies of the warm start: --eft, or oasst1 from the hub."""
     if settings.eft:
-        return read_prompts(settings.eft, "--eft", ("prompt", "replies"))
+        return words.read_prompts(settings.eft, "--eft", ("prompt", "replies"))
     try:
         file = hf_hub_download("OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz", repo_type="dataset")
     except Exception as error:  # the hub's client raises many kinds
         raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies with --eft FILE, or start without them with --no-eft") from None
-    return [{"prompt_id": f"{i}", **record} for i, record in enumerate(oasst_replies(file))]
-
-
-class Unlike:
-    """Recognises near-duplicates: texts that share at least 70 % of their words (Jaccard; cheaper than the ROUGE-L of Self-Instruct)."""
-
-    def __init__(self, texts=()):
-        self.sizes, self.holders = [], defaultdict(list)
-        for text in texts:
-            self.add(text)
-
-    def add(self, text):
-        """Add a text unless it is too like one that was added before; says whether it was added."""
-        mine = set(re.findall(r"\w+", text.lower()))
-        shared = Counter(i for word in mine for i in self.holders[word])
-        if not mine or any(count >= 0.7 * (len(mine) + self.sizes[i] - count) for i, count in shared.items()):
-            return False
-        for word in mine:
-            self.holders[word].append(len(self.sizes))
-        self.sizes.append(len(mine))
-        return True
+    return [{"prompt_id": f"{i}", **record} for i, record in enumerate(words.oasst_replies(file))]
 
 
 # ---- a run and its files
@@ -311,9 +252,9 @@ class Run:
 
     def __init__(self, settings):
         self.settings, self.out = settings, Path(settings.out)
-        self.rubric = read_text(settings.rubric, "--rubric").strip() if settings.rubric else words.RUBRIC
-        self.eval_prompts = read_prompts(settings.eval_prompts, "--eval-prompts")
-        self.all_prompts = read_prompts(settings.prompts) if settings.prompts else None
+        self.rubric = words.read_text(settings.rubric, "--rubric").strip() if settings.rubric else words.RUBRIC
+        self.eval_prompts = words.read_prompts(settings.eval_prompts, "--eval-prompts")
+        self.all_prompts = words.read_prompts(settings.prompts) if settings.prompts else None
         if self.all_prompts and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts, but {settings.iters} iterations of "
                              f"{settings.prompts_per_iter} need more: use --prompts-per-iter {len(self.all_prompts) // settings.iters}")
@@ -466,7 +407,7 @@ def choose_prompts(run, t):
 
 def invent_prompts(run, t, count):
     """Self-instruct: ask for one more task after 8 seed tasks, drop what is malformed or nearly a duplicate of any earlier one."""
-    seeds = [record["prompt"] for record in read_prompts(HERE / "data" / "seeds.jsonl")]
+    seeds = [record["prompt"] for record in words.read_prompts(HERE / "data" / "seeds.jsonl")]
     earlier = [record["prompt"] for i in range(1, t) for record in read_jsonl(run.folder(i) / "prompts.jsonl")]
     requests, chosen = [], []
     while len(chosen) < count:
@@ -476,7 +417,7 @@ def invent_prompts(run, t, count):
                      for i in range(len(requests), len(requests) + max(32, count - len(chosen)))]
         replies = run.fill(t, "requests.jsonl", requests, lambda item: [words.new_task_prompt(item["seeds"])],
                            lambda item, s: {"task": words.parse_task(s[0][0].text) if s[0][0].finished else None}, 1, 256, "new prompts")
-        unlike = Unlike([*seeds, *earlier, *(record["prompt"] for record in run.eval_prompts)])
+        unlike = words.Unlike([*seeds, *earlier, *(record["prompt"] for record in run.eval_prompts)])
         chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in replies if reply["task"] and unlike.add(reply["task"])]
     return chosen[:count]
 

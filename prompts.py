@@ -1,4 +1,4 @@
-"""The words of Meta-Rewarding: the rubric, the three prompt templates, and the parsers that read the replies.
+"""The words of Meta-Rewarding: the rubric, the prompt templates, the parsers that read the replies, and the files prompts come from.
 
 Everything a model is asked and everything that is read out of its replies stands here, in our own wording; standard library only.
 Left out: the chat template (that belongs to a tokenizer, see sampling.py) and any notion of what a good answer is beyond the rubric.
@@ -6,7 +6,11 @@ Left out: the chat template (that belongs to a tokenizer, see sampling.py) and a
 Templates are filled in one pass, so braces, template words and control tokens inside a question, an answer or a judgment stay plain
 text. Parsers read the last line only, which the model wrote last: what an answer or a judgment quotes further up cannot steer them.
 """
+import gzip
+import json
 import re
+from collections import Counter, defaultdict
+from pathlib import Path
 
 RUBRIC = """Give points step by step; each point comes on top of those before it, 5 in all:
 - 1 point if the answer has something to do with the question, even if it is incomplete or wanders off.
@@ -107,3 +111,62 @@ def parse_task(reply):
     """The new task in the reply to `new_task_prompt`, or None if there is none, or more than one."""
     parts = re.split(r"^\s*Task:", reply, flags=re.MULTILINE)
     return parts[1].strip() or None if len(parts) == 2 and not parts[0].strip() else None
+
+
+# ---- files of prompts
+
+def read_text(file, flag):
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{flag} {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+
+
+def read_prompts(file, flag="--prompts", needs=("prompt",)):
+    """Records of a prompt file: JSONL with "prompt" (and "checks", "replies", ...), or, in any other file, one prompt a line."""
+    records = []
+    for number, line in enumerate(read_text(file, flag).split("\n"), 1):
+        if not line.strip():
+            continue
+        record = {"prompt": line.strip()}
+        if str(file).endswith((".jsonl", ".json")):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise ValueError(f"{flag} {file}, line {number}: not JSON") from None
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or any(not record.get(key) for key in needs):
+            raise ValueError(f"{flag} {file}, line {number}: needs {' and '.join(needs)}")
+        records.append({"prompt_id": f"{len(records)}", **record})
+    if not records:
+        raise ValueError(f"{flag} {file}: no prompts in it")
+    return records
+
+
+def oasst_replies(file):
+    """Ranked replies to the first turns of oasst1's English trees (its "ready trees" file)."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            prompt = json.loads(line)["prompt"]
+            replies = [{"text": r["text"], "rank": r["rank"]} for r in prompt["replies"] if r.get("rank") is not None]
+            if prompt["lang"] == "en" and len(replies) > 1:
+                yield {"prompt": prompt["text"], "replies": replies}
+
+
+class Unlike:
+    """Recognises near-duplicates: texts that share at least 70 % of their words (Jaccard; cheaper than the ROUGE-L of Self-Instruct)."""
+
+    def __init__(self, texts=()):
+        self.sizes, self.holders = [], defaultdict(list)
+        for text in texts:
+            self.add(text)
+
+    def add(self, text):
+        """Add a text unless it is too like one that was added before; says whether it was added."""
+        mine = set(re.findall(r"\w+", text.lower()))
+        shared = Counter(i for word in mine for i in self.holders[word])
+        if not mine or any(count >= 0.7 * (len(mine) + self.sizes[i] - count) for i, count in shared.items()):
+            return False
+        for word in mine:
+            self.holders[word].append(len(self.sizes))
+        self.sizes.append(len(mine))
+        return True
