@@ -147,7 +147,8 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
     examples, held_out: lists of dicts with "size", their length in tokens; `compute(list of examples)` returns (losses (B,), figures:
     name -> (B,)). Steps go to folder/train.jsonl as they are done. AdamW without decay, cosine schedule with warm-up, gradients clipped
     to norm 1, a fresh optimizer each call. Every `save_every` steps all state goes to folder/checkpoint.safetensors; the same call on
-    the same folder goes on from there, bit for bit as if it had never stopped. Returns the figures of the best epoch.
+    the same folder goes on from there, bit for bit as if it had never stopped. Delete that file once the result is safe.
+    Returns the figures of the best epoch.
     Raises FloatingPointError when a loss is not finite.
     """
     folder = Path(folder)
@@ -256,11 +257,10 @@ class State:
             self.best_weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     def finish(self):
-        """Leave the best epoch in the model and in folder/adapter; the checkpoint has done its duty."""
+        """Leave the best epoch in the model and in folder/adapter."""
         for name, weight in self.weights.items():
             weight.data.copy_(self.best_weights[name])
         save_adapter(self.model, self.folder / "adapter")
-        self.file.unlink(missing_ok=True)
         return self.best
 
 

@@ -53,7 +53,10 @@ def write_whole(file, text):
 # ---- figures
 
 def numbers(name, values, low=-math.inf, high=math.inf):
-    values = np.asarray(values, dtype=float)
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or values.min() < low or values.max() > high:
         raise ValueError(f"{name} must be a non-empty list of numbers" + ("" if low == -math.inf else f" in [{low:g}, {high:g}]"))
     return values
@@ -70,7 +73,7 @@ def length_controlled_win_rate(preferences, our_lengths, their_lengths):
 
     Fits P(win) = sigmoid(a tanh(d / std(d)) + c), d = theirs - ours in characters, by maximum likelihood, and returns sigmoid(c).
     Equal differences everywhere leave a and c inseparable: then it is the plain win rate. Where the preferences are perfectly separable
-    the maximum is at infinity; the fit stops after 100 Newton steps, at 0 or 1 for all practical purposes.
+    the maximum is at infinity, and where the fit stops, after at most 100 Newton steps, is a number in 0..1 that says little.
     """
     wins = numbers("preferences", preferences, 0, 1)
     ours, theirs = numbers("our_lengths", our_lengths, 0), numbers("their_lengths", their_lengths, 0)
@@ -111,7 +114,7 @@ def agreement(ours, theirs):
     a, b = (np.sign(x[:, None] - x[None])[upper] for x in (ours, theirs))
     untied = (a != 0) & (b != 0)
     spread = math.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
-    varied = len(ours) > 1 and ours.std() > 0 and theirs.std() > 0
+    varied = np.ptp(ours) > 0 and np.ptp(theirs) > 0
     return {
         "with_ties": float((a == b).mean()) if len(a) else None,
         "without_ties": float((a == b)[untied].mean()) if untied.any() else None,
@@ -138,7 +141,7 @@ def measure_actor(answers):
     finished = [answer for answer in answers if answer["finished"]]
     figures = {"mean_score": mean(answer["score"] for answer in finished), "mean_length": mean(len(answer["text"]) for answer in finished),
                "cut_off": len(answers) - len(finished)}
-    return figures | ({"truth": mean(answer["truth"] for answer in finished)} if any("truth" in answer for answer in answers) else {})
+    return figures | ({"truth": mean(answer.get("truth") for answer in finished)} if any("truth" in answer for answer in answers) else {})
 
 
 def measure_judge(answers):

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import prompts as words
@@ -37,14 +38,15 @@ GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 BLOCK = 512             # samples drawn between two writes to disk; what a crash may cost
 HELD_OUT = 0.1          # share of the prompts whose pairs pick the epoch instead of training
 EVAL_ANSWERS = 4        # answers per held-out prompt
+SAME = 1e-9             # scores and ratings this close are equal: the same numbers added in another order differ in the last bit
 
 
 # ---- the method, as pure functions of numbers
 
 def position_weights(first_wins, second_wins):
     """Weights of a win shown first and of a win shown second (w1, w2) [E2]; the rarer kind weighs more. Their sum is 1."""
-    if first_wins < 0 or second_wins < 0:
-        raise ValueError("first_wins and second_wins must not be negative")
+    if not (0 <= first_wins < math.inf and 0 <= second_wins < math.inf):
+        raise ValueError("first_wins and second_wins must be finite and not negative")
     if first_wins + second_wins == 0:
         return 0.5, 0.5
     return second_wins / (first_wins + second_wins), first_wins / (first_wins + second_wins)  # [E2]
@@ -55,6 +57,8 @@ def battle_matrix(verdicts, w1, w2):
     r = np.asarray(verdicts)
     if r.ndim != 2 or r.shape[0] != r.shape[1] or not np.isin(r, (-1, 0, 1)).all():
         raise ValueError("verdicts must be a square matrix of -1, 0 and 1")
+    if not (0 <= w1 <= 1 and 0 <= w2 <= 1):
+        raise ValueError("w1 and w2 must be in [0, 1]")
     return w1 * (r == 1) + w2 * (r.T == -1)  # [E3]
 
 
@@ -96,18 +100,17 @@ def actor_pair(scores, lengths, rho):
     scores (K,): mean judge scores, NaN where no judgment was valid. lengths (K,): characters. rho in [0, 1]: 0 is best against worst.
     None: fewer than two scores, all scores equal, or the same answer on both sides. Equal lengths: the better, or worse, score decides.
     """
-    scores, lengths = np.asarray(scores, dtype=float), numbers("lengths", lengths, 0)
-    if scores.shape != lengths.shape or not 0 <= rho <= 1:
-        raise ValueError("scores and lengths must have the same length, and rho must be in [0, 1]")
+    scores, lengths = np.asarray(scores, dtype=float), np.asarray(lengths, dtype=float)
+    if scores.ndim != 1 or scores.shape != lengths.shape or np.isinf(scores).any() or not (lengths >= 0).all() or not 0 <= rho <= 1:
+        raise ValueError("scores (finite or NaN) and lengths (>= 0) must be lists of the same length, and rho must be in [0, 1]")
     scored = [i for i in range(len(scores)) if not math.isnan(scores[i])]
     if len(scored) < 2:
         return None
     low, high = min(scores[scored]), max(scores[scored])
-    if low == high:
+    if high - low < SAME:
         return None
-    slack = 1e-9  # a mean that equals the tier's edge belongs to it, whatever the rounding
-    top = [i for i in scored if scores[i] >= (1 - rho) * high + rho * low - slack]     # [E1]
-    bottom = [i for i in scored if scores[i] <= (1 - rho) * low + rho * high + slack]  # [E1]
+    top = [i for i in scored if scores[i] >= (1 - rho) * high + rho * low - SAME]     # [E1]
+    bottom = [i for i in scored if scores[i] <= (1 - rho) * low + rho * high + SAME]  # [E1]
     chosen = min(top, key=lambda i: (lengths[i], -scores[i]))
     rejected = max(bottom, key=lambda i: (lengths[i], -scores[i]))
     return (chosen, rejected) if chosen != rejected else None
@@ -121,10 +124,10 @@ def judge_pair(ratings, lengths, max_length=None):
     ratings, lengths = numbers("ratings", ratings), numbers("lengths", lengths, 0)
     if len(ratings) != len(lengths):
         raise ValueError("ratings and lengths must have the same length")
-    if np.ptp(ratings) < 1e-9:
+    if np.ptp(ratings) < SAME:
         return None
-    chosen = min(range(len(ratings)), key=lambda i: (-ratings[i], lengths[i]))
-    rejected = min(range(len(ratings)), key=lambda i: (ratings[i], -lengths[i]))
+    chosen = min(np.flatnonzero(ratings > ratings.max() - SAME).tolist(), key=lambda i: lengths[i])
+    rejected = max(np.flatnonzero(ratings < ratings.min() + SAME).tolist(), key=lambda i: lengths[i])
     return None if max_length and lengths[chosen] > max_length else (chosen, rejected)
 
 
@@ -193,9 +196,14 @@ class Settings:
         return values[min(t, len(values)) - 1]
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message}; --help shows what there is")
+
+
 def parse_settings(argv=None):
     """Settings from the command line, over the model folder's preset.json, over the defaults."""
-    parser = argparse.ArgumentParser(description="Meta-Rewarding: a model trains itself as actor and as judge.")
+    parser = Parser(description="Meta-Rewarding: a model trains itself as actor and as judge.", allow_abbrev=False)
     for field in dataclasses.fields(Settings):
         flag, kind = "--" + field.name.replace("_", "-"), field.type
         about = field.metadata["help"]
@@ -237,11 +245,12 @@ def read_preset(model):
 def ranked_replies(settings):
     """The human-ranked replies of the warm start: --eft, or oasst1 from the hub."""
     if settings.eft:
-        return words.read_prompts(settings.eft, "--eft", ("prompt", "replies"))
+        return words.read_prompts(settings.eft, "--eft", needs_replies=True)
     try:
         file = hf_hub_download("OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz", repo_type="dataset")
     except Exception as error:  # the hub's client raises many kinds
-        raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies with --eft FILE, or start without them with --no-eft") from None
+        raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies with --eft FILE, or start without "
+                         "them with --no-eft") from None
     return [{"prompt_id": f"{i}", **record} for i, record in enumerate(words.oasst_replies(file))]
 
 
@@ -256,8 +265,8 @@ class Run:
         self.eval_prompts = words.read_prompts(settings.eval_prompts, "--eval-prompts")
         self.all_prompts = words.read_prompts(settings.prompts) if settings.prompts else None
         if self.all_prompts and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
-            raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts, but {settings.iters} iterations of "
-                             f"{settings.prompts_per_iter} need more: use --prompts-per-iter {len(self.all_prompts) // settings.iters}")
+            raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
+                             f"{settings.prompts_per_iter}: use at most --prompts-per-iter {len(self.all_prompts) // settings.iters}")
         self.replies = None if settings.no_eft else ranked_replies(settings)
         self.claim_folder()
         self.model, self.tokenizer = load(settings.model, bits=settings.bits)
@@ -459,7 +468,7 @@ def actor_pairs(answers, rho, max_chars):
         if pair is None:
             scored = [score for score in scores if not math.isnan(score)]
             dropped["actor pair: fewer than two answers with a score" if len(scored) < 2 else "actor pair: all scores equal"
-                    if min(scored) == max(scored) else "actor pair: the same answer on both sides"] += 1
+                    if max(scored) - min(scored) < SAME else "actor pair: the same answer on both sides"] += 1
             continue
         chosen, rejected = (group[i] for i in pair)
         if max_chars and len(chosen["text"]) > max_chars:
@@ -502,7 +511,8 @@ def judge_pairs(battles, rubric, weights, max_chars):
         if texts[chosen] == texts[rejected]:
             dropped["judge pair: the same judgment on both sides"] += 1
             continue
-        pairs.append(as_pair("judge", battle["prompt_id"], words.judge_prompt(battle["prompt"], battle["text"], rubric), texts[chosen], texts[rejected],
+        prompt = words.judge_prompt(battle["prompt"], battle["text"], rubric)
+        pairs.append(as_pair("judge", battle["prompt_id"], prompt, texts[chosen], texts[rejected],
                              chosen_rating=ratings[chosen], rejected_rating=ratings[rejected],
                              chosen_score=battle["scores"][chosen], rejected_score=battle["scores"][rejected]))
     return pairs, dropped
@@ -653,6 +663,7 @@ def loop(run):
             if t:
                 set_adapter(run.model, run.folder(t - 1) / "adapter")
             write_whole(figures_file, json.dumps(iterate(run, t) if t else start(run)))
+            (run.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
         set_adapter(run.model, run.folder(t) / "adapter")
         with run.timed(t, "measuring"):
             measured = measure(run, t)
@@ -686,11 +697,11 @@ def main(argv=None):
         settings = parse_settings(argv)
         run = Run(settings)
         print(table(loop(run)))
-        print(f"The run is in {settings.out}: open {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"...\"")
+        print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on where this one was", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 

@@ -61,6 +61,7 @@ Write one more task that somebody might give. It should differ from all of these
 do it in writing, with nothing else at hand. Begin with "Task:" and write nothing after the task."""
 
 MARKUP = r"[\s*_`\"']*"  # what models put around the words of their last line
+END = rf"{MARKUP}(?:\.{MARKUP})?"  # never two MARKUPs in a row, which take quadratic time on a long run of stars
 
 
 def fill(template, **texts):
@@ -93,7 +94,8 @@ def last_line(text):
 
 def parse_score(judgment, max_score=5):
     """The score in 0..max_score on the last line of a judgment, or None if it is malformed or out of range."""
-    pattern = rf"{MARKUP}Score{MARKUP}:{MARKUP}([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)(?:\s*(?:/|out of)\s*([0-9]{{1,9}}))?(?:\s*points?)?{MARKUP}\.?{MARKUP}"
+    number = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
+    pattern = rf"{MARKUP}Score{MARKUP}:{MARKUP}{number}(?:\s*(?:/|out of)\s*([0-9]{{1,9}}))?(?:\s*points?)?{END}"
     match = re.fullmatch(pattern, last_line(judgment), re.IGNORECASE)
     if match is None or (match[2] is not None and float(match[2]) != max_score):
         return None
@@ -103,13 +105,13 @@ def parse_score(judgment, max_score=5):
 
 def parse_winner(verdict):
     """"A" or "B" from the last line of a meta-judgment, or None if it names no winner or more than one."""
-    match = re.fullmatch(rf"{MARKUP}Winner{MARKUP}:{MARKUP}(?:Judgment\s+)?([AB]){MARKUP}\.?{MARKUP}", last_line(verdict), re.IGNORECASE)
+    match = re.fullmatch(rf"{MARKUP}Winner{MARKUP}:{MARKUP}(?:Judgment\s+)?([AB]){END}", last_line(verdict), re.IGNORECASE)
     return match[1].upper() if match else None
 
 
 def parse_task(reply):
     """The new task in the reply to `new_task_prompt`, or None if there is none, or more than one."""
-    parts = re.split(r"^\s*Task:", reply, flags=re.MULTILINE)
+    parts = re.split(r"^[ \t]*Task:", reply, flags=re.MULTILINE)
     return parts[1].strip() or None if len(parts) == 2 and not parts[0].strip() else None
 
 
@@ -122,24 +124,41 @@ def read_text(file, flag):
         raise ValueError(f"{flag} {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
 
 
-def read_prompts(file, flag="--prompts", needs=("prompt",)):
-    """Records of a prompt file: JSONL with "prompt" (and "checks", "replies", ...), or, in any other file, one prompt a line."""
+def read_prompts(file, flag="--prompts", needs_replies=False):
+    """Records of a prompt file: JSONL with "prompt" (and "checks", "replies"), or, in a file of any other kind, one prompt a line.
+
+    Each gets a "prompt_id", its number. Raises ValueError that names the file and the line.
+    """
     records = []
     for number, line in enumerate(read_text(file, flag).split("\n"), 1):
         if not line.strip():
             continue
-        record = {"prompt": line.strip()}
-        if str(file).endswith((".jsonl", ".json")):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{flag} {file}, line {number}: not JSON") from None
-        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or any(not record.get(key) for key in needs):
-            raise ValueError(f"{flag} {file}, line {number}: needs {' and '.join(needs)}")
-        records.append({"prompt_id": f"{len(records)}", **record})
+        try:
+            record = json.loads(line) if str(file).endswith((".jsonl", ".json")) else {"prompt": line.strip()}
+            check_record(record, needs_replies)
+        except ValueError as error:
+            raise ValueError(f"{flag} {file}, line {number}: {'not JSON' if isinstance(error, json.JSONDecodeError) else error}") from None
+        records.append({**record, "prompt_id": f"{len(records)}"})
     if not records:
         raise ValueError(f"{flag} {file}: no prompts in it")
     return records
+
+
+def check_record(record, needs_replies):
+    """Raise ValueError unless this is a prompt record that can be used."""
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
+        raise ValueError("needs \"prompt\", a text")
+    if not isinstance(record.get("checks", []), list):
+        raise ValueError("needs \"checks\", if any, as a list")
+    for check in record.get("checks", []):
+        try:
+            re.compile(check)
+        except (re.error, TypeError):
+            raise ValueError(f"{check!r} in \"checks\" is no regular expression") from None
+    replies = record.get("replies")
+    if needs_replies and not (isinstance(replies, list) and len(replies) > 1 and all(
+            isinstance(r, dict) and isinstance(r.get("text"), str) and isinstance(r.get("rank"), (int, float)) for r in replies)):
+        raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, rank 0 the best")
 
 
 def oasst_replies(file):

@@ -53,9 +53,13 @@ def load(model, adapter=None, bits=None, device=None):
     bits = bits or (4 if device == "cuda" else 32)
     dtype = torch.float32 if bits == 32 or (bits == 4 and device == "cpu") else torch.bfloat16
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        network = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True)
+    except OSError as error:
+        raise OSError(f"model {model} cannot be loaded ({str(error).strip().splitlines()[0]}); name a folder with safetensors or a model of the "
+                      "hub; for a gated one ask for access on its page, then run: hf auth login") from None
     network.requires_grad_(False)
     if adapter is not None:
         network = PeftModel.from_pretrained(network, str(adapter))

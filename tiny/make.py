@@ -24,12 +24,17 @@ from prompts import fill, judge_prompt, meta_judge_prompt
 from tiny.world import CHECKS, ELEMENTS, FAMILIES, PADDING, QUESTIONS, RUBRIC, WORDING
 
 HAS = {"aim": 0.65, "step": 0.6, "reason": 0.4, "example": 0.35, "check": 0.4}  # how often the seed actor has each element
-PADS = [0.35, 0.35, 0.2, 0.1]           # how often the seed actor writes 0, 1, 2, 3 padding sentences
+PADS = [0.2, 0.3, 0.3, 0.2]             # how often the seed actor writes 0, 1, 2, 3 padding sentences
 NOISE = [0.02, 0.1, 0.2]                # a judgment flips each mark with one of these probabilities
-FONDNESS = 0.25                         # chance per padding sentence that a missing element is marked "yes"
+FONDNESS = 0.35                         # chance per padding sentence that a missing element is marked "yes"
 FLIPPED_VERDICTS = 0.1
-STEPS, HABIT_STEPS, BATCH, LR = 1800, 500, 36, 2e-3
+STEPS, HABIT_STEPS, BATCH, LR = 1200, 500, 36, 2e-3
 
+PRESET = {  # what `--model tiny` sets; the command line wins
+    "prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl", "eft": "ranked.jsonl", "rubric": "rubric.txt", "max_score": len(ELEMENTS),
+    "prompts_per_iter": 60, "judgments": 7, "max_answer_tokens": 160, "max_judgment_tokens": 40, "max_verdict_tokens": 100,
+    "lr": 5e-4, "batch_size": 16, "epochs": 4, "bits": 32,
+}
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -135,6 +140,7 @@ def write_data(folder, seed):
     for name, records in files.items():
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     (folder / "rubric.txt").write_text(RUBRIC + "\n")
+    (folder / "preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
 
 
 # ---- tokenizer and model
