@@ -11,6 +11,7 @@ The reference needs no second model: its log-probabilities are computed once, be
 Adapters never touch the base weights, so the base may be in 4 bits. Left out: other losses, other optimizers, several GPUs.
 """
 import json
+import logging
 import math
 import os
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it recommends a package that nobody here needs
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open

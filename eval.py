@@ -236,17 +236,24 @@ def iteration_table(records):
 
 def count_table(records, pick, head):
     names = list(dict.fromkeys(name for record in records for name in pick(record)))
-    return html_table([head, *(f"iter {record['iteration']}" for record in records)], [[name, *(pick(r).get(name, 0) for r in records)] for name in names])
+    rows = [[name, *(pick(record).get(name, 0) for record in records)] for name in names]
+    return html_table([head, *(f"iter {record['iteration']}" for record in records)], rows)
+
+
+CURVES = {
+    "actor's score": {"true": "actor.truth", "by itself": "actor.mean_score"},
+    "characters per answer": {"": "actor.mean_length"},
+    "judge right about the truth": {"": "judge.truth_agreement"},
+    "meta-judge's biases": {"says first": "meta_judge.first_position_rate", "says higher score": "meta_judge.higher_score_rate"},
+}
 
 
 def curves(records):
-    """The four curves to look at first, as a PNG inside the page."""
+    """The curves to look at first, as a PNG inside the page."""
     if Figure is None:
         return "<p>Plots: pip install matplotlib, then python eval.py report on this folder.</p>"
     figure = Figure(figsize=(13, 3), layout="constrained")
-    for axis, title, paths in zip(figure.subplots(1, 4), ("actor's score", "characters per answer", "judge right about the truth", "meta-judge's biases"), (
-            {"true": "actor.truth", "by itself": "actor.mean_score"}, {"": "actor.mean_length"}, {"": "judge.truth_agreement"},
-            {"says first": "meta_judge.first_position_rate", "says higher score": "meta_judge.higher_score_rate"})):
+    for axis, (title, paths) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
         for label, path in paths.items():
             points = [(r["iteration"], look_up(r, path)) for r in records if look_up(r, path) is not None]
             if points:
@@ -279,8 +286,9 @@ def verdict_samples(folder, count=2):
     page = []
     for battle in read_jsonl(folder / "battles.jsonl")[:count]:
         numbered = [f"{i}: {text}" for i, text in enumerate(battle["texts"])]
-        grid = html_table(["first \\ second", *range(len(numbered))],
-                          [[m, *("" if m == n else {1: "first", -1: "second", 0: "?"}[v] for n, v in enumerate(row))] for m, row in enumerate(battle["verdicts"])])
+        rows = [[m, *("" if m == n else {1: "first", -1: "second", 0: "?"}[verdict] for n, verdict in enumerate(row))]
+                for m, row in enumerate(battle["verdicts"])]
+        grid = html_table(["first \\ second", *range(len(numbered))], rows)
         said = "".join(f"{s['first']} shown first, {s['second']} second{pre(s['text'])}" for s in battle["said"][:2])
         page.append(f"<details><summary>{html.escape(battle['prompt'][:90])}</summary>{pre(battle['text'])}{pre(chr(10).join(numbered))}"
                     f"Who won:{grid}{said}</details>")
@@ -294,7 +302,8 @@ def report(run):
         raise ValueError(f"{run} has no summary.json: it is no run's folder, or the run has not finished iteration 0")
     records = json.loads((run / "summary.json").read_text())
     settings = json.loads((run / "config.json").read_text())["settings"]
-    parts = [f"<h1>Meta-Rewarding: {html.escape(str(settings['model']))}</h1><p>{len(records) - 1} iterations, seed {settings['seed']}. M_0 is the seed model "
+    parts = [f"<h1>Meta-Rewarding: {html.escape(str(settings['model']))}</h1>",
+             f"<p>{len(records) - 1} iterations, seed {settings['seed']}. M_0 is the seed model "
              "after its warm start; actor and judge are measured on prompts that never train, the judge always on M_0's answers.</p>",
              curves(records), iteration_table(records),
              "<p><small>True score: how many of a prompt's checks an answer matches. Own score: what the model gives itself; it proves nothing. "

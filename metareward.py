@@ -31,7 +31,7 @@ from tqdm import tqdm
 import prompts as words
 from dpo import add_lora, save_adapter, set_adapter, train_dpo, train_sft
 from eval import measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_whole
-from sampling import Chat, load, sample
+from sampling import Chat, load, load_tokenizer, sample
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
@@ -267,10 +267,10 @@ class Run:
         if self.all_prompts and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
                              f"{settings.prompts_per_iter}: use at most --prompts-per-iter {len(self.all_prompts) // settings.iters}")
+        self.chat = Chat(load_tokenizer(settings.model))
         self.replies = None if settings.no_eft else ranked_replies(settings)
         self.claim_folder()
         self.model, self.tokenizer = load(settings.model, bits=settings.bits)
-        self.chat = Chat(self.tokenizer)
         torch.manual_seed(settings.seed)
         self.model = add_lora(self.model, settings.lora_rank)
 

@@ -13,6 +13,7 @@ Left out: sliding windows, soft-capped attention and encoder-decoders (refused b
 import argparse
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -23,10 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it recommends a package that nobody here needs
+from huggingface_hub.utils import logging as hub_logging
 from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+hub_logging.set_verbosity_error()  # our own line says what could not be fetched
 
 
 @dataclass(frozen=True)
@@ -49,22 +55,30 @@ def load(model, adapter=None, bits=None, device=None):
     if adapter is None:
         adapter = next((place for place in (folder / "adapter", folder) if (place / "adapter_config.json").is_file()), None)
         model = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path if adapter else model
+    if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise ValueError(f"adapter {adapter} has no adapter_model.safetensors")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     bits = bits or (4 if device == "cuda" else 32)
     dtype = torch.float32 if bits == 32 or (bits == 4 and device == "cpu") else torch.bfloat16
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        network = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True)
-    except OSError as error:
-        raise OSError(f"model {model} cannot be loaded ({str(error).strip().splitlines()[0]}); name a folder with safetensors or a model of the "
-                      "hub; for a gated one ask for access on its page, then run: hf auth login") from None
+    tokenizer = load_tokenizer(model)
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True)
     network.requires_grad_(False)
     if adapter is not None:
-        network = PeftModel.from_pretrained(network, str(adapter))
+        network = PeftModel.from_pretrained(network, str(adapter), ignore_mismatched_sizes=True)  # check_adapter does not ignore them
         check_adapter(network, adapter)
     return network.eval(), tokenizer
+
+
+def load_tokenizer(model):
+    """The model's tokenizer. Raises OSError, with what to do, if there is no such model: this is asked for before the weights are."""
+    try:
+        AutoConfig.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model)
+    except OSError as error:
+        raise OSError(f"model {model} cannot be loaded ({str(error).strip().splitlines()[0]}); name a model folder or a model of the hub; "
+                      "for a gated one ask for access on its page, then run: hf auth login") from None
 
 
 def check_adapter(model, folder):
@@ -88,35 +102,48 @@ class Chat:
         if not tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template: choose an instruction-tuned model")
         self.tokenizer = tokenizer
-        self.added = {text: i for text, i in tokenizer.get_added_vocab().items() if i != tokenizer.unk_token_id}
+        self.added = {text: i for text, i in tokenizer.get_added_vocab().items()  # Gemma adds line breaks, which control nothing
+                      if i != tokenizer.unk_token_id and len(text.strip()) > 1}
+        self.added_ids = set(self.added.values())
         self.pattern = re.compile("(" + "|".join(re.escape(text) for text in sorted(self.added, key=len, reverse=True)) + ")")
         turns = [{"role": "user", "content": f" {self.SLOT} "}, {"role": "assistant", "content": self.SLOT}]
         asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
         told = tokenizer.apply_chat_template(turns, tokenize=False)
         self.trims = f" {self.SLOT} " not in asked  # Llama-3's template strips what it is given
-        before, after = asked.split(self.SLOT if self.trims else f" {self.SLOT} ")
-        self.before, self.after = (tokenizer.encode(part, add_special_tokens=False) for part in (before, after))
-        closing = tokenizer.encode(told.split(self.SLOT)[-1], add_special_tokens=False)
-        self.end = closing[0] if closing else tokenizer.eos_token_id
+        self.before, self.after = asked.split(self.SLOT if self.trims else f" {self.SLOT} ")
+        self.end = next(iter(self.control(self.encode(told.split(self.SLOT)[-1]))), tokenizer.eos_token_id)
+
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def control(self, ids):
+        """The control tokens among ids."""
+        return [i for i in ids if i in self.added_ids]
 
     def text(self, text):
         """Token ids of a text as data. Control tokens in it are cut in two, so that they read as the characters they are."""
-        pieces = self.pattern.split(text.encode("utf-8", "replace").decode()) if self.added else [text]
         ids = []
-        for piece in pieces:
+        for piece in self.pattern.split(printable(text)) if self.added else [printable(text)]:
             if piece in self.added:
-                ids += self.text(piece[:1]) + self.text(piece[1:]) if len(piece) > 1 else []
+                ids += self.text(piece[:1]) + self.text(piece[1:])
             elif piece:
-                ids += self.tokenizer.encode(piece, add_special_tokens=False)
+                ids += self.encode(piece)
         return ids
 
     def prompt(self, text):
-        """Token ids of a user turn that asks for an answer."""
-        return self.before + self.text(text.strip() if self.trims else text) + self.after
+        """Token ids of a user turn that asks for an answer: the template's own, unless the text would bring control tokens with it."""
+        text = printable(text.strip() if self.trims else text)
+        before, after, whole = map(self.encode, (self.before, self.after, self.before + text + self.after))
+        return whole if self.control(whole) == self.control(before + after) else before + self.text(text) + after
 
     def answer(self, text):
         """Token ids of an assistant's finished answer, the end token included."""
         return self.text(text) + [self.end]
+
+
+def printable(text):
+    """Text with a question mark in the place of each half of a surrogate pair, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 # ---- keys and values, shared and own
@@ -153,16 +180,16 @@ class SharedPrefixCache:
 
     def store_prefix(self, layer, key, value):
         if layer not in self.prefix:
-            shape = (len(self.prefix_length), key.shape[1], int(self.prefix_length.max()), key.shape[3])
-            self.prefix[layer] = (key.new_zeros(shape), value.new_zeros(shape))
+            size = (len(self.prefix_length), key.shape[1], int(self.prefix_length.max()))
+            self.prefix[layer] = tuple(x.new_zeros(*size, x.shape[3]) for x in (key, value))
         for whole, part in zip(self.prefix[layer], (key, value)):
             whole[self.chunk, :, : part.shape[2]] = part
 
     def store_suffix(self, layer, key, value):
         """Write the T new tokens of every row and return its whole suffix so far, (B, Hkv, S, D) twice."""
         if layer not in self.suffix:
-            shape = (len(self.group), key.shape[1], self.suffix_size, key.shape[3])
-            self.suffix[layer] = (key.new_zeros(shape), value.new_zeros(shape))
+            size = (len(self.group), key.shape[1], self.suffix_size)
+            self.suffix[layer] = tuple(x.new_zeros(*size, x.shape[3]) for x in (key, value))
         rows = torch.arange(len(self.group), device=key.device)[:, None]
         for whole, part in zip(self.suffix[layer], (key, value)):
             whole[rows, :, self.at] = part.transpose(1, 2)
@@ -174,7 +201,8 @@ class SharedPrefixCache:
 
 def attend_part(query, key, value, seen, scaling):
     """Attention over one part of the context: its output and the log of its softmax's denominator, which joins it to other parts."""
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    scores = query @ key.transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     total = scores.logsumexp(-1, keepdim=True)
     return (scores - total).exp().to(value.dtype) @ value, total
@@ -208,7 +236,7 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling, 
 
     share = (own_total - common_total).sigmoid()  # of one softmax over both parts, what falls to the own one
     out = own * share.to(own.dtype) + common * (1 - share).to(own.dtype)
-    return out.reshape(B, H, T, D).transpose(1, 2), None
+    return out.reshape(B, H, T, -1).transpose(1, 2), None
 
 
 AttentionInterface.register("shared_prefix", shared_prefix_attention)
@@ -219,8 +247,11 @@ def shared_prefix(model):
     """Let the model attend through a SharedPrefixCache, and put its own attention back afterwards."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     before = base.config._attn_implementation
-    base.set_attn_implementation("shared_prefix")
+    base.set_attn_implementation("shared_prefix")  # older models keep their own
+    kinds = set(getattr(base.config, "layer_types", None) or ["full_attention"])
     try:
+        if base.config._attn_implementation != "shared_prefix" or kinds != {"full_attention"} or base._is_stateful:
+            raise ValueError(f"{base.config.model_type} has layers other than full attention, which this sampler does not do: choose another model")
         yield
     finally:
         base.set_attn_implementation(before)
@@ -234,19 +265,25 @@ def uniforms(seed, key, number, count):
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count, dtype=np.float32)
 
 
+def nucleus_edge(top, top_p):
+    """The least probability in the nucleus, (B,): a token is in as long as those before it fall short of top_p. top (B, N), descending."""
+    return top.masked_fill(top.cumsum(-1) - top >= top_p, 1).amin(-1)
+
+
 def draw(logits, uniform, temperature, top_p):
     """One token per row. logits (B, V), uniform (B,) -> (B,). Nucleus: the fewest tokens whose probability reaches top_p.
 
-    The nucleus mostly lies in the likeliest 64 tokens, which spares sorting the vocabulary; if it does not for some row, all is sorted.
-    Its tokens are then taken in the order of their ids, since an order of nearly equal probabilities would hang on rounding.
+    Tokens as likely as the last of these are in as well: which of them a sort puts first is chance. The nucleus mostly lies in the likeliest
+    64 tokens, which spares sorting the vocabulary; if it may not for some row, all is sorted. Its tokens are then taken in the order of
+    their ids, since an order of nearly equal probabilities would hang on rounding.
     """
     if temperature == 0:
         return logits.argmax(-1)
     probs = (logits.float() / temperature).softmax(-1)
     top, ids = probs.topk(min(64, probs.shape[-1]))
-    if top_p >= 1 or bool((top.sum(-1) < top_p).any()):
+    if bool((top[:, -1] >= nucleus_edge(top, top_p)).any()):
         top, ids = probs.sort(dim=-1, descending=True)
-    top = top * (top.cumsum(-1) - top < top_p)  # a token is in as long as those before it fall short of top_p
+    top = top * (top >= nucleus_edge(top, top_p)[:, None])
     ids, by_id = ids.sort(dim=-1)
     mass = top.gather(-1, by_id).cumsum(-1)
     total = mass[:, -1:]
@@ -378,9 +415,9 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
     capacity: how many tokens' keys and values a batch may hold (default: see `cache_capacity`).
     Returns for each prompt a list of n Samples. Raises ValueError for settings out of range.
     """
-    if n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1]")
     keys = list(range(len(prompts))) if keys is None else keys
+    if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1 or len(keys) != len(prompts):
+        raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_p in (0, 1] and one of keys per prompt")
     chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)
     ids = [chat.prompt(text) for text in prompts]
     samples = [[None] * n for _ in prompts]

@@ -25,6 +25,7 @@ VARIANTS = {
     "no position weights": ["--no-position-weights"],
     "no EFT": ["--no-eft"],
 }
+FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f"}
 
 
 def padding(folder, checks):
@@ -61,11 +62,10 @@ def main():
         for seed in args.seeds:
             r = run(args.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}", seed, VARIANTS[variant], args.model)
             results.append(r)
-            print(f"{variant:22} seed {seed}  " + "   ".join(
-                f"{name} " + " ".join(format(x, form) for x in r[name])
-                for name, form in (("truth", ".2f"), ("padding", ".2f"), ("characters", ".0f"), ("judge", ".1f"))) + f"   {r['seconds']:.0f} s", flush=True)
-        ends = np.array([r["truth"][-1] for r in results])
-        print(f"{variant:22} M_4 truth {ends.mean():.2f} +- {ends.std(ddof=1) / len(ends) ** 0.5 if len(ends) > 1 else 0:.2f} (standard error)", flush=True)
+            shown = [f"{name} " + " ".join(format(x, form) for x in r[name]) for name, form in FORMS.items()]
+            print(f"{variant:22} seed {seed}  " + "   ".join(shown) + f"   {r['seconds']:.0f} s", flush=True)
+        means = [f"{name} " + " ".join(format(x, form) for x in np.mean([r[name] for r in results], axis=0)) for name, form in FORMS.items()]
+        print(f"{variant:22} mean    " + "   ".join(means), flush=True)
 
 
 if __name__ == "__main__":
