@@ -73,7 +73,7 @@ def answer_logps(model, prompt_ids, answer_ids):
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, width)
+    hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, width)
 
     row = torch.tensor([b for b, answer in enumerate(answer_ids) for _ in answer], device=model.device)
     at = torch.tensor([len(prompt) + t for prompt, answer in zip(prompt_ids, answer_ids) for t in range(len(answer))], device=model.device)

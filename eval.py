@@ -200,13 +200,16 @@ th{font-weight:600}td:first-child,th:first-child{text-align:left}img{max-width:1
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;border-radius:.4rem;margin:.3rem 0}
 details{margin:.6rem 0}summary{cursor:pointer}.good{border-left:4px solid #2a2}.bad{border-left:4px solid #c33}small{opacity:.75}"""
 
-COLUMNS = [  # heading, where in a record of summary.json, how shown
-    ("actor: true score", "actor.truth", ".2f"), ("own score", "actor.mean_score", ".2f"), ("characters", "actor.mean_length", ".0f"),
-    ("judge: valid", "judge.valid_rate", ".0%"), ("mean score", "judge.mean_score", ".2f"), ("ties", "judge.ties", ".0%"),
-    ("right about truth", "judge.truth_agreement", ".1%"), ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
-    ("says first", "meta_judge.first_position_rate", ".0%"), ("says higher score", "meta_judge.higher_score_rate", ".0%"),
-    ("same in both orders", "meta_judge.consistent_rate", ".0%"), ("right about truth", "meta_judge.truth_accuracy", ".0%"),
-    ("pairs: actor", "pairs.actor", "d"), ("judge", "pairs.judge", "d"),
+FIGURES = [  # name, where in a record of summary.json, how shown
+    ("actor: true score", "actor.truth", ".2f"), ("actor: score by its own judgment", "actor.mean_score", ".2f"),
+    ("actor: characters per answer", "actor.mean_length", ".0f"), ("judge: valid", "judge.valid_rate", ".0%"),
+    ("judge: mean score", "judge.mean_score", ".2f"), ("judge: ties", "judge.ties", ".0%"),
+    ("judge: right about the truth", "judge.truth_agreement", ".1%"), ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
+    ("meta-judge: prefers the first", "meta_judge.first_position_rate", ".0%"),
+    ("meta-judge: prefers the higher score", "meta_judge.higher_score_rate", ".0%"),
+    ("meta-judge: same in both orders", "meta_judge.consistent_rate", ".0%"),
+    ("meta-judge: right about the truth", "meta_judge.truth_accuracy", ".0%"),
+    ("training: actor pairs", "pairs.actor", "d"), ("training: judge pairs", "pairs.judge", "d"),
 ]
 
 
@@ -227,7 +230,7 @@ def html_table(head, rows):
 def iteration_table(records):
     """One row a figure, one column a model, as a phone shows it best."""
     rows = []
-    for heading, path, form in COLUMNS:
+    for heading, path, form in FIGURES:
         values = [look_up(record, path) for record in records]
         if any(value is not None for value in values):
             rows.append([heading, *("-" if value is None else format(value, form) for value in values)])
@@ -244,7 +247,7 @@ CURVES = {
     "actor's score": {"true": "actor.truth", "by itself": "actor.mean_score"},
     "characters per answer": {"": "actor.mean_length"},
     "judge right about the truth": {"": "judge.truth_agreement"},
-    "meta-judge's biases": {"says first": "meta_judge.first_position_rate", "says higher score": "meta_judge.higher_score_rate"},
+    "meta-judge's biases": {"prefers the first": "meta_judge.first_position_rate", "prefers the higher score": "meta_judge.higher_score_rate"},
 }
 
 
@@ -275,8 +278,11 @@ def samples(folder, kind, count=3):
     """A few of an iteration's pairs, to be read."""
     pairs = [pair for pair in read_jsonl(folder / "pairs.jsonl") if pair["kind"] == kind][:count]
     number = "score" if kind == "actor" else "rating"
+    def title(pair):
+        return pair["prompt"][0]["content"] if kind == "actor" else f"Judgments of an answer to prompt {pair['prompt_id']}"
+
     return "".join(
-        f"<details><summary>{html.escape(pair['prompt'][0]['content'][:90])}</summary>{pre(pair['prompt'][0]['content'])}"
+        f"<details><summary>{html.escape(title(pair))}</summary>{pre(pair['prompt'][0]['content'])}"
         f"chosen, {number} {pair[f'chosen_{number}']:.2f}{pre(pair['chosen'][0]['content'], 'good')}"
         f"rejected, {number} {pair[f'rejected_{number}']:.2f}{pre(pair['rejected'][0]['content'], 'bad')}</details>" for pair in pairs)
 
@@ -307,7 +313,8 @@ def report(run):
              "after its warm start; actor and judge are measured on prompts that never train, the judge always on M_0's answers.</p>",
              curves(records), iteration_table(records),
              "<p><small>True score: how many of a prompt's checks an answer matches. Own score: what the model gives itself; it proves nothing. "
-             "Right about truth: share of pairs it orders as the truth does. Says first, says higher score: 50 % would be no bias.</small></p>",
+             "Right about the truth: the judge, the share of pairs of answers it orders as the truth does; the meta-judge, the share of "
+             "comparisons it gives to the judgment whose score is nearer to the truth. Prefers the first: 50 % would be no bias.</small></p>",
              "<h2>Dropped</h2>", count_table(records, lambda r: r["pairs"]["dropped"], "reason"),
              "<h2>Seconds</h2>", count_table(records, lambda r: r["seconds"], "stage")]
     for record in records[1:]:

@@ -11,7 +11,6 @@ Same machine, same versions: same bytes. Another machine: the same recipe, sligh
 import argparse
 import json
 import random
-import re
 import sys
 from pathlib import Path
 
@@ -114,7 +113,7 @@ def prompt_records(split):
     for family in FAMILIES:
         for task in family["task"][SPLITS[split]]:
             for question in QUESTIONS:
-                checks = [fill(CHECKS[name], task=re.escape(task)) for name in ELEMENTS]
+                checks = [fill(CHECKS[name], task=task) for name in ELEMENTS]
                 yield family, task, {"prompt": fill(question, task=task), "checks": checks}
 
 
