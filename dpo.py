@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,9 @@ def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
 def add_lora(model, rank):
     """Wrap a frozen model with a fresh LoRA adapter on all linear layers but the head. A fresh adapter changes nothing yet."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    config.target_modules = sorted(config.target_modules)  # a set by now, which every process would write in another order
+    return model
 
 
 def trainable(model):
@@ -144,7 +147,7 @@ def learning_rate(step, total, peak, warmup=0.1):
     return peak * ((step + 1) / start if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, total - start))))
 
 
-def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr, seed=0, save_every=20, label="train"):
+def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr, seed=0, save_every=20, label="train", unit="examples"):
     """Train the model's adapter on `examples`, keep the epoch that is best on `held_out`, and write it to folder/adapter.
 
     examples, held_out: lists of dicts with "size", their length in tokens; `compute(list of examples)` returns (losses (B,), figures:
@@ -158,24 +161,25 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
     state = State(model, folder)
     steps = math.ceil(len(examples) / batch_size)
     limit = PASS_TOKENS[model.device.type]
-    bar = tqdm(total=epochs * steps * batch_size, initial=state.step * batch_size, desc=label, unit="ex")
     if model.device.type == "cuda":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    while state.step < epochs * steps:
-        epoch, nth = divmod(state.step, steps)
-        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-        batch = [examples[i] for i in order[nth * batch_size: (nth + 1) * batch_size]]
-        rate = learning_rate(state.step, epochs * steps, lr)
-        state.log({"step": state.step + 1, "epoch": epoch + 1, "lr": rate, **take_step(model, state, batch, compute, rate, limit)})
-        bar.update(batch_size)
-        if nth == steps - 1:
-            figures = {f"held_out_{name}": value for name, value in measure(model, held_out, compute, limit).items()} if held_out else {}
-            state.end_epoch({"epoch": epoch + 1, **figures})
-            bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items() if name.endswith(("loss", "accuracy"))})
-        if state.step % save_every == 0 or nth == steps - 1:
-            state.save()
-    bar.close()
+    with tqdm(total=epochs * steps, initial=state.step, desc=label, unit="step") as bar:
+        while state.step < epochs * steps:
+            epoch, nth = divmod(state.step, steps)
+            order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+            batch = [examples[i] for i in order[nth * batch_size: (nth + 1) * batch_size]]
+            rate = learning_rate(state.step, epochs * steps, lr)
+            start = time.perf_counter()
+            figures = take_step(model, state, batch, compute, rate, limit)
+            state.log({"step": state.step, "epoch": epoch + 1, "lr": rate, **figures})
+            bar.set_postfix_str(f"loss {figures['loss']:.3f}, {len(batch) / (time.perf_counter() - start):.1f} {unit}/s", refresh=False)
+            bar.update()
+            if nth == steps - 1:
+                measured = measure(model, held_out, compute, limit) if held_out else {}
+                state.end_epoch({"epoch": epoch + 1, **{f"held_out_{name}": value for name, value in measured.items()}})
+            if state.step % save_every == 0 or nth == steps - 1:
+                state.save()
     model.eval()
     return state.finish()
 
@@ -207,6 +211,8 @@ def measure(model, examples, compute, limit):
     totals = {}
     for part in passes(examples, limit):
         losses, figures = compute(part)
+        if not torch.isfinite(losses).all():
+            raise FloatingPointError("the loss on held-out examples is not finite: try a lower --lr; the run resumes from its last checkpoint")
         for name, values in {"loss": losses, **figures}.items():
             totals[name] = totals.get(name, 0) + values.sum().item() / len(examples)
     model.train()
@@ -275,7 +281,7 @@ def train_sft(model, examples, held_out, folder, **settings):
 
     for example in [*examples, *held_out]:
         example["size"] = len(example["prompt_ids"]) + len(example["answer_ids"])
-    return train(model, examples, held_out, compute, folder, label="SFT", **settings)
+    return train(model, examples, held_out, compute, folder, label="SFT", unit="judgments", **settings)
 
 
 def train_dpo(model, examples, held_out, folder, *, beta, **settings):
@@ -297,7 +303,7 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
     for example in [*examples, *held_out]:
         example["size"] = 2 * len(example["prompt_ids"]) + len(example["chosen_ids"]) + len(example["rejected_ids"])
     reference(model, [*examples, *held_out], logps, Path(folder) / "reference.jsonl")
-    return train(model, examples, held_out, compute, folder, label="DPO", **settings)
+    return train(model, examples, held_out, compute, folder, label="DPO", unit="pairs", **settings)
 
 
 @torch.no_grad()

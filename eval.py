@@ -227,14 +227,14 @@ def html_table(head, rows):
     return "<table>" + cells("th", head) + "".join(cells("td", row) for row in rows) + "</table>"
 
 
-def iteration_table(records):
-    """One row a figure, one column a model, as a phone shows it best."""
+def figure_rows(records):
+    """The run at a glance: a row of strings per figure that was measured, its name first, then one column per model."""
     rows = []
-    for heading, path, form in FIGURES:
+    for name, path, form in FIGURES:
         values = [look_up(record, path) for record in records]
         if any(value is not None for value in values):
-            rows.append([heading, *("-" if value is None else format(value, form) for value in values)])
-    return html_table(["", *(f"M_{record['iteration']}" for record in records)], rows)
+            rows.append([name, *("-" if value is None else format(value, form) for value in values)])
+    return rows
 
 
 def count_table(records, pick, head):
@@ -311,7 +311,7 @@ def report(run):
     parts = [f"<h1>Meta-Rewarding: {html.escape(str(settings['model']))}</h1>",
              f"<p>{len(records) - 1} iterations, seed {settings['seed']}. M_0 is the seed model "
              "after its warm start; actor and judge are measured on prompts that never train, the judge always on M_0's answers.</p>",
-             curves(records), iteration_table(records),
+             curves(records), html_table(["", *(f"M_{record['iteration']}" for record in records)], figure_rows(records)),
              "<p><small>True score: how many of a prompt's checks an answer matches. Own score: what the model gives itself; it proves nothing. "
              "Right about the truth: the judge, the share of pairs of answers it orders as the truth does; the meta-judge, the share of "
              "comparisons it gives to the judgment whose score is nearer to the truth. Prefers the first: 50 % would be no bias.</small></p>",

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import prompts as words
 from dpo import add_lora, save_adapter, set_adapter, train_dpo, train_sft
-from eval import measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_whole
+from eval import figure_rows, measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_whole
 from sampling import Chat, load, load_tokenizer, sample
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
@@ -315,27 +315,26 @@ class Run:
         file = self.folder(t) / name
         known = {record["id"]: record for record in read_jsonl(file)}
         cut_torn_line(file)
-        bar = tqdm(total=len(items), desc=f"iteration {t}: {label}", unit="item", initial=len(known), disable=not items)
         tokens, start = 0, time.perf_counter()
-        for block in blocks(items, lambda item: n * len(ask(item)), BLOCK):
-            if all(item["id"] in known for item in block):
-                continue
-            asked = [(item, number, text) for item in block for number, text in enumerate(ask(item))]
-            drawn = sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
-                           temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
-                           keys=[[item["id"], number] for item, number, _ in asked])
-            of_item = defaultdict(list)
-            for (item, *_), samples in zip(asked, drawn):
-                of_item[item["id"]].append(samples)
-            with open(file, "a", encoding="utf-8") as out:
-                for item in block:
-                    if item["id"] not in known:
-                        known[item["id"]] = {"id": item["id"], **finish(item, of_item[item["id"]])}
-                        out.write(json.dumps(known[item["id"]]) + "\n")
-                        bar.update()
-            tokens += sum(len(s.tokens) for samples in drawn for s in samples)
-            bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
-        bar.close()
+        with tqdm(total=len(items), desc=f"iteration {t}: {label}", unit="item", initial=len(known), disable=not items) as bar:
+            for block in blocks(items, lambda item: n * len(ask(item)), BLOCK):
+                if all(item["id"] in known for item in block):
+                    continue
+                asked = [(item, number, text) for item in block for number, text in enumerate(ask(item))]
+                drawn = sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
+                               temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
+                               keys=[[item["id"], number] for item, number, _ in asked])
+                of_item = defaultdict(list)
+                for (item, *_), samples in zip(asked, drawn):
+                    of_item[item["id"]].append(samples)
+                with open(file, "a", encoding="utf-8") as out:
+                    for item in block:
+                        if item["id"] not in known:
+                            known[item["id"]] = {"id": item["id"], **finish(item, of_item[item["id"]])}
+                            out.write(json.dumps(known[item["id"]]) + "\n")
+                            bar.update()
+                tokens += sum(len(s.tokens) for samples in drawn for s in samples)
+                bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
         return [known[item["id"]] for item in items]
 
 
@@ -674,22 +673,13 @@ def loop(run):
 
 
 def table(records):
-    """The run at a glance, one line per model."""
-    def show(value, form):
-        return format(value, form) if value is not None else "-"
-
-    lines = ["        actor                     judge                                  meta-judge  trained on",
-             "model   truth   score  characters valid  score   ties   right about truth  says first  actor + judge pairs"]
-    for r in records:
-        a, j, m, p = r["actor"], r["judge"], r["meta_judge"] or {}, r["pairs"]
-        lines.append(f"M_{r['iteration']:<5} {show(a.get('truth'), '.2f'):>5} {show(a['mean_score'], '.2f'):>7} {show(a['mean_length'], '.0f'):>11} "
-                     f"{show(j['valid_rate'], '.0%'):>5} {show(j['mean_score'], '.2f'):>6} {show(j['ties'], '.0%'):>6} "
-                     f"{show(j.get('truth_agreement'), '.1%'):>19} {show(m.get('first_position_rate'), '.0%'):>11}  {p['actor']} + {p['judge']}")
+    """The run at a glance, one column per model, for the screen."""
+    lines = [f"{name:38}" + "".join(f"{value:>8}" for value in values)
+             for name, *values in [["", *(f"M_{record['iteration']}" for record in records)], *figure_rows(records)]]
     dropped = Counter()
-    for r in records:
-        dropped.update(r["pairs"]["dropped"])
-    lines += ["dropped: " + ("; ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing")]
-    return "\n".join(lines)
+    for record in records:
+        dropped.update(record["pairs"]["dropped"])
+    return "\n".join([*lines, "dropped: " + ("; ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing")])
 
 
 def main(argv=None):

@@ -65,6 +65,9 @@ def load(model, adapter=None, bits=None, device=None):
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True)
     network.requires_grad_(False)
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack the weights when sampling, and gradients stop at those
     if adapter is not None:
         network = PeftModel.from_pretrained(network, str(adapter), ignore_mismatched_sizes=True)  # check_adapter does not ignore them
         check_adapter(network, adapter)
@@ -204,8 +207,9 @@ def attend_part(query, key, value, seen, scaling):
     scores = query @ key.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    total = scores.logsumexp(-1, keepdim=True)
-    return (scores - total).exp().to(value.dtype) @ value, total
+    shares = scores.softmax(-1)
+    total = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()  # cheaper than logsumexp, and the same
+    return shares.to(value.dtype) @ value, total
 
 
 def shared_prefix_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *, shared, **kwargs):
@@ -294,7 +298,8 @@ def draw(logits, uniform, temperature, top_p):
 # ---- batches
 
 def shared_groups(prompts, n):
-    """Split consecutive prompts (token ids) into groups with a common beginning, wherever that leaves fewer tokens to store.
+    """Split consecutive prompts (token ids) into groups with a common beginning, wherever that is at least half of each and leaves
+    fewer tokens to store: a short beginning is not worth the slower way in which a row's own tokens are computed.
 
     Returns a list of (indices, length of the shared beginning). The last token of a prompt is never shared: it is what a row starts from.
     """
@@ -307,7 +312,7 @@ def shared_groups(prompts, n):
             total = sum(len(prompts[j]) for j in members)
             apart = shared + n * (total - len(members) * shared) + alone
             together = common + n * (total + len(ids) - (len(members) + 1) * common)
-            if together < apart:
+            if together < apart and 2 * common >= max(len(prompts[j]) for j in [*members, i]):
                 groups[-1] = (members + [i], common)
                 continue
         groups.append(([i], len(ids) - 1))
@@ -367,11 +372,17 @@ def start(model, batch, max_new_tokens):
         model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, shared=cache)
     ids = padded(own, device)
     lengths = torch.tensor([len(row) for row in own], device=device)
-    cache.feed(torch.arange(ids.shape[1], device=device)[None].expand_as(ids))
-    positions = cache.prefix_length[cache.group][:, None] + cache.at
-    last, which = (lengths - 1).unique(return_inverse=True)  # logits only where some row ends
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=last, shared=cache).logits
-    return cache, logits[torch.arange(len(own), device=device), which], lengths
+    logits, step = None, max(1, PREFILL_TOKENS // len(own))
+    for first in range(0, ids.shape[1], step):
+        part = ids[:, first: first + step]
+        cache.feed(torch.arange(first, first + part.shape[1], device=device)[None].expand_as(part))
+        at = lengths - 1 - first  # where in this part a row ends, if it does
+        last, which = at.clamp(0, part.shape[1] - 1).unique(return_inverse=True)
+        positions = cache.prefix_length[cache.group][:, None] + cache.at
+        here = model(input_ids=part, position_ids=positions, use_cache=False, logits_to_keep=last, shared=cache).logits
+        here = here[torch.arange(len(own), device=device), which]
+        logits = here if first == 0 else torch.where((at >= 0)[:, None], here, logits)
+    return cache, logits, lengths
 
 
 def decode(model, batch, stops, uniform, max_new_tokens, temperature, top_p):

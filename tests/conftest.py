@@ -1,13 +1,62 @@
-"""Models for the tests: the tiny world, and random ones of other families with their own chat templates, built on the spot."""
-import pytest
-import torch
+"""Models for the tests: the tiny world, and random ones of other families with the tiny world's tokenizer, built on the spot. No network."""
+import os
 from pathlib import Path
 
-from sampling import load
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+from sampling import load  # noqa: E402
 
 TINY = Path(__file__).parent.parent / "tiny"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny():
+    """(model, tokenizer) of the tiny world, shared by all tests: look, don't touch."""
     return load(str(TINY))
+
+
+@pytest.fixture
+def fresh_tiny():
+    """The tiny world's model for a test that changes it."""
+    return load(str(TINY))[0]
+
+
+def random_model(config_class, tokenizer, dtype=torch.float32, **settings):
+    """A random model whose greedy answers vary with the prompt; one token in sixteen ends an answer, so that rows end at different times."""
+    torch.manual_seed(0)
+    config = config_class(**{
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3, "max_position_embeddings": 1024,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, **settings})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(15, len(tokenizer), 16)]
+    return model.requires_grad_(False)
+
+
+FAMILIES = {"llama": (LlamaConfig, {}), "qwen3": (Qwen3Config, {}), "mistral": (MistralConfig, {"sliding_window": None}), "gemma": (GemmaConfig, {})}
+
+
+@pytest.fixture(scope="session", params=["tiny", *FAMILIES])
+def family(request, tiny):
+    """(model, tokenizer) of each family in turn."""
+    if request.param == "tiny":
+        return tiny
+    config_class, settings = FAMILIES[request.param]
+    return random_model(config_class, tiny[1], **settings), tiny[1]
+
+
+@pytest.fixture(scope="session")
+def llama(tiny):
+    """(model, tokenizer) of a random Llama, whose next token is far less certain than the tiny world's."""
+    return random_model(LlamaConfig, tiny[1]), tiny[1]

@@ -1,0 +1,643 @@
+"""dpo.py against TRL's own trainer, hand arithmetic, plain forward passes, and against itself after being interrupted anywhere.
+
+The loss and its gradients are held to TRL 1.16 on random numbers (float64, 1e-12) and through a whole model, TRL doing its own tokenizing,
+masking and reference. Training that stops at any step and is called again must leave the same bytes as training that never stopped.
+"""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from conftest import TINY, random_model
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import Gemma2Config, GPT2Config, LlamaConfig, LlamaForCausalLM
+from trl import DPOConfig, DPOTrainer
+
+import dpo
+from dpo import (
+    add_lora,
+    answer_logps,
+    dpo_loss,
+    learning_rate,
+    pair_logps,
+    passes,
+    reference,
+    save_adapter,
+    set_adapter,
+    sft_loss,
+    train_dpo,
+    train_sft,
+    trainable,
+)
+from sampling import Chat, load
+
+TEXTS = [  # prompt, chosen, rejected: of different lengths, and one answer a beginning of the other
+    ("How do I plant a tree?", "Dig a hole. Water it well, because roots are thirsty.", "Dig a hole."),
+    ("Why?", "Because.", "There are many reasons, and here they all are, one by one."),
+    ("Write a short poem about the sea, please.", "Waves.", "The sea is wide, the sea is deep."),
+    ("And now?", "Wait for the rain.", "Run."),
+    ("What is a hedge good for?", "Birds live in it, for example.", "It is green. It is a hedge.")]
+
+
+def messages(prompt, chosen, rejected):
+    """A pair as pairs.jsonl has it."""
+    return {"prompt": [{"role": "user", "content": prompt}], "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}]}
+
+
+def tokenized(tokenizer, texts=TEXTS):
+    """Fresh examples for train_dpo."""
+    chat = Chat(tokenizer)
+    return [{"prompt_ids": chat.prompt(prompt), "chosen_ids": chat.answer(chosen), "rejected_ids": chat.answer(rejected)}
+            for prompt, chosen, rejected in texts]
+
+
+def columns(examples):
+    """The three lists that pair_logps takes."""
+    return tuple([example[key] for example in examples] for key in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+
+def with_lora(model, rank=2, fresh=True):
+    """The model with an adapter, always the same one; unless fresh, it has an effect already."""
+    torch.manual_seed(0)
+    model = add_lora(model, rank)
+    for name, weight in trainable(model).items():
+        if not fresh and "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def plain_logp(model, prompt, answer):
+    """log p(answer | prompt) of one sequence without padding, from all logits."""
+    logps = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    return sum(logps[len(prompt) - 1 + t, token] for t, token in enumerate(answer))
+
+
+# ---- 1. TRL
+
+def trl_trainer(model, tokenizer, folder, **settings):
+    """TRL's trainer over TEXTS: (trainer, the batch its collator makes of them)."""
+    args = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], max_length=None, gradient_checkpointing=False, **settings)
+    trainer = DPOTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list([messages(*t) for t in TEXTS]))
+    return trainer, trainer.data_collator([trainer.train_dataset[i] for i in range(len(TEXTS))])
+
+
+@pytest.fixture(scope="module")
+def trl(tmp_path_factory):
+    """TRL's trainer around a copy of the tiny model whose adapter has an effect, with TRL's batch of TEXTS."""
+    model, tokenizer = load(str(TINY))
+    return trl_trainer(with_lora(model), tokenizer, tmp_path_factory.mktemp("trl"), beta=0.25)
+
+
+class FakeModel:
+    """Gives TRL's loss per-token log-probabilities to start from."""
+
+    def __init__(self, logps):
+        self.logps = logps
+
+    def __call__(self, **kwargs):
+        nothing = torch.zeros_like(self.logps).detach()
+        return type("Output", (), {"log_probs": self.logps, "entropy": nothing, "mean_logits": nothing, "is_top1": nothing.bool()})
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
+def test_loss_and_gradients_are_trls(trl, spread, monkeypatch):
+    """32 random pairs in float64, from nearly equal ones to ones far out in the sigmoid's tails; equal to 1e-12."""
+    trainer, _ = trl
+    monkeypatch.setattr(trainer, "precompute_ref_logps", True)
+    rng = torch.Generator().manual_seed(0)
+    per_token = (torch.randn(64, 7, dtype=torch.float64, generator=rng) * spread).requires_grad_()
+    ref = torch.randn(64, dtype=torch.float64, generator=rng) * spread
+    ones = torch.ones(64, 8, dtype=torch.long)
+    batch = {"input_ids": ones, "attention_mask": ones, "completion_mask": ones, "ref_chosen_logps": ref[:32], "ref_rejected_logps": ref[32:]}
+    expected = trainer._compute_loss(FakeModel(per_token), batch, return_outputs=False)
+    (expected_grad,) = torch.autograd.grad(expected, per_token)
+
+    chosen, rejected = per_token.sum(1).chunk(2)
+    losses, *_ = dpo_loss(chosen, rejected, ref[:32], ref[32:], beta=0.25)
+    (grad,) = torch.autograd.grad(losses.mean(), per_token)
+    assert torch.allclose(losses.mean(), expected, rtol=1e-12, atol=0) and torch.isfinite(losses).all()
+    assert torch.allclose(grad, expected_grad, rtol=1e-12, atol=1e-300) and grad.abs().max() > 1e-4
+
+
+def test_our_token_ids_are_trls(trl, tiny):
+    """TRL applies the chat template to the whole conversation and cuts it where the answers begin."""
+    trainer, _ = trl
+    theirs = [{key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in trainer.train_dataset]
+    assert theirs == tokenized(tiny[1])
+
+
+def test_whole_model_loss_and_lora_gradient_are_trls(trl, fresh_tiny, tiny):
+    """fp32, five ragged pairs, a policy that has left its reference: the loss to 1e-5, the gradient to 1e-4 of its norm."""
+    trainer, batch = trl
+    model = with_lora(fresh_tiny, fresh=False).train()
+    theirs = {name: weight for name, weight in trainer.model.named_parameters() if ".default." in name}  # its reference is another adapter
+    for name, weight in trainable(model).items():
+        theirs[name].data.copy_(weight)
+    trainer.model.train()
+    expected = trainer.compute_loss(trainer.model, batch)
+    expected_grad = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(theirs.values()))])
+
+    with torch.no_grad():
+        ref = pair_logps(tiny[0], *columns(tokenized(tiny[1])))
+    losses, *_ = dpo_loss(*pair_logps(model, *columns(tokenized(tiny[1]))), *ref, beta=0.25)
+    grad = torch.cat([g.flatten() for g in torch.autograd.grad(losses.mean(), list(trainable(model).values()))])
+    assert abs(losses.mean() - expected) < 1e-5 and abs(expected - math.log(2)) > 0.01
+    assert F.cosine_similarity(grad, expected_grad, dim=0) > 0.999999 and (grad - expected_grad).norm() < 1e-4 * expected_grad.norm()
+
+
+# ---- 2. hand arithmetic
+
+def test_loss_by_hand():
+    """[E5] with beta 0.1: rewards 0.1 (-10 + 12) = 0.2 and 0.1 (-11 + 8) = -0.3, margin 0.5,
+    loss -log sigmoid(0.5) = log(1 + exp(-0.5)) = 0.474077; its slope in log pi(y_c) is -0.1 sigmoid(-0.5) = -0.0377541.
+    """
+    policy = torch.tensor([-10.0, -11.0], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([-12.0, -8.0], dtype=torch.float64, requires_grad=True)
+    losses, chosen_rewards, rejected_rewards = dpo_loss(policy[:1], policy[1:], ref[:1], ref[1:], beta=0.1)
+    assert (chosen_rewards.item(), rejected_rewards.item()) == pytest.approx((0.2, -0.3))
+    assert losses.item() == pytest.approx(0.4740770, abs=1e-7)
+    losses.sum().backward()
+    assert policy.grad.tolist() == pytest.approx([-0.03775407, 0.03775407], abs=1e-8)
+    assert not chosen_rewards.requires_grad and not rejected_rewards.requires_grad
+
+
+def test_loss_is_log_2_where_the_policy_is_the_reference_and_finite_far_away():
+    """At a margin of -10,000 times beta 0.1 the loss is 1000, where a logarithm of a sigmoid would be infinite."""
+    same = torch.tensor([-3.0, -70.0])
+    assert torch.allclose(dpo_loss(same, same * 2, same, same * 2)[0], torch.tensor(2.0).log())
+    zero = torch.zeros(1)
+    assert dpo_loss(zero - 10000, zero, zero, zero)[0].item() == pytest.approx(1000)
+
+
+# ---- 3. log-probabilities
+
+def bigram_model(table):
+    """A Llama without layers, whose next-token probabilities depend on the current token alone: table[current][next]."""
+    V = len(table)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=V, hidden_size=V, intermediate_size=V, num_hidden_layers=0, num_attention_heads=1,
+                                         rms_norm_eps=0.0, tie_word_embeddings=False)).double()
+    model.model.embed_tokens.weight.data = torch.eye(V, dtype=torch.float64)
+    model.lm_head.weight.data = torch.tensor(table, dtype=torch.float64).log().T / math.sqrt(V)  # the norm makes a unit vector sqrt(V) long
+    return model
+
+
+def test_logps_by_hand():
+    """From 0: 0.5 0.25 0.25. From 1: 0.1 0.8 0.1. From 2: 0.2 0.3 0.5. After the prompt 0 1,
+    p(2 1) = 0.1 * 0.3, p(1) = 0.8; after the prompt 2, p(0) = 0.2, p(0 0 2) = 0.2 * 0.5 * 0.25.
+    Shifted by one, averaged, or with the prompt or padding (token 0) counted, each of the four is another number.
+    """
+    model = bigram_model([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5]])
+    chosen, rejected = pair_logps(model, [[0, 1], [2]], [[2, 1], [0]], [[1], [0, 0, 2]])
+    assert chosen.exp().tolist() == pytest.approx([0.03, 0.2]) and rejected.exp().tolist() == pytest.approx([0.8, 0.025])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("logit_rows", [512, 5])
+def test_logps_are_those_of_plain_forward_passes(tiny, dtype, tolerance, logit_rows, monkeypatch):
+    """Ragged pairs in one padded batch, against each sequence alone; a neighbour's token would change some sum by more than 0.1."""
+    monkeypatch.setattr(dpo, "LOGIT_ROWS", logit_rows)
+    model = random_model(LlamaConfig, tiny[1], dtype=dtype)
+    prompts, chosen, rejected = columns(tokenized(tiny[1]))
+    rejected[3] = chosen[3][:2]  # a beginning of the other
+    with torch.no_grad():
+        got = pair_logps(model, prompts, chosen, rejected)
+        for logps, answers in zip(got, (chosen, rejected)):
+            expected = torch.stack([plain_logp(model, prompt, answer) for prompt, answer in zip(prompts, answers)])
+            assert torch.allclose(logps, expected, rtol=0, atol=tolerance) and expected.abs().min() > 1
+
+
+def test_gradients_of_logps_survive_the_recomputed_head(tiny, monkeypatch):
+    """The head's logits are computed again in the backward pass, a few rows at a time: the gradients are those of plain passes, float64."""
+    monkeypatch.setattr(dpo, "LOGIT_ROWS", 5)
+    model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
+    weights = list(trainable(model).values())
+    prompts, chosen, _ = columns(tokenized(tiny[1]))
+    ours = torch.autograd.grad(answer_logps(model, prompts, chosen).sum(), weights)
+    plain = torch.autograd.grad(sum(plain_logp(model, p, y) for p, y in zip(prompts, chosen)), weights)
+    for a, b in zip(ours, plain):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9) and b.abs().max() > 1e-6
+
+
+def test_logps_of_another_architecture(tiny):
+    """GPT-2 keeps its layers under another name and its positions in a table."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3, bos_token_id=1, eos_token_id=2)
+    model = random_model(lambda **_: config, tiny[1], dtype=torch.float64)
+    prompts, answers = [[3, 4, 5], [6]], [[7], [8, 9, 10]]
+    with torch.no_grad():
+        expected = torch.stack([plain_logp(model, p, y) for p, y in zip(prompts, answers)])
+        assert torch.allclose(answer_logps(model, prompts, answers), expected, rtol=0, atol=1e-9)
+
+
+def test_models_that_change_their_logits_are_refused(tiny):
+    model = random_model(Gemma2Config, tiny[1], query_pre_attn_scalar=16)
+    assert model.config.final_logit_softcapping
+    with pytest.raises(ValueError, match="gemma2.*final_logit_softcapping"):
+        pair_logps(model, [[1]], [[2]], [[3]])
+
+
+# ---- 4. supervised fine-tuning
+
+def test_sft_loss_by_hand():
+    """Log-probability -6 over three tokens is 2 a token; -5 over two is 2.5."""
+    assert sft_loss(torch.tensor([-6.0, -5.0]), [[7, 8, 9], [7, 8]]).tolist() == [2.0, 2.5]
+
+
+def test_sft_loss_and_gradient_are_those_of_transformers(tiny):
+    """transformers' loss with the prompt's labels at -100 is the oracle; trained on the prompt too, the gradient is another one."""
+    model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
+    weights = list(trainable(model).values())
+    prompts, answers, _ = columns(tokenized(tiny[1]))
+
+    def gradient(loss):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+    def theirs(labels_of_prompts):
+        return sum(model(input_ids=torch.tensor([p + y]), labels=torch.tensor([labels + y])).loss
+                   for p, y, labels in zip(prompts, answers, labels_of_prompts))
+
+    losses = sft_loss(answer_logps(model, prompts, answers), answers)
+    expected = theirs([[-100] * len(p) for p in prompts])
+    grad = gradient(losses.sum())
+    assert abs(losses.sum() - expected) < 1e-6 * expected  # it rounds to fp32 within
+    assert (grad - gradient(expected)).norm() < 1e-5 * grad.norm()
+    assert (grad - gradient(theirs(prompts))).norm() > 0.1 * grad.norm()
+
+
+# ---- adapters
+
+def test_a_fresh_adapter_changes_nothing_and_leaves_the_head_alone(tiny, fresh_tiny):
+    """Bit for bit the base's logits; seven linear layers in each block, and no other."""
+    model = with_lora(fresh_tiny)
+    ids = torch.tensor([Chat(tiny[1]).prompt("Why?")])
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, tiny[0](input_ids=ids).logits)
+    adapted = {name.split(".lora_")[0].split(".")[-1] for name in trainable(model)}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trainable(model).keys()
+
+
+def test_adapters_can_be_exchanged(tiny, fresh_tiny, tmp_path):
+    """save_adapter and set_adapter bring back the exact weights; an adapter with other keys is refused. The folder's bytes are settled."""
+    model = with_lora(fresh_tiny, fresh=False)
+    before = {name: weight.detach().clone() for name, weight in trainable(model).items()}
+    save_adapter(model, tmp_path / "adapter")
+    save_adapter(model, tmp_path / "adapter")  # over the old one
+    targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets) and [file.name for file in tmp_path.iterdir()] == ["adapter"]
+    for weight in trainable(model).values():
+        weight.data.zero_()
+    set_adapter(model, tmp_path / "adapter")
+    assert all(torch.equal(weight, before[name]) for name, weight in trainable(model).items())
+    other = random_model(LlamaConfig, tiny[1])
+    save_adapter(with_lora(other), tmp_path / "other")
+    with pytest.raises(ValueError, match="other keys"):
+        set_adapter(model, tmp_path / "other")
+
+
+def test_gradients_in_four_bits_are_those_of_the_dequantized_weights(tiny):
+    """After sampling or measuring, too: there bitsandbytes packs weights anew on some processors, and gradients no longer pass through them."""
+    rounded, plain = load(str(TINY), bits=4)[0], load(str(TINY))[0]
+    for name, module in rounded.named_modules():
+        if isinstance(module, Linear4bit):
+            plain.get_submodule(name).weight.data = dequantize_4bit(module.weight.data, module.weight.quant_state)
+    gradients = []
+    for model in (rounded, plain):
+        model = with_lora(model, fresh=False).eval()
+        with torch.no_grad():
+            pair_logps(model, *columns(tokenized(tiny[1])))
+        loss = dpo_loss(*pair_logps(model.train(), *columns(tokenized(tiny[1]))), torch.zeros(5), torch.zeros(5))[0].sum()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainable(model).values()))]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+
+def bits_of_base(model):
+    """Every weight, buffer and quantisation state outside the adapter, as bytes."""
+    return {name: tensor.detach().clone().contiguous().view(torch.uint8) if tensor.dim() else tensor.clone()
+            for name, tensor in model.state_dict().items() if "lora_" not in name}
+
+
+def test_dpo_in_four_bits_learns_and_comes_back(tiny, tmp_path):
+    """NF4 base, LoRA on top: the loss on the pairs falls far below log 2, the base keeps every bit, the adapter loads here and in PEFT."""
+    model = with_lora(load(str(TINY), bits=4)[0], rank=4)
+    base = bits_of_base(model)
+    assert any(name.endswith("quant_state.bitsandbytes__nf4") for name in base)
+    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=8, batch_size=5, lr=5e-3)
+    records = [json.loads(line) for line in open(tmp_path / "train.jsonl")]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < 0.3
+    after = bits_of_base(model)
+    assert base.keys() == after.keys() and all(torch.equal(base[name], after[name]) for name in base)
+
+    again = load(str(TINY), adapter=tmp_path / "adapter", bits=4)[0]
+    in_peft = PeftModel.from_pretrained(load(str(TINY), bits=4)[0], tmp_path / "adapter").eval()
+    with torch.no_grad():
+        expected = torch.cat(pair_logps(model, *columns(tokenized(tiny[1]))))
+        for other in (again, in_peft):
+            assert torch.equal(torch.cat(pair_logps(other, *columns(tokenized(tiny[1])))), expected)
+        untrained = torch.cat(pair_logps(load(str(TINY), bits=4)[0], *columns(tokenized(tiny[1]))))
+    assert (untrained - expected).abs().max() > 1
+
+
+# ---- 6. the training loop
+
+def lines(folder):
+    return [json.loads(line) for line in open(folder / "train.jsonl")]
+
+
+def test_passes_keep_order_and_limit():
+    sizes = [3, 3, 5, 1, 9, 2]
+    runs = passes([{"size": size} for size in sizes], 7)
+    assert [[example["size"] for example in run] for run in runs] == [[3, 3], [5, 1], [9], [2]]
+
+
+def recorded_gradients(monkeypatch):
+    """A list that receives a copy of every gradient before it is clipped."""
+    gradients, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def record(weights, limit):
+        weights = list(weights)
+        gradients.append(torch.cat([weight.grad.flatten() for weight in weights]).clone())
+        return clip(weights, limit)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    return gradients
+
+
+@pytest.mark.parametrize("limit", [1, 60, 10**6])
+def test_the_gradient_does_not_depend_on_the_passes(tiny, tmp_path, monkeypatch, limit):
+    """One example a pass, some, or all five at once, of different lengths: always the gradient of the batch's mean loss, in float64."""
+    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", limit)
+    gradients = recorded_gradients(monkeypatch)
+    model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
+    prompts, answers, _ = columns(tokenized(tiny[1]))
+    mean = sft_loss(answer_logps(model, prompts, answers), answers).mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(trainable(model).values()))])
+    examples = [{"prompt_ids": p, "answer_ids": y} for p, y in zip(prompts, answers)]
+    train_sft(model, examples, [], tmp_path, epochs=1, batch_size=5, lr=1e-3)
+    assert (gradients[0] - expected).norm() < 1e-10 * expected.norm()
+    assert lines(tmp_path)[0]["loss"] == pytest.approx(mean.item(), rel=1e-12)
+    assert lines(tmp_path)[0]["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-6)
+
+
+def test_learning_rate_by_hand():
+    """20 steps: 2 of warm-up, then a cosine over 18. Step 11 is halfway down; the last has 0.5 (1 + cos(17 pi / 18)) = 0.0076 left."""
+    rates = [learning_rate(step, 20, 2.0) for step in range(20)]
+    assert rates[:3] == [1.0, 2.0, 2.0] and rates[11] == pytest.approx(1.0) and rates[19] == pytest.approx(2 * 0.0075961, abs=1e-6)
+    assert all(a > b for a, b in zip(rates[2:], rates[3:]))
+    assert [learning_rate(0, 1, 2.0), learning_rate(0, 2, 2.0), learning_rate(1, 2, 2.0)] == [2.0, 2.0, 2.0]
+
+
+def test_the_logged_learning_rate_is_the_one_that_steps(fresh_tiny, tiny, tmp_path):
+    """Adam's first step moves each weight by the learning rate, whatever its gradient: B, which was zero, is now that or minus that."""
+    model = with_lora(fresh_tiny)
+    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=1, batch_size=5, lr=3e-3)
+    (step, _) = lines(tmp_path)
+    assert step["lr"] == 3e-3
+    moved = torch.cat([weight.detach().flatten().abs() for name, weight in trainable(model).items() if "lora_B" in name])
+    assert moved.median() == pytest.approx(3e-3, rel=1e-3) and moved.max() < 3.01e-3
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_gradients_are_clipped_to_norm_one(fresh_tiny, tmp_path, monkeypatch, scale):
+    """What the optimizer sees: a small gradient as it is, a large one cut to norm 1; the log has the norm before."""
+    seen, step = [], torch.optim.AdamW.step
+
+    def record(optimizer, *args):
+        seen.append(torch.cat([w.grad.flatten() for w in optimizer.param_groups[0]["params"]]).norm().item())
+        return step(optimizer, *args)
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    model = with_lora(fresh_tiny)
+    weights = list(trainable(model).values())
+
+    def compute(part):
+        return scale * sum(weight.sum() for weight in weights).expand(len(part)), {}
+    dpo.train(model, [{"size": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+    norm = scale * math.sqrt(sum(weight.numel() for weight in weights))
+    assert seen == [pytest.approx(min(1, norm), rel=1e-4)] and lines(tmp_path)[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def scripted(model, held_out_losses):
+    """(compute, snapshots): training moves every weight, held-out losses are those given, and each epoch's weights are kept."""
+    weights, left, snapshots = trainable(model), list(held_out_losses), []
+
+    def compute(part):
+        if model.training:
+            return sum(weight.sum() for weight in weights.values()).expand(len(part)), {}
+        snapshots.append({name: weight.detach().clone() for name, weight in weights.items()})
+        return torch.full((len(part),), left.pop(0)), {}
+    return compute, snapshots
+
+
+@pytest.mark.parametrize("held_out_losses, best", [([3.0, 1.0, 2.0], 1), ([1.0, 2.0, 3.0], 0), ([3.0, 2.0, 1.0], 2)])
+def test_the_epoch_that_is_best_on_held_out_examples_is_kept(fresh_tiny, tmp_path, held_out_losses, best):
+    """In the model, in the folder and in what is returned; the epochs' weights all differ."""
+    model = with_lora(fresh_tiny)
+    compute, snapshots = scripted(model, held_out_losses)
+    figures = dpo.train(model, [{"size": 1}] * 4, [{"size": 1}] * 3, compute, tmp_path, epochs=3, batch_size=2, lr=1e-2)
+    assert figures == {"epoch": best + 1, "held_out_loss": held_out_losses[best]}
+    assert not any(torch.equal(snapshots[best][name], snapshots[best - 1][name]) for name in snapshots[0])
+    assert all(torch.equal(weight, snapshots[best][name]) for name, weight in trainable(model).items())
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(saved[name.replace(".default", "")], weight) for name, weight in snapshots[best].items())
+    assert [line["held_out_loss"] for line in lines(tmp_path) if "held_out_loss" in line] == held_out_losses and not model.training
+
+
+def test_without_held_out_examples_the_last_epoch_is_kept(fresh_tiny, tmp_path):
+    model = with_lora(fresh_tiny)
+    compute, _ = scripted(model, [])
+    assert dpo.train(model, [{"size": 1}] * 4, [], compute, tmp_path, epochs=3, batch_size=2, lr=1e-2) == {"epoch": 3}
+    moved = [weight.abs().max().item() for name, weight in trainable(model).items() if "lora_B" in name]
+    rates = sum(learning_rate(step, 6, 1e-2) for step in range(6))
+    assert moved == pytest.approx([rates] * len(moved), rel=1e-3)  # a constant gradient makes each of Adam's steps as long as its rate
+
+
+def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny, tmp_path):
+    model = with_lora(fresh_tiny)
+    seen, weights = [], list(trainable(model).values())
+
+    def compute(part):
+        seen.extend(example["name"] for example in part)
+        return sum(weight.sum() for weight in weights).expand(len(part)), {}
+    examples = [{"size": 1, "name": name} for name in range(20)]
+    dpo.train(model, examples, [], compute, tmp_path, epochs=2, batch_size=6, lr=1e-3)
+    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20)) and len({tuple(seen[:20]), tuple(seen[20:]), tuple(range(20))}) == 3
+    assert [line["step"] for line in lines(tmp_path) if "step" in line] == list(range(1, 9))
+
+
+# ---- being interrupted
+
+class Interrupted(Exception):
+    pass
+
+
+def run(folder, tokenizer, stop_at=None, monkeypatch=None):
+    """train_dpo as a new process would call it; `stop_at`: the number of the call of pair_logps that does not return."""
+    model = with_lora(load(str(TINY))[0])
+    calls = 0
+
+    def counted(*args):
+        nonlocal calls
+        if calls == stop_at:
+            raise Interrupted
+        calls += 1
+        return pair_logps(*args)
+    monkeypatch.setattr(dpo, "pair_logps", counted)
+    examples = tokenized(tokenizer)
+    figures = train_dpo(model, examples[:4], examples[4:], folder, beta=0.1, epochs=2, batch_size=2, lr=1e-3, seed=7, save_every=3)
+    return figures, calls
+
+
+def leavings(folder):
+    """The bytes that must not depend on interruptions."""
+    return {name: (folder / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "train.jsonl", "reference.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        figures, calls = run(folder, tiny[1], monkeypatch=monkeypatch)
+    assert calls == 1 + 2 * (2 + 1), "one for the reference, two epochs of two steps and one held-out pass"
+    return figures, leavings(folder)
+
+
+@pytest.mark.parametrize("stop_at", range(7))
+def test_training_resumes_from_any_call_to_the_same_bytes(uninterrupted, tiny, tmp_path, monkeypatch, stop_at):
+    """Checkpoints are written after steps 2, 3 and 4, so that some interruptions lose a step and some do not."""
+    with pytest.raises(Interrupted):
+        run(tmp_path, tiny[1], stop_at, monkeypatch)
+    assert not (tmp_path / "adapter").exists()
+    figures, calls = run(tmp_path, tiny[1], monkeypatch=monkeypatch)
+    assert (figures, leavings(tmp_path)) == uninterrupted
+    assert calls == {0: 7, 1: 6, 2: 6, 3: 6, 4: 3, 5: 2, 6: 2}[stop_at], "what was saved is not computed again"
+
+
+def test_training_resumes_however_often_it_is_interrupted(uninterrupted, tiny, tmp_path, monkeypatch):
+    for stop_at in (0, 2, 3, 0, 1, 1, 0):
+        with pytest.raises(Interrupted):
+            run(tmp_path, tiny[1], stop_at, monkeypatch)
+        with open(tmp_path / "train.jsonl" if (tmp_path / "train.jsonl").exists() else tmp_path / "reference.jsonl", "a") as file:
+            file.write('{"torn')
+    assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
+
+
+@pytest.mark.parametrize("name", ["save_file", "save_adapter"])
+def test_training_resumes_from_a_failed_write(uninterrupted, tiny, tmp_path, monkeypatch, name):
+    """A checkpoint or an adapter that is half written when the process dies is never taken for a whole one."""
+    def fail(*args, **kwargs):
+        (tmp_path / ("checkpoint.safetensors.part" if name == "save_file" else "adapter.part")).write_text("half")
+        raise Interrupted
+    with monkeypatch.context() as context, pytest.raises(Interrupted):
+        context.setattr(dpo, name, fail)
+        run(tmp_path, tiny[1], monkeypatch=context)
+    if name == "save_adapter":
+        (tmp_path / "adapter.part").unlink()
+    assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
+
+
+def test_a_finished_training_called_again_computes_nothing(uninterrupted, tiny, tmp_path, monkeypatch):
+    run(tmp_path, tiny[1], monkeypatch=monkeypatch)
+    figures, calls = run(tmp_path, tiny[1], monkeypatch=monkeypatch)
+    assert (figures, leavings(tmp_path)) == uninterrupted and calls == 0
+
+
+# ---- what is not a number
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path, bad):
+    """At the third step, before the weights are touched; the message names the step and a remedy."""
+    model = with_lora(fresh_tiny)
+    weights, calls = list(trainable(model).values()), []
+
+    def compute(part):
+        calls.append(1)
+        losses = sum(weight.sum() for weight in weights).expand(len(part))
+        return losses * bad if len(calls) == 3 else losses, {}
+    with pytest.raises(FloatingPointError, match="step 3 .*--lr"):
+        dpo.train(model, [{"size": 1}] * 8, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+    assert all(torch.isfinite(weight).all() for weight in weights) and len(lines(tmp_path)) == 2
+
+
+def test_a_gradient_that_is_not_finite_stops_training(fresh_tiny, tmp_path):
+    """The square root has a finite value and an infinite slope at zero."""
+    model = with_lora(fresh_tiny)
+    weights = [weight for name, weight in trainable(model).items() if "lora_B" in name]  # zeros
+
+    def compute(part):
+        return sum(weight.sqrt().sum() for weight in weights).expand(len(part)), {}
+    with pytest.raises(FloatingPointError, match="gradient at step 1 .*--lr"):
+        dpo.train(model, [{"size": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+    assert all((weight == 0).all() for weight in weights)
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path):
+    """Otherwise the epoch whose last step broke the model could be kept as the best one."""
+    model = with_lora(fresh_tiny)
+    compute, _ = scripted(model, [float("nan")])
+    with pytest.raises(FloatingPointError, match="--lr"):
+        dpo.train(model, [{"size": 1}] * 2, [{"size": 1}], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+    assert not (tmp_path / "adapter").exists()
+
+
+# ---- the reference
+
+@pytest.fixture
+def referenced(tiny, tmp_path, monkeypatch):
+    """(call, file): call() computes the reference of TEXTS, some pairs a pass, and returns (its examples, how many pairs it computed)."""
+    def call(pairs_in_a_pass=1):
+        monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 10 * pairs_in_a_pass)
+        computed = []
+
+        def logps(part):
+            computed.extend(part)
+            return pair_logps(tiny[0], *columns(part))
+        examples = [{**example, "size": 10} for example in tokenized(tiny[1])]
+        reference(tiny[0], examples, logps, tmp_path / "reference.jsonl")
+        return examples, len(computed)
+    return call, tmp_path / "reference.jsonl"
+
+
+def test_the_reference_is_computed_once(referenced, tiny):
+    call, file = referenced
+    examples, computed = call()
+    with torch.no_grad():
+        expected = pair_logps(tiny[0], *columns(examples))
+    assert [example["ref_chosen"] for example in examples] == pytest.approx(expected[0].tolist(), abs=1e-4)
+    assert [example["ref_rejected"] for example in examples] == pytest.approx(expected[1].tolist(), abs=1e-4)
+    before = file.read_bytes()
+    assert computed == 5 and call() == (examples, 0) and file.read_bytes() == before
+
+
+@pytest.mark.parametrize("pairs_in_a_pass, keep, again", [(1, 0.0, 5), (1, 0.1, 5), (1, 0.5, 3), (1, 0.99, 1), (2, 0.3, 5), (2, 0.7, 3)])
+def test_a_torn_reference_is_completed(referenced, pairs_in_a_pass, keep, again):
+    """Cut anywhere, in the midst of a line or of a pass: the whole lines stay, the rest is computed, and the file is as it was."""
+    call, file = referenced
+    examples, _ = call(pairs_in_a_pass)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(keep * len(whole))])
+    assert call(pairs_in_a_pass) == (examples, again) and file.read_bytes() == whole
+
+
+def test_a_reference_of_other_pairs_is_refused(referenced):
+    """More lines than pairs: the file belongs to another set."""
+    call, file = referenced
+    call()
+    file.write_bytes(file.read_bytes() * 2)
+    with pytest.raises(ValueError):
+        call()
+
+
+def test_dpo_starts_from_its_reference(fresh_tiny, tiny, tmp_path):
+    """Also with an adapter that has an effect: the first loss is log 2 and the first margin 0, since the reference is the model as it is."""
+    model = with_lora(fresh_tiny, fresh=False)
+    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=1, batch_size=5, lr=1e-3)
+    first = lines(tmp_path)[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["margin"] == pytest.approx(0, abs=1e-5)
+    assert np.isfinite(first["chosen_logp"]) and first["tokens"] == sum(2 * len(p) + len(c) + len(r) for p, c, r in zip(*columns(tokenized(tiny[1]))))

@@ -1,0 +1,332 @@
+"""Whole runs of `python metareward.py`: what they leave, what they survive, what they refuse. Real processes, really killed."""
+import filecmp
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from datasets import load_dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import metareward
+from eval import read_jsonl
+from prompts import judge_prompt, meta_judge_prompt
+from sampling import load, sample
+
+ROOT = TINY.parent
+
+
+def small(folder, *flags):
+    """The command line of a run of two small iterations."""
+    for name, count in (("eval.jsonl", 3), ("ranked.jsonl", 6)):
+        (folder / name).write_text("".join((TINY / name).read_text().splitlines(keepends=True)[:count]))
+    return ["--model", "tiny", "--iters", "2", "--prompts-per-iter", "12", "--responses", "3", "--judgments", "3", "--epochs", "2",
+            "--eft-epochs", "1", "--eval-prompts", str(folder / "eval.jsonl"), "--eft", str(folder / "ranked.jsonl"), *flags]
+
+
+def command(arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "metareward.py", *arguments], cwd=ROOT, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: (its folder, its command line without --out, what it printed)."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = small(folder)
+    process = command([*arguments, "--out", str(folder / "run")])
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return folder / "run", arguments, out
+
+
+def test_a_run_leaves_the_files_of_the_contract(whole):
+    run, _, printed = whole
+    assert (run / "report.html").stat().st_size > 10_000 and (run / "config.json").exists()
+    for t in (1, 2):
+        for name in ("prompts", "responses", "judgments", "battles", "pairs", "train"):
+            assert read_jsonl(run / f"iter{t}" / f"{name}.jsonl"), name
+        assert (run / f"iter{t}" / "adapter" / "adapter_model.safetensors").exists()
+    assert (run / "iter0" / "sft.jsonl").exists()
+    assert not list(run.rglob("*.part")) and not list(run.rglob("checkpoint*"))
+    assert "No CUDA" not in printed and "actor: true score" in printed and "dropped:" in printed
+
+
+def test_the_summary_has_one_record_per_model(whole):
+    records = json.loads((whole[0] / "summary.json").read_text())
+    assert [r["iteration"] for r in records] == [0, 1, 2]
+    for r in records:
+        assert {"mean_score", "mean_length", "truth"} <= r["actor"].keys()
+        assert {"valid_rate", "mean_score", "ties", "truth_agreement"} <= r["judge"].keys()
+    assert {"first_position_rate", "higher_score_rate", "consistent_rate", "valid_rate", "truth_accuracy"} <= records[1]["meta_judge"].keys()
+    assert records[0]["meta_judge"] is None  # not measured, so no number
+
+
+def test_no_prompt_is_used_twice_and_none_is_measured_on(whole):
+    used = [record["prompt"] for t in (1, 2) for record in read_jsonl(whole[0] / f"iter{t}" / "prompts.jsonl")]
+    measured = {record["prompt"] for record in read_jsonl(whole[0] / "iter2" / "eval.jsonl")}
+    assert len(used) == len(set(used)) == 24 and not measured & set(used)
+
+
+def test_pairs_load_in_trl_as_they_are(whole, tmp_path):
+    """The format TRL's DPOTrainer calls preference with an explicit, conversational prompt."""
+    from trl.data_utils import is_conversational
+    pairs = load_dataset("json", data_files=str(whole[0] / "iter1" / "pairs.jsonl"), split="train", cache_dir=str(tmp_path))
+    assert {"prompt", "chosen", "rejected", "kind", "prompt_id"} <= set(pairs.column_names)
+    assert is_conversational(pairs[0]) and set(pairs["kind"]) == {"actor", "judge"}
+
+
+def test_every_adapter_loads_and_answers(whole):
+    model, tokenizer = load(str(whole[0] / "iter2"))
+    assert sample(model, tokenizer, ["How do I keep bread fresh?"], max_new_tokens=20)[0][0].text
+
+
+def test_adapters_differ_and_the_reference_is_the_model_before(whole):
+    """The first DPO step of each iteration has the loss log 2 exactly when policy and reference are the same model."""
+    run = whole[0]
+    adapters = [(run / f"iter{t}" / "adapter" / "adapter_model.safetensors").read_bytes() for t in range(3)]
+    assert len(set(adapters)) == 3
+    for t in (1, 2):
+        assert abs(read_jsonl(run / f"iter{t}" / "train.jsonl")[0]["loss"] - 0.693147) < 1e-4
+
+
+def differences(a, b):
+    """Files that differ between two runs, timings aside."""
+    def names(run):
+        return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+    def content(path):
+        if path.name == "summary.json":
+            return [{**record, "seconds": None} for record in json.loads(path.read_text())]
+        if path.name == "config.json":
+            return {**json.loads(path.read_text())["settings"], "out": None}
+        return None
+
+    wrong = sorted(names(a) ^ names(b))
+    for name in names(a) & names(b):
+        if (a / name).name in ("seconds.json", "report.html"):
+            continue
+        same = content(a / name) == content(b / name) if content(a / name) else filecmp.cmp(a / name, b / name, shallow=False)
+        wrong += [] if same else [name]
+    return wrong
+
+
+def test_a_run_killed_ten_times_ends_with_the_same_bytes(whole, tmp_path):
+    """SIGKILL after random times. Each process gets a little further, so that the kills fall into all stages."""
+    reference, arguments, _ = whole
+    chance, out, kills, lines = random.Random(1), tmp_path / "run", 0, {}
+    while kills < 10:
+        process = command([*arguments, "--out", str(out)])
+        before = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
+        while process.poll() is None and sum(p.stat().st_size for p in list(out.rglob("*")) if p.is_file()) <= before:
+            time.sleep(0.01)  # it is past its imports and has written something
+        time.sleep(chance.uniform(0, 1))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        for path in out.rglob("*.jsonl"):  # what is on disk stays, and stays as it is
+            whole_lines = path.read_bytes().rpartition(b"\n")[0]
+            if path.name != "train.jsonl":  # steps after the last checkpoint are taken again
+                assert whole_lines.startswith(lines.get(path, b"")), path
+                lines[path] = whole_lines
+    assert kills == 10, "the run ended before it was killed ten times"
+    process = command([*arguments, "--out", str(out)])
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert differences(reference, out) == []
+
+
+def test_interrupted_by_hand_it_says_how_to_go_on(whole, tmp_path):
+    process = command([*whole[1], "--out", str(tmp_path / "run")])
+    while process.poll() is None and not (tmp_path / "run" / "iter0").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and "same command" in err and "Traceback" not in err
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(whole, tmp_path):
+    """No file may grow past 100 kB, as on a full disk; then the limit is lifted."""
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = command([*whole[1], "--out", str(tmp_path / "run")], preexec_fn=limit)
+    _, err = process.communicate()
+    assert process.returncode == 2 and "Traceback" not in err
+    assert re.fullmatch(r"error: .+", err.strip().splitlines()[-1])
+    process = command([*whole[1], "--out", str(tmp_path / "run")])
+    assert process.communicate() and process.returncode == 0
+    assert differences(whole[0], tmp_path / "run") == []
+
+
+# ---- what is refused: one clear line, exit status 2
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        metareward.main([str(argument) for argument in arguments])
+    said = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line.strip() and "|" not in line]  # less the bars
+    assert stop.value.code == 2 and len(said) == 1 and said[0].startswith("error: "), said
+    return said[0]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--responses", "1"], "--responses must be at least 2"),
+    (["--judgments", "1"], "--judgments must be at least 2"),
+    (["--rho", "1.5"], "--rho must be in [0, 1]"),
+    (["--rho", "nan"], "--rho must be in [0, 1]"),
+    (["--rho", "0", "0.1", "0.2"], "--rho must be 1 or 4 values"),
+    (["--iters", "0"], "--iters must be at least 1"),
+    (["--lr", "nan"], "--lr must be above 0"),
+    (["--temperature", "nan"], "--temperature must be at least 0"),
+    (["--top-p", "0"], "--top-p must be in (0, 1]"),
+    (["--rubric", "LICENSE"], "--rubric needs --max-score"),
+    (["--rubric", "nowhere.txt", "--max-score", "10"], "--rubric nowhere.txt"),
+    (["--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl"),
+    (["--prompts-per-iter", "1000"], "use at most --prompts-per-iter 90"),
+    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+    (["--model", "nobody/nothing"], "model nobody/nothing cannot be loaded"),
+])
+def test_bad_settings(arguments, says, capsys, tmp_path):
+    start = [] if "--model" in arguments else ["--model", TINY]
+    assert says in refusal(capsys, *start, "--out", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()  # nothing is made before the settings are understood
+
+
+@pytest.mark.parametrize("flag, content, says", [
+    ("--prompts", "", "no prompts"),
+    ("--prompts", '{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON"),
+    ("--prompts", '{"question": "a"}\n', "line 1: needs \"prompt\""),
+    ("--eval-prompts", '{"prompt": "a", "checks": ["("]}\n', "no regular expression"),
+    ("--eft", '{"prompt": "a"}\n', "line 1: needs \"replies\""),
+    ("--eft", '{"prompt": "a", "replies": [{"text": "b"}, {"text": "c"}]}\n', "line 1: needs \"replies\""),
+])
+def test_bad_files(flag, content, says, capsys, tmp_path):
+    (tmp_path / "file.jsonl").write_text(content)
+    assert says in refusal(capsys, "--model", TINY, "--out", tmp_path / "run", flag, tmp_path / "file.jsonl")
+
+
+def test_another_configuration_is_refused_by_name(whole, capsys):
+    assert "--beta 0.1, not 0.2" in refusal(capsys, *whole[1], "--model", "tiny", "--out", whole[0], "--beta", "0.2")
+
+
+def test_without_cuda_one_line_says_what_runs(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    settings = metareward.parse_settings([])
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "tiny world" in out and "--model" in out
+    assert Path(settings.model).resolve() == TINY and settings.judgments == 7  # from its preset.json
+
+
+# ---- ablations, and models that judge badly
+
+@pytest.mark.parametrize("flags, judge_pairs", [(["--no-meta-judge", "--no-eft"], False), (["--no-position-weights", "--rho", "0"], True)])
+def test_every_part_can_be_switched_off(flags, judge_pairs, tmp_path, capsys):
+    arguments = small(tmp_path, *flags, "--out", str(tmp_path / "run"), "--iters", "1", "--prompts-per-iter", "4")
+    metareward.main(arguments)
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
+    assert (record["pairs"]["judge"] > 0) == judge_pairs == (record["meta_judge"] is not None)
+    assert record["meta_judge"] is None or record["meta_judge"]["weights"] == [0.5, 0.5]
+
+
+def test_a_judge_that_never_ends_trains_nothing_and_says_so(tmp_path, capsys):
+    metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--max-judgment-tokens", "3"))
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
+    assert record["train"] is None and record["pairs"]["actor"] == record["pairs"]["judge"] == 0
+    assert record["pairs"]["dropped"]["judgment malformed or cut off"] >= 12 * 3
+    assert record["judge"]["mean_score"] is None and record["judge"]["valid_rate"] == 0
+    assert "no pairs, so nothing to train on" in capsys.readouterr().out
+
+
+# ---- a Llama-3 folder through the whole loop
+
+LLAMA3 = ("{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+          "+ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+REPLIES = ["Yes, of course.", "No.", "It depends on the weather.", "Perhaps tomorrow."]
+
+
+def reply(prompt, chance):
+    """What the fake model learns to say: it does not read, but it knows which role it plays."""
+    if prompt.endswith('"Score: n".'):
+        return f"It is fine.\nScore: {chance.randint(0, 5)}"
+    if prompt.endswith("the winner."):
+        return f"Both are fine.\nWinner: Judgment {chance.choice('AB')}"
+    return " ".join(chance.sample(REPLIES, chance.randint(1, 3)))
+
+
+def train_to_reply(model, tokenizer, chance, steps=360):
+    questions = ["What now?", "Is it late?", "Shall I go?"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        question, texts = chance.choice(questions), [f"It is fine.\nScore: {chance.randint(0, 5)}" for _ in range(2)]
+        prompt = (question, judge_prompt(question, chance.choice(REPLIES)), meta_judge_prompt(question, chance.choice(REPLIES), *texts))[step % 3]
+        turns = [{"role": "user", "content": prompt}]
+        start = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        rows = [tokenizer.encode(reply(prompt, chance) + "<|eot_id|>", add_special_tokens=False) for _ in range(6)]
+        width = max(map(len, rows))
+        ids = torch.tensor([start + row + [0] * (width - len(row)) for row in rows])
+        labels = torch.tensor([[-100] * len(start) + row + [-100] * (width - len(row)) for row in rows])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    """A folder shaped like Llama-3-8B-Instruct's, small: its special tokens, chat template and two end tokens; it answers at random."""
+    folder, chance = tmp_path_factory.mktemp("llama3"), random.Random(0)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|reserved_special_token_0|>"]
+    texts = [judge_prompt("What now?", "Yes."), meta_judge_prompt("Is it late?", "No.", "It is fine.", "Score: 3"), *REPLIES, "user", "assistant"]
+    tokenizer.train_from_iterator(texts * 5, trainers.BpeTrainer(vocab_size=800, special_tokens=special, show_progress=False,
+                                                                initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=LLAMA3, bos_token=special[0], eos_token=special[4])
+    assert tokenizer.pad_token is None  # like the real one
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                                         num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+                                         bos_token_id=0, eos_token_id=4, max_position_embeddings=2048))
+    train_to_reply(model, tokenizer, chance)
+    model.generation_config.eos_token_id = [1, 4]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_llama3_folder_goes_through_the_whole_loop(llama3, tmp_path, capsys):
+    """No preset, the ordinary rubric, untied embeddings, one prompt a line; warm start, both kinds of pairs, two iterations."""
+    (tmp_path / "prompts.txt").write_text("\n".join(f"What now, number {i}?" for i in range(12)))
+    ranked = [{"prompt": f"Is it late, number {i}?", "replies": [{"text": r, "rank": rank} for rank, r in enumerate(REPLIES[:2])]} for i in range(6)]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
+    (tmp_path / "eval.txt").write_text("Shall I go?\nIs it late?\n")
+    run = tmp_path / "run"
+    metareward.main(["--model", str(llama3), "--out", str(run), "--iters", "2", "--prompts", str(tmp_path / "prompts.txt"), "--prompts-per-iter", "6",
+                     "--responses", "4", "--judgments", "3", "--eft", str(tmp_path / "ranked.jsonl"), "--eval-prompts", str(tmp_path / "eval.txt"),
+                     "--max-answer-tokens", "40", "--max-judgment-tokens", "40", "--max-verdict-tokens", "40", "--epochs", "1", "--eft-epochs", "1"])
+    records = json.loads((run / "summary.json").read_text())
+    assert len(records) == 3 and all(record["pairs"]["actor"] and record["pairs"]["judge"] for record in records[1:])
+    assert "truth" not in records[2]["actor"] and "truth_agreement" not in records[2]["judge"]  # these prompts carry no checks
+    assert all("<|" not in record["text"] for record in read_jsonl(run / "iter2" / "eval.jsonl"))
+
+
+def test_a_model_without_prompts_invents_them(llama3, tmp_path, capsys):
+    """The fake model's replies are no tasks, so it is told to bring a file; what it said is counted, not trained on."""
+    (tmp_path / "eval.txt").write_text("Shall I go?\n")
+    says = refusal(capsys, "--model", llama3, "--out", tmp_path / "run", "--iters", "1", "--prompts-per-iter", "2", "--no-eft", "--responses", "2",
+                   "--eval-prompts", tmp_path / "eval.txt", "--max-answer-tokens", "20", "--max-judgment-tokens", "20", "--judgments", "2")
+    assert "invents too few new prompts" in says and "--prompts" in says
