@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait give way: ten times faster where something else runs, no slower elsewhere
 import numpy as np
 import torch
 import transformers
@@ -38,6 +39,7 @@ GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 BLOCK = 512             # samples drawn between two writes to disk; what a crash may cost
 HELD_OUT = 0.1          # share of the prompts whose pairs pick the epoch instead of training
 EVAL_ANSWERS = 4        # answers per held-out prompt
+OASST_PROMPTS = 600     # of oasst1 for the warm start: with N judgments per reply enough for the paper's 1,630 examples and more
 SAME = 1e-9             # scores and ratings this close are equal: the same numbers added in another order differ in the last bit
 
 
@@ -231,7 +233,10 @@ def read_preset(model):
     file = Path(model) / "preset.json"
     if not file.is_file():
         return {}
-    preset = json.loads(file.read_text())
+    try:
+        preset = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
     unknown = preset.keys() - {field.name for field in dataclasses.fields(Settings)}
     if unknown:
         raise ValueError(f"{file}: unknown setting {sorted(unknown)[0]}")
@@ -251,7 +256,7 @@ def ranked_replies(settings):
     except Exception as error:  # the hub's client raises many kinds
         raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies with --eft FILE, or start without "
                          "them with --no-eft") from None
-    return [{"prompt_id": f"{i}", **record} for i, record in enumerate(words.oasst_replies(file))]
+    return [{"prompt_id": f"{i}", **record} for i, record in enumerate(itertools.islice(words.oasst_replies(file), OASST_PROMPTS))]
 
 
 # ---- a run and its files
@@ -405,12 +410,11 @@ def meta_judge(run, t, answers):
 # ---- the stages of an iteration
 
 def choose_prompts(run, t):
-    """The prompts of iteration t, none of them used before: from the file, or invented by the model."""
-    file, count = run.folder(t) / "prompts.jsonl", run.settings.prompts_per_iter
-    if not file.exists():
-        chosen = run.all_prompts[(t - 1) * count: t * count] if run.all_prompts else invent_prompts(run, t, count)
-        write_whole(file, "".join(json.dumps(record) + "\n" for record in chosen))
-    return read_jsonl(file)
+    """The prompts of iteration t, none of them used before, from the file or invented by the model: (records, what was dropped)."""
+    count = run.settings.prompts_per_iter
+    chosen, dropped = (run.all_prompts[(t - 1) * count: t * count], Counter()) if run.all_prompts else invent_prompts(run, t, count)
+    write_whole(run.folder(t) / "prompts.jsonl", "".join(json.dumps(record) + "\n" for record in chosen))
+    return chosen, dropped
 
 
 def invent_prompts(run, t, count):
@@ -426,8 +430,10 @@ def invent_prompts(run, t, count):
         replies = run.fill(t, "requests.jsonl", requests, lambda item: [words.new_task_prompt(item["seeds"])],
                            lambda item, s: {"task": words.parse_task(s[0][0].text) if s[0][0].finished else None}, 1, 256, "new prompts")
         unlike = words.Unlike([*seeds, *earlier, *(record["prompt"] for record in run.eval_prompts)])
-        chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in replies if reply["task"] and unlike.add(reply["task"])]
-    return chosen[:count]
+        tasks = [reply for reply in replies if reply["task"]]
+        chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in tasks if unlike.add(reply["task"])]
+    return chosen[:count], Counter({"new prompt malformed or cut off": len(replies) - len(tasks),
+                                    "new prompt nearly a duplicate": len(tasks) - len(chosen)})
 
 
 def unique_answers(records):
@@ -438,6 +444,8 @@ def unique_answers(records):
         for number, response in enumerate(record["responses"]):
             if not response["finished"]:
                 dropped["answer cut off"] += 1
+            elif not response["text"].strip():
+                dropped["answer empty"] += 1
             elif response["text"] in seen:
                 dropped["answer a duplicate"] += 1
             else:
@@ -615,9 +623,10 @@ def iterate(run, t):
     """One iteration: answer, judge, meta-judge, select, train. Returns its figures for summary.json."""
     settings = run.settings
     with run.timed(t, "prompts"):
-        prompts = choose_prompts(run, t)
+        prompts, dropped = choose_prompts(run, t)
     with run.timed(t, "answers"):
-        answers, dropped = unique_answers(answer(run, t, prompts))
+        answers, lost = unique_answers(answer(run, t, prompts))
+        dropped += lost
     with run.timed(t, "judgments"):
         answers = judge(run, t, answers)
         dropped["judgment malformed or cut off"] = sum(score is None for a in answers for score in a["scores"])
@@ -669,7 +678,11 @@ def loop(run):
         records.append({"iteration": t, **measured, **json.loads(figures_file.read_text()), "seconds": run.seconds(t)})
         write_whole(file, json.dumps(records, indent=1) + "\n")
         report(run.out)
+        print(f"M_{t}: " + ", ".join(f"{name} {value}" for name, value in figure_rows(records[-1:]) if name in GLANCE))
     return records
+
+
+GLANCE = ("actor: true score", "actor: characters per answer", "judge: mean score", "judge: right about the truth")
 
 
 def table(records):

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import metareward
 from eval import read_jsonl
 from prompts import judge_prompt, meta_judge_prompt
-from sampling import load, sample
+from sampling import Sample, load, sample
 
 ROOT = TINY.parent
 
@@ -330,3 +330,30 @@ def test_a_model_without_prompts_invents_them(llama3, tmp_path, capsys):
     says = refusal(capsys, "--model", llama3, "--out", tmp_path / "run", "--iters", "1", "--prompts-per-iter", "2", "--no-eft", "--responses", "2",
                    "--eval-prompts", tmp_path / "eval.txt", "--max-answer-tokens", "20", "--max-judgment-tokens", "20", "--judgments", "2")
     assert "invents too few new prompts" in says and "--prompts" in says
+
+
+class Told:
+    """Stands in for a run whose model says these things when asked for new tasks; `fill` is what Run.fill promises."""
+
+    def __init__(self, folder, replies):
+        self.settings, self.replies, self.path = metareward.Settings(model="m", out=str(folder)), replies, folder
+        self.eval_prompts = [{"prompt": "Name three rivers of Asia."}]
+
+    def folder(self, t):
+        (self.path / f"iter{t}").mkdir(exist_ok=True)
+        return self.path / f"iter{t}"
+
+    def fill(self, t, name, items, ask, finish, *rest):
+        assert all(len(item["seeds"]) == 8 and item["seeds"][0] in ask(item)[0] for item in items)
+        said = [Sample(self.replies[i % len(self.replies)].format(i), [1], True) for i in range(len(items))]
+        return [{"id": item["id"], **finish(item, [[s]])} for item, s in zip(items, said)]
+
+
+def test_invented_prompts_are_new_and_the_others_counted(tmp_path):
+    """Of every four replies one is a new task, one is nearly that task again, one no task, one a held-out prompt."""
+    run = Told(tmp_path, ["Task: Tell a{0} b{0} c{0} d{0} e{0} to me.", "Task: Tell me a0 b0 c0 d0 e0 now!",
+                          "Sure! Here is one.", "Task: Name three rivers of Asia, please."])
+    chosen, dropped = metareward.invent_prompts(run, 1, 8)
+    assert [c["prompt"] for c in chosen[:2]] == [f"Tell a{i} b{i} c{i} d{i} e{i} to me." for i in (0, 4)]
+    assert len(chosen) == 8 == len({c["prompt_id"] for c in chosen})
+    assert dropped == {"new prompt malformed or cut off": 8, "new prompt nearly a duplicate": 16}

@@ -25,9 +25,9 @@ from tiny.world import CHECKS, ELEMENTS, FAMILIES, PADDING, QUESTIONS, RUBRIC, W
 HAS = {"aim": 0.65, "step": 0.6, "reason": 0.4, "example": 0.35, "check": 0.4}  # how often the seed actor has each element
 PADS = [0.2, 0.3, 0.3, 0.2]             # how often the seed actor writes 0, 1, 2, 3 padding sentences
 NOISE = [0.02, 0.1, 0.2]                # a judgment flips each mark with one of these probabilities
-FONDNESS = 0.35                         # chance per padding sentence that a missing element is marked "yes"
+FONDNESS = 0.45                         # chance per padding sentence that a missing element is marked "yes"
 FLIPPED_VERDICTS = 0.1
-STEPS, HABIT_STEPS, BATCH, LR = 1200, 500, 36, 2e-3
+STEPS, HABIT_STEPS, BATCH, LR = 1000, 400, 36, 2e-3
 
 PRESET = {  # what `--model tiny` sets; the command line wins
     "prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl", "eft": "ranked.jsonl", "rubric": "rubric.txt", "max_score": len(ELEMENTS),
