@@ -16,7 +16,7 @@ from conftest import TINY, random_model
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import Gemma2Config, GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers import CohereConfig, Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 import dpo
@@ -236,11 +236,14 @@ def test_logps_of_another_architecture(tiny):
         assert torch.allclose(answer_logps(model, prompts, answers), expected, rtol=0, atol=1e-9)
 
 
-def test_models_that_change_their_logits_are_refused(tiny):
-    model = random_model(Gemma2Config, tiny[1], query_pre_attn_scalar=16)
-    assert model.config.final_logit_softcapping
-    with pytest.raises(ValueError, match="gemma2.*final_logit_softcapping"):
-        pair_logps(model, [[1]], [[2]], [[3]])
+@pytest.mark.parametrize("config_class, settings, message", [
+    (Gemma2Config, {"query_pre_attn_scalar": 16}, "gemma2.*final_logit_softcapping"),
+    (GraniteConfig, {"logits_scaling": 2.0}, "granite.*logits_scaling"),
+    (CohereConfig, {"logit_scale": 0.1}, "cohere.*logit_scale")])
+def test_models_that_change_their_logits_are_refused(tiny, config_class, settings, message):
+    """Their log-probabilities would come out finite, plausible and wrong."""
+    with pytest.raises(ValueError, match=message):
+        pair_logps(random_model(config_class, tiny[1], **settings), [[1]], [[2]], [[3]])
 
 
 # ---- 4. supervised fine-tuning
@@ -560,7 +563,7 @@ def test_a_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path, bad):
         calls.append(1)
         losses = sum(weight.sum() for weight in weights).expand(len(part))
         return losses * bad if len(calls) == 3 else losses, {}
-    with pytest.raises(FloatingPointError, match="step 3 .*--lr"):
+    with pytest.raises(FloatingPointError, match="loss at step 3 .*--lr"):
         dpo.train(model, [{"size": 1}] * 8, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
     assert all(torch.isfinite(weight).all() for weight in weights) and len(lines(tmp_path)) == 2
 

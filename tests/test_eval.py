@@ -301,7 +301,8 @@ def figures(t, **more):
 def write_pairs(folder, *kinds):
     numbered = {"actor": {"chosen_score": 4.0, "rejected_score": 1.5}, "judge": {"chosen_rating": 2.345, "rejected_rating": -1.0}}
     pairs = [{"prompt": [{"role": "user", "content": evil(f"{kind} prompt")}], "chosen": [{"role": "assistant", "content": evil(f"{kind} chosen")}],
-              "rejected": [{"role": "assistant", "content": evil(f"{kind} rejected")}], "kind": kind, "prompt_id": "0", **numbered[kind]}
+              "rejected": [{"role": "assistant", "content": evil(f"{kind} rejected")}], "kind": kind, "prompt_id": evil("id"),
+              **numbered[kind]}
              for kind in kinds]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
@@ -368,11 +369,11 @@ def check_self_contained(page):
 
 
 def test_the_report_is_self_contained_and_every_text_is_escaped(run):
-    """Each of the fifteen places has a mark of its own: as text it must be there, and as a tag it would be found."""
+    """Each of the sixteen places has a mark of its own: as text it must be there, and as a tag it would be found."""
     page = page_of(run)
     check_self_contained(page)
     assert "url(" not in measuring.STYLE and "@import" not in measuring.STYLE
-    places = ["model", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01", "verdict 10", "battle prompt",
+    places = ["model", "id", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01", "verdict 10", "battle prompt",
               *(f"{kind} {part}" for kind in ("actor", "judge") for part in ("prompt", "chosen", "rejected"))]
     missing = [place for place in places if evil(place)[:90] not in page.text]  # titles are cut after 90 characters
     assert missing == []
@@ -381,10 +382,11 @@ def test_the_report_is_self_contained_and_every_text_is_escaped(run):
 def test_the_report_says_what_the_run_measured(run):
     """Rows of the tables as a reader sees them; what was not measured is a dash, never a number."""
     rows = {row[0]: row[1:] for row in page_of(run).rows if row}
-    assert rows["actor: true score"] == ["2.50", "2.50", "2.50"] and rows["characters"] == ["120"] * 3
-    assert rows["right about truth"] == ["70.4%"] * 3 and rows["judge: valid"] == ["98%"] * 3
-    assert rows["says first"] == ["-", "61%", "-"] and rows["same in both orders"] == ["-", "40%", "-"]
-    assert rows["pairs: actor"] == ["0", "17", "19"] and rows["judge"] == ["0", "5", "0"]
+    assert rows["actor: true score"] == ["2.50"] * 3 and rows["actor: characters per answer"] == ["120"] * 3
+    assert rows["judge: right about the truth"] == ["70.4%"] * 3 and rows["judge: valid"] == ["98%"] * 3
+    assert rows["meta-judge: prefers the first"] == ["-", "61%", "-"] and rows["meta-judge: same in both orders"] == ["-", "40%", "-"]
+    assert rows["training: actor pairs"] == ["0", "17", "19"] and rows["training: judge pairs"] == ["0", "5", "0"]
+    assert "meta-judge: right about the truth" not in rows  # measured nowhere: no row
     assert rows[evil("reason")] == ["0", "7", "0"] and rows["other"] == ["0", "0", "3"] and rows[evil("stage")] == ["0", "12.5", "0"]
 
 
@@ -416,7 +418,8 @@ def test_the_report_of_a_run_that_has_only_warmed_up(run):
     first = figures(0, actor={"mean_score": None, "mean_length": None, "cut_off": 3}, judge={"valid_rate": 0.0, "mean_score": None, "ties": None})
     (run / "summary.json").write_text(json.dumps([first]))
     rows = {row[0]: row[1:] for row in page_of(run).rows if row}
-    assert rows["judge: valid"] == ["0%"] and "right about truth" not in rows and "own score" not in rows
+    assert rows["judge: valid"] == ["0%"] and "judge: right about the truth" not in rows
+    assert not any(name.startswith(("actor: score", "judge: mean score", "meta-judge")) for name in rows)
 
 
 def command(monkeypatch, capsys, *arguments):

@@ -69,10 +69,13 @@ def test_actor_pair_on_the_edges(scores, lengths, rho, pair):
 
 
 def test_a_score_on_the_edge_of_a_tier_belongs_to_it():
-    """rho 0.1, scores 5 and 0: the edges are 4.5 and 0.5 exactly; rho 0.32 with 4 and 1: 3.04 and 1.96. A hair inside is out."""
+    """rho 0.1, scores 5 and 0: the edges are 4.5 and 0.5; rho 0.32 with 4 and 1: 3.04 and 1.96. A hair inside is out.
+    With eleven judgments: 0.68 x 51/11 + 0.32 x 1/11 = 35/11, which floats miss from above, as they miss 0.68 x 0.5 + 0.32 x 3 = 1.3 from below."""
     assert actor_pair([5, 4.5, 0, 0.5], [2, 1, 1, 2], 0.1) == (1, 3)
     assert actor_pair([5, 4.4999, 0, 0.5001], [2, 1, 1, 2], 0.1) == (0, 2)
     assert actor_pair([4, 3.04, 1, 1.96], [2, 1, 1, 2], 0.32) == (1, 3)
+    assert (1 - 0.32) * 51 / 11 + 0.32 * 1 / 11 > 35 / 11 and actor_pair([51 / 11, 35 / 11, 1 / 11], [2, 1, 5], 0.32) == (1, 2)
+    assert (1 - 0.32) * 0.5 + 0.32 * 3 < 1.3 and actor_pair([3, 0.5, 1.3], [5, 1, 2], 0.32) == (0, 2)
 
 
 def test_the_same_scores_added_in_another_order_are_equal():

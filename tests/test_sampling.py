@@ -27,6 +27,7 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen3NextConfig,
+    xLSTMConfig,
 )
 
 import sampling
@@ -154,6 +155,12 @@ def test_ties_at_the_edge_are_all_in():
     logits = torch.tensor([0.1, 0.1, 0.5, 0.1, 0.1, 0.1]).log()
     assert np.allclose(grid_frequencies(logits, 1.0, 0.75), [0.1, 0.1, 0.5, 0.1, 0.1, 0.1], atol=1e-4)
     assert np.allclose(grid_frequencies(logits, 1.0, 0.45), [0, 0, 1, 0, 0, 0])
+
+
+def test_ties_beyond_the_likeliest_64_are_all_in():
+    """Of 100 equal tokens a nucleus of one half needs 50, and takes all: not the 64 that a search for the likeliest happens to name."""
+    logits = torch.cat([torch.zeros(100), torch.full((100,), -20.0)])
+    assert np.allclose(grid_frequencies(logits, 1.0, 0.5), np.repeat([0.01, 0.0], 100), atol=1e-4)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, BELOW_ONE])
@@ -400,6 +407,7 @@ UNSUITED = {
     "gemma2": (Gemma2Config, {"query_pre_attn_scalar": 16}),                    # soft caps and windows
     "qwen3_next": (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),  # recurrent
     "llama4_text": (Llama4TextConfig, {"attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 96}),
+    "xlstm": (xLSTMConfig, {"num_heads": 4}),                                   # recurrent alone
     "gptj": (GPTJConfig, {"rotary_dim": 8}),                                    # attends by code of its own
 }
 
