@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 LOGIT_ROWS = 512                                  # answer tokens whose vocabulary-wide logits exist at the same time
-PASS_TOKENS = {"cuda": 4096, "cpu": 8192}         # tokens per forward pass; a batch is accumulated from as many as it takes
+PASS_TOKENS = {"cuda": 4096, "cpu": 16384}        # tokens per forward pass, padding included; a batch is accumulated from as many as it takes
 
 
 # ---- the losses
@@ -67,9 +67,7 @@ def answer_logps(model, prompt_ids, answer_ids):
     Logits are computed for answer positions only, LOGIT_ROWS at a time, and again in the backward pass.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(base.config, option, None) is not None:
-            raise ValueError(f"{base.config.model_type} changes its logits by {option}, which this loss does not do: choose another model")
+    check_logits(base)
     rows = [list(prompt) + list(answer) for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
@@ -101,6 +99,13 @@ def add_lora(model, rank):
     return model
 
 
+def check_logits(model):
+    """Raise ValueError for a model whose logits are more than its head's output, which `token_logps` would get wrong."""
+    for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(model.config, option, None) is not None:
+            raise ValueError(f"{model.config.model_type} changes its logits by {option}, which this loss does not do: choose another model")
+
+
 def trainable(model):
     """The LoRA weights by name, in a fixed order, set to require gradients."""
     weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
@@ -122,7 +127,7 @@ def save_adapter(model, folder):
 def set_adapter(model, folder):
     """Put the adapter in `folder` in the place of the model's own. Every key must match (sampling.load checks files from outside)."""
     weights = load_file(Path(folder) / "adapter_model.safetensors")
-    if weights.keys() != get_peft_model_state_dict(model).keys():
+    if weights.keys() != get_peft_model_state_dict(model, save_embedding_layers=False).keys():
         raise ValueError(f"adapter {folder} does not fit the model: it has other keys")
     set_peft_model_state_dict(model, weights)
 
@@ -130,14 +135,17 @@ def set_adapter(model, folder):
 # ---- training
 
 def passes(examples, limit):
-    """Split a list of examples, in order, into runs of at most `limit` tokens each ("size" of an example), at least one example."""
-    runs, used = [], 0
+    """Split a list of examples, in order, into runs of at most `limit` tokens each, padding included, at least one example.
+
+    "size" of an example: its tokens when it is alone, so that a run takes the largest size once for each of its examples.
+    """
+    runs, largest = [], 0
     for example in examples:
-        if not runs or used + example["size"] > limit:
+        largest = max(largest, example["size"])
+        if not runs or (len(runs[-1]) + 1) * largest > limit:
             runs.append([])
-            used = 0
+            largest = example["size"]
         runs[-1].append(example)
-        used += example["size"]
     return runs
 
 
@@ -150,10 +158,11 @@ def learning_rate(step, total, peak, warmup=0.1):
 def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr, seed=0, save_every=20, label="train", unit="examples"):
     """Train the model's adapter on `examples`, keep the epoch that is best on `held_out`, and write it to folder/adapter.
 
-    examples, held_out: lists of dicts with "size", their length in tokens; `compute(list of examples)` returns (losses (B,), figures:
-    name -> (B,)). Steps go to folder/train.jsonl as they are done. AdamW without decay, cosine schedule with warm-up, gradients clipped
-    to norm 1, a fresh optimizer each call. Every `save_every` steps all state goes to folder/checkpoint.safetensors; the same call on
-    the same folder goes on from there, bit for bit as if it had never stopped. Delete that file once the result is safe.
+    examples, held_out: lists of dicts with "tokens" and "size", their tokens without and with padding. `compute(list of examples)`
+    returns (losses (B,), figures: name -> (B,)). Steps go to folder/train.jsonl as they are done. AdamW without decay, cosine schedule
+    with warm-up, gradients clipped to norm 1, a fresh optimizer each call. Every `save_every` steps all state goes to
+    folder/checkpoint.safetensors; the same call on the same folder goes on from there, bit for bit as if it had never stopped. Delete
+    that file once the result is safe.
     Returns the figures of the best epoch.
     Raises FloatingPointError when a loss is not finite.
     """
@@ -191,17 +200,17 @@ def take_step(model, state, batch, compute, rate, limit):
     for part in passes(batch, limit):
         losses, figures = compute(part)
         if not torch.isfinite(losses).all():
-            raise FloatingPointError(f"the loss at step {state.step + 1} is not finite: try a lower --lr; the run resumes from its last checkpoint")
+            raise FloatingPointError(f"the loss at step {state.step + 1} is not finite: start again, in another folder, with a lower --lr")
         (losses.sum() / len(batch)).backward()
         for name, values in {"loss": losses.detach(), **figures}.items():
             totals[name] = totals.get(name, 0) + values.sum().item() / len(batch)
     norm = torch.nn.utils.clip_grad_norm_(state.weights.values(), 1.0).item()
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient at step {state.step + 1} is not finite: try a lower --lr; the run resumes from its last checkpoint")
+        raise FloatingPointError(f"the gradient at step {state.step + 1} is not finite: start again, in another folder, with a lower --lr")
     state.optimizer.param_groups[0]["lr"] = rate
     state.optimizer.step()
     state.step += 1
-    return {**totals, "grad_norm": norm, "tokens": sum(example["size"] for example in batch)}
+    return {**totals, "grad_norm": norm, "tokens": sum(example["tokens"] for example in batch)}
 
 
 @torch.no_grad()
@@ -212,7 +221,7 @@ def measure(model, examples, compute, limit):
     for part in passes(examples, limit):
         losses, figures = compute(part)
         if not torch.isfinite(losses).all():
-            raise FloatingPointError("the loss on held-out examples is not finite: try a lower --lr; the run resumes from its last checkpoint")
+            raise FloatingPointError("the loss on held-out examples is not finite: start again, in another folder, with a lower --lr")
         for name, values in {"loss": losses, **figures}.items():
             totals[name] = totals.get(name, 0) + values.sum().item() / len(examples)
     model.train()
@@ -280,7 +289,7 @@ def train_sft(model, examples, held_out, folder, **settings):
         return sft_loss(answer_logps(model, [example["prompt_ids"] for example in part], answers), answers), {}
 
     for example in [*examples, *held_out]:
-        example["size"] = len(example["prompt_ids"]) + len(example["answer_ids"])
+        example["size"] = example["tokens"] = len(example["prompt_ids"]) + len(example["answer_ids"])
     return train(model, examples, held_out, compute, folder, label="SFT", unit="judgments", **settings)
 
 
@@ -301,7 +310,8 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
         return losses, {name: values.detach() for name, values in figures.items()}
 
     for example in [*examples, *held_out]:
-        example["size"] = 2 * len(example["prompt_ids"]) + len(example["chosen_ids"]) + len(example["rejected_ids"])
+        prompt, chosen, rejected = (len(example[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        example["size"], example["tokens"] = 2 * (prompt + max(chosen, rejected)), 2 * prompt + chosen + rejected
     reference(model, [*examples, *held_out], logps, Path(folder) / "reference.jsonl")
     return train(model, examples, held_out, compute, folder, label="DPO", unit="pairs", **settings)
 

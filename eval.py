@@ -46,7 +46,7 @@ def read_jsonl(file):
 def write_whole(file, text):
     """Write a file beside its place and rename it, so that it is never half there."""
     beside = Path(f"{file}.part")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(text, encoding="utf-8", errors="replace")
     os.replace(beside, file)
 
 

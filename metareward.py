@@ -5,10 +5,12 @@ the seed after a warm start on EFT judgments. One LoRA adapter on one frozen bas
 
 Deviations from the paper: (1) LoRA on a 4-bit base instead of full fine-tuning, with ten times its learning rate; (2) the model under training
 invents its own prompts instead of a 70B model; (3) EFT judgments come from the seed model, kept where they agree with human ranks; (4) the
-epoch is picked by its loss on held-out pairs; (5) the Elo fit is regularised (see `elo`).
+epoch is picked by its loss on held-out pairs; (5) the Elo fit is regularised (see `elo`);
+(6) the judge of every M_t is measured on M_0's held-out answers (eval_judge.jsonl), so that its figures compare.
 """
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -30,7 +32,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import prompts as words
-from dpo import add_lora, save_adapter, set_adapter, train_dpo, train_sft
+from dpo import add_lora, check_logits, save_adapter, set_adapter, train_dpo, train_sft
 from eval import figure_rows, measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_whole
 from sampling import Chat, load, load_tokenizer, sample
 
@@ -180,13 +182,17 @@ class Settings:
             if not good:
                 raise ValueError(f"--{name.replace('_', '-')} must be {must}, not {getattr(self, name)}")
 
-        for name, least in {"iters": 1, "prompts_per_iter": 1, "responses": 2, "judgments": 1 if self.no_meta_judge else 2, "judge_iters": 0,
-                            "max_answer_tokens": 1, "max_judgment_tokens": 1, "max_verdict_tokens": 1, "temperature": 0, "batch_size": 1,
+        for name, least in {"iters": 1, "seed": 0, "prompts_per_iter": 1, "responses": 2, "judgments": 1 if self.no_meta_judge else 2,
+                            "judge_iters": 0, "max_answer_tokens": 1, "max_judgment_tokens": 1, "max_verdict_tokens": 1, "temperature": 0,
+                            "batch_size": 1,
                             "epochs": 1, "eft_epochs": 1, "lora_rank": 1, "max_score": 1}.items():
             check(getattr(self, name) >= least, name, f"at least {least}")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
-        check(self.beta > 0, "beta", "above 0")
-        check(self.lr > 0, "lr", "above 0")
+        check(0 < self.beta < math.inf, "beta", "above 0")
+        check(0 < self.lr < math.inf, "lr", "above 0")
+        check(self.temperature < math.inf, "temperature", "finite")
+        check(all(limit >= 0 for limit in self.max_response_chars), "max_response_chars", "0 or more")
+        check(all(limit >= 0 for limit in self.max_judgment_chars), "max_judgment_chars", "0 or more")
         check(all(0 <= rho <= 1 for rho in self.rho), "rho", "in [0, 1]")
         for name in ("rho", "max_response_chars", "max_judgment_chars"):
             default = next(field.default for field in dataclasses.fields(self) if field.name == name)
@@ -212,7 +218,7 @@ def parse_settings(argv=None):
         if field.default is not None and kind is not bool:
             about += f" (default: {' '.join(map(str, field.default)) if kind is tuple else field.default})"
         if kind is bool:
-            parser.add_argument(flag, action="store_const", const=True, help=about)
+            parser.add_argument(flag, action="store_true", default=None, help=about)
         elif kind is tuple:
             parser.add_argument(flag, type=field.metadata["type"], nargs="+", metavar="X", help=about)
         else:
@@ -224,8 +230,8 @@ def parse_settings(argv=None):
             print(f"No CUDA GPU found: running the tiny world ({given['model']}) on the CPU. Another model: --model NAME_OR_FOLDER.")
     if "rubric" in given and "max_score" not in given:
         raise ValueError("--rubric needs --max-score, the highest score that the rubric gives")
-    settings = read_preset(given["model"]) | given
-    return Settings(**{"out": f"runs/{Path(settings['model']).name}"} | settings)
+    settings = {"out": f"runs/{Path(given['model']).name}", "bits": 4 if torch.cuda.is_available() else 32} | read_preset(given["model"]) | given
+    return Settings(**settings)
 
 
 def read_preset(model):
@@ -233,16 +239,22 @@ def read_preset(model):
     file = Path(model) / "preset.json"
     if not file.is_file():
         return {}
-    try:
-        preset = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    unknown = preset.keys() - {field.name for field in dataclasses.fields(Settings)}
-    if unknown:
-        raise ValueError(f"{file}: unknown setting {sorted(unknown)[0]}")
+    preset = read_json(file)
+    fields = {field.name: field.type for field in dataclasses.fields(Settings)}
+    for name, value in preset.items() if isinstance(preset, dict) else [("not a record", None)]:
+        kinds = {float: (int, float), tuple: list}.get(fields.get(name), fields.get(name))
+        if kinds is None or not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool):
+            raise ValueError(f"{file}: {name}: no setting, or not of the right type")
     for name in preset.keys() & {"prompts", "eval_prompts", "eft", "rubric"}:
         preset[name] = str(Path(model) / preset[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in preset.items()}
+
+
+def read_json(file):
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        raise ValueError(f"{file}: not JSON") from None
 
 
 # ---- what a run reads
@@ -259,6 +271,18 @@ def ranked_replies(settings):
     return [{"prompt_id": f"{i}", **record} for i, record in enumerate(itertools.islice(words.oasst_replies(file), OASST_PROMPTS))]
 
 
+def unused(records, held_out):
+    """Prompts without repetitions and without those held out for measuring: (records, what was dropped)."""
+    seen, held, kept, dropped = set(), {record["prompt"] for record in held_out}, [], Counter()
+    for record in records:
+        if record["prompt"] in held or record["prompt"] in seen:
+            dropped["prompt held out for measuring" if record["prompt"] in held else "prompt a duplicate"] += 1
+        else:
+            seen.add(record["prompt"])
+            kept.append(record)
+    return kept, dropped
+
+
 # ---- a run and its files
 
 class Run:
@@ -268,30 +292,46 @@ class Run:
         self.settings, self.out = settings, Path(settings.out)
         self.rubric = words.read_text(settings.rubric, "--rubric").strip() if settings.rubric else words.RUBRIC
         self.eval_prompts = words.read_prompts(settings.eval_prompts, "--eval-prompts")
-        self.all_prompts = words.read_prompts(settings.prompts) if settings.prompts else None
+        self.all_prompts, self.unfit = unused(words.read_prompts(settings.prompts), self.eval_prompts) if settings.prompts else (None, Counter())
         if self.all_prompts and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
-                             f"{settings.prompts_per_iter}: use at most --prompts-per-iter {len(self.all_prompts) // settings.iters}")
+                             f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
         self.chat = Chat(load_tokenizer(settings.model))
         self.replies = None if settings.no_eft else ranked_replies(settings)
-        self.claim_folder()
+        self.check_folder()
         self.model, self.tokenizer = load(settings.model, bits=settings.bits)
+        check_logits(self.model)
+        self.claim_folder()
         torch.manual_seed(settings.seed)
         self.model = add_lora(self.model, settings.lora_rank)
 
-    def claim_folder(self):
-        """Write config.json, or refuse a folder whose run had other settings. More iterations may be asked for later."""
-        mine = json.loads(json.dumps(dataclasses.asdict(self.settings)))
-        file = self.out / "config.json"
-        if file.exists():
-            theirs = json.loads(file.read_text())["settings"]
-            for name in mine:
-                if name not in ("iters", "out") and mine[name] != theirs.get(name):
-                    raise ValueError(f"{self.out} holds a run with --{name.replace('_', '-')} {theirs.get(name)}, not {mine[name]}: "
-                                     "choose another --out, or the same settings")
-        self.out.mkdir(parents=True, exist_ok=True)
+    def told(self):
+        """What config.json says of this run: its settings, the content of the files they name, and versions."""
+        files = {name: hashlib.sha256(Path(getattr(self.settings, name)).read_bytes()).hexdigest()[:16]
+                 for name in ("prompts", "eval_prompts", "eft", "rubric") if getattr(self.settings, name)}
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
-        write_whole(file, json.dumps({"settings": mine, "versions": versions}, indent=1) + "\n")
+        return json.loads(json.dumps({"settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))
+
+    def check_folder(self):
+        """Refuse a folder whose run had other settings, or other content in the files it read. More iterations may be asked for later."""
+        file, mine = self.out / "config.json", self.told()
+        if not file.exists():
+            return
+        theirs = read_json(file)
+        if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
+            raise ValueError(f"{self.out} is no run's folder, though it has a config.json: choose another --out")
+        for name, value in mine["settings"].items():
+            was = theirs["settings"].get(name)
+            if name not in ("iters", "out") and value != was and not (isinstance(value, list) and value[: len(was or [])] == was):
+                raise ValueError(f"{self.out} holds a run with --{name.replace('_', '-')} {was}, not {value}: "
+                                 "choose another --out, or the same settings")
+        for name, content in theirs.get("files", {}).items():
+            if content != mine["files"].get(name):
+                raise ValueError(f"{self.out} holds a run whose --{name.replace('_', '-')} file had another content: choose another --out")
+
+    def claim_folder(self):
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_whole(self.out / "config.json", json.dumps(self.told(), indent=1) + "\n")
 
     def folder(self, t):
         folder = self.out / f"iter{t}"
@@ -302,10 +342,12 @@ class Run:
     def timed(self, t, stage):
         """Add the seconds this takes to those that iteration t's `stage` took before."""
         start = time.perf_counter()
-        yield
-        seconds = self.seconds(t)
-        seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
-        write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
+        try:
+            yield
+        finally:
+            seconds = self.seconds(t)
+            seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
+            write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
 
     def seconds(self, t):
         file = self.folder(t) / "seconds.json"
@@ -370,12 +412,12 @@ def answer(run, t, prompts, name="responses.jsonl", n=None, label="answers"):
     def finish(item, samples):
         return {**item, "responses": [{"text": s.text, "finished": s.finished, "tokens": len(s.tokens)} for s in samples[0]]}
 
-    return run.fill(t, name, [{"id": p["prompt_id"], **p} for p in prompts], lambda item: [item["prompt"]], finish,
+    return run.fill(t, name, [{**p, "id": p["prompt_id"]} for p in prompts], lambda item: [item["prompt"]], finish,
                     n or run.settings.responses, run.settings.max_answer_tokens, label)
 
 
 def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
-    """As judge, score answers: records with "judgments" (None where cut off or malformed) and their mean "score"."""
+    """As judge, score answers: records with "judgments", their "scores" (None where cut off or malformed) and the mean "score"."""
     def ask(item):
         return [words.judge_prompt(item["prompt"], item["text"], run.rubric)]
 
@@ -412,7 +454,10 @@ def meta_judge(run, t, answers):
 def choose_prompts(run, t):
     """The prompts of iteration t, none of them used before, from the file or invented by the model: (records, what was dropped)."""
     count = run.settings.prompts_per_iter
-    chosen, dropped = (run.all_prompts[(t - 1) * count: t * count], Counter()) if run.all_prompts else invent_prompts(run, t, count)
+    if run.all_prompts:
+        chosen, dropped = run.all_prompts[(t - 1) * count: t * count], run.unfit if t == 1 else Counter()
+    else:
+        chosen, dropped = invent_prompts(run, t, count)
     write_whole(run.folder(t) / "prompts.jsonl", "".join(json.dumps(record) + "\n" for record in chosen))
     return chosen, dropped
 
@@ -424,7 +469,8 @@ def invent_prompts(run, t, count):
     requests, chosen = [], []
     while len(chosen) < count:
         if len(requests) > 20 * count + 100:
-            raise ValueError(f"the model invents too few new prompts ({len(chosen)} in {len(requests)} tries): give a file with --prompts")
+            raise ValueError(f"the model invents too few new prompts ({len(chosen)} in {len(requests)} tries): choose another --out and give "
+                             "a file with --prompts")
         requests += [{"id": f"{i}", "seeds": random.Random(f"{run.settings.seed}/{t}/{i}").sample(seeds, 8)}
                      for i in range(len(requests), len(requests) + max(32, count - len(chosen)))]
         replies = run.fill(t, "requests.jsonl", requests, lambda item: [words.new_task_prompt(item["seeds"])],
@@ -432,8 +478,9 @@ def invent_prompts(run, t, count):
         unlike = words.Unlike([*seeds, *earlier, *(record["prompt"] for record in run.eval_prompts)])
         tasks = [reply for reply in replies if reply["task"]]
         chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in tasks if unlike.add(reply["task"])]
-    return chosen[:count], Counter({"new prompt malformed or cut off": len(replies) - len(tasks),
-                                    "new prompt nearly a duplicate": len(tasks) - len(chosen)})
+    return chosen[:count], +Counter({"new prompt malformed or cut off": len(replies) - len(tasks),
+                                     "new prompt nearly a duplicate": len(tasks) - len(chosen),
+                                     "new prompt not needed": max(0, len(chosen) - count)})
 
 
 def unique_answers(records):
@@ -452,6 +499,8 @@ def unique_answers(records):
                 seen.add(response["text"])
                 items.append({"id": f"{record['prompt_id']}/{number}", "prompt_id": record["prompt_id"], "prompt": record["prompt"],
                               "text": response["text"], **true_score(record, response["text"])})
+        if not seen:
+            dropped["prompt without a finished answer"] += 1
     return items, dropped
 
 
@@ -563,7 +612,7 @@ def warm_start(run):
     judged = judge(run, 0, items, label="judgments of ranked replies")
     examples, dropped = agreeing_judgments(judged, run.rubric, settings.seed)
     if not examples:
-        raise ValueError("the seed model gave no judgment that agrees with the ranked replies: start without them with --no-eft")
+        raise ValueError("the seed model gave no judgment that agrees with the ranked replies: choose another --out and --no-eft")
     write_whole(folder / "sft.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
     tokenized = [{"prompt_id": e["prompt_id"], "prompt_ids": run.chat.prompt(e["prompt"][0]["content"]),
                   "answer_ids": run.chat.answer(e["completion"][0]["content"])} for e in examples]
@@ -582,8 +631,10 @@ def agreeing_judgments(judged, rubric, seed):
     for prompt_id, group in by_prompt(judged).items():
         for judgments in zip(*(record["judgments"] for record in group)):
             scores = [j["score"] for j in judgments]
-            if any(score is None for score in scores):
-                dropped["EFT judgments malformed or cut off"] += len(scores)
+            missing = sum(score is None for score in scores)
+            if missing:
+                dropped["EFT judgments malformed or cut off"] += missing
+                dropped["EFT judgments lost with one of their round"] += len(scores) - missing
                 continue
             ordered = [score for _, score in sorted(zip([record["rank"] for record in group], scores), key=lambda x: (x[0], -x[1]))]
             if ordered[0] == ordered[-1] or any(a < b for a, b in zip(ordered, ordered[1:])):
@@ -671,13 +722,13 @@ def loop(run):
             if t:
                 set_adapter(run.model, run.folder(t - 1) / "adapter")
             write_whole(figures_file, json.dumps(iterate(run, t) if t else start(run)))
-            (run.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
+        (run.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
         set_adapter(run.model, run.folder(t) / "adapter")
         with run.timed(t, "measuring"):
             measured = measure(run, t)
         records.append({"iteration": t, **measured, **json.loads(figures_file.read_text()), "seconds": run.seconds(t)})
         write_whole(file, json.dumps(records, indent=1) + "\n")
-        report(run.out)
+        report(run.out)  # after each iteration, for those who watch
         print(f"M_{t}: " + ", ".join(f"{name} {value}" for name, value in figure_rows(records[-1:]) if name in GLANCE))
     return records
 
@@ -700,6 +751,7 @@ def main(argv=None):
         settings = parse_settings(argv)
         run = Run(settings)
         print(table(loop(run)))
+        report(settings.out)
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on where this one was", file=sys.stderr)

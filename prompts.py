@@ -119,7 +119,7 @@ def parse_task(reply):
 
 def read_text(file, flag):
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{flag} {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
 

@@ -29,7 +29,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it 
 from huggingface_hub.utils import logging as hub_logging
 from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 hub_logging.set_verbosity_error()  # our own line says what could not be fetched
@@ -55,6 +55,9 @@ def load(model, adapter=None, bits=None, device=None):
     if adapter is None:
         adapter = next((place for place in (folder / "adapter", folder) if (place / "adapter_config.json").is_file()), None)
         model = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path if adapter else model
+        settings = folder.parent / "config.json"  # of a run: an adapter belongs to the precision it was trained in
+        if adapter and bits is None and settings.is_file():
+            bits = json.loads(settings.read_text()).get("settings", {}).get("bits")
     if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise ValueError(f"adapter {adapter} has no adapter_model.safetensors")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,7 +66,8 @@ def load(model, adapter=None, bits=None, device=None):
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     tokenizer = load_tokenizer(model)
     network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True)
+        model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True,
+        trust_remote_code=False)
     network.requires_grad_(False)
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -77,8 +81,8 @@ def load(model, adapter=None, bits=None, device=None):
 def load_tokenizer(model):
     """The model's tokenizer. Raises OSError, with what to do, if there is no such model: this is asked for before the weights are."""
     try:
-        AutoConfig.from_pretrained(model)
-        return AutoTokenizer.from_pretrained(model)
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except OSError as error:
         raise OSError(f"model {model} cannot be loaded ({str(error).strip().splitlines()[0]}); name a model folder or a model of the hub; "
                       "for a gated one ask for access on its page, then run: hf auth login") from None
@@ -86,7 +90,7 @@ def load_tokenizer(model):
 
 def check_adapter(model, folder):
     """Raise ValueError unless the adapter's file has exactly the keys and shapes of the model's LoRA weights."""
-    expected = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(model).items()}
+    expected = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -178,7 +182,8 @@ class SharedPrefixCache:
     def keep(self, rows):
         """Forget all rows but these."""
         self.group = self.group[rows]
-        self.suffix = {layer: tuple(x[rows] for x in pair) for layer, pair in self.suffix.items()}
+        for layer in self.suffix:  # one by one: all layers' old and new suffixes at once may not fit
+            self.suffix[layer] = tuple(x[rows] for x in self.suffix[layer])
         self.arrange()
 
     def store_prefix(self, layer, key, value):
@@ -341,12 +346,14 @@ def batches(prompts, n, max_new_tokens, capacity):
 
 
 def cache_capacity(model):
-    """How many tokens' keys and values fit: in half of the free memory on CUDA, in 1 GiB elsewhere."""
+    """How many tokens' keys and values fit: in half of what PyTorch does not use on CUDA, in 1 GiB elsewhere."""
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = 2 * config.num_hidden_layers * (config.num_key_value_heads or config.num_attention_heads) * width * model.dtype.itemsize
-    memory = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else 2**30
-    return memory // size
+    if model.device.type != "cuda":
+        return 2**30 // size
+    torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
+    return torch.cuda.mem_get_info(model.device)[0] // 2 // size
 
 
 def padded(rows, device):
@@ -354,7 +361,8 @@ def padded(rows, device):
     return torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
 
 
-PREFILL_TOKENS = 16384  # prompt tokens computed at once
+PREFILL_TOKENS = 16384  # tokens of prefixes computed at once
+PREFILL_SIZE = 2**28    # attention scores, or logits, of rows' own tokens that exist at once
 
 
 def start(model, batch, max_new_tokens):
@@ -372,7 +380,9 @@ def start(model, batch, max_new_tokens):
         model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, shared=cache)
     ids = padded(own, device)
     lengths = torch.tensor([len(row) for row in own], device=device)
-    logits, step = None, max(1, PREFILL_TOKENS // len(own))
+    config, (G, R) = model.config, cache.grid
+    width = config.num_attention_heads * (max(map(len, prefixes)) + cache.suffix_size)
+    logits, step = None, max(1, PREFILL_SIZE // (G * R * max(width, config.vocab_size)))
     for first in range(0, ids.shape[1], step):
         part = ids[:, first: first + step]
         cache.feed(torch.arange(first, first + part.shape[1], device=device)[None].expand_as(part))
@@ -431,6 +441,10 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
         raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_p in (0, 1] and one of keys per prompt")
     chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)
     ids = [chat.prompt(text) for text in prompts]
+    longest, context = max(map(len, ids), default=0) + max_new_tokens, getattr(model.config, "max_position_embeddings", None)
+    if context and longest > context:
+        raise ValueError(f"a prompt of {longest - max_new_tokens} tokens and {max_new_tokens} new ones exceed the model's context of {context}: "
+                         "shorten the prompts or the answers")
     samples = [[None] * n for _ in prompts]
     with shared_prefix(model):
         for batch in batches(ids, n, max_new_tokens, capacity or cache_capacity(model)):
@@ -457,7 +471,7 @@ def main():
         model, tokenizer = load(args.model, bits=args.bits)
         answers = sample(model, tokenizer, [args.question], args.n, max_new_tokens=args.max_new_tokens,
                          temperature=args.temperature, top_p=args.top_p, seed=args.seed)[0]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     for answer in answers:

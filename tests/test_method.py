@@ -451,7 +451,8 @@ def test_agreeing_judgments_by_hand():
     """Replies of rank 1, 0, 2. In the order 0 1 2 the five rounds of judgments say: 4 3 1 (agrees), 3 3 3 (says nothing), 3 4 1 (puts the second
     best first), none 2 1 (does not parse), 3 3 1 (agrees: a tie is no contradiction, and best is above worst). Rounds 0 and 4 stay."""
     examples, dropped = agreeing_judgments(ranked("a", (1, 3, 3, 4, 2, 3), (0, 4, 3, 3, None, 3), (2, 1, 3, 1, 1, 1)), "the rubric", seed=0)
-    assert dropped == {"EFT judgments malformed or cut off": 3, "EFT judgments that disagree with the ranks": 6}
+    assert dropped == {"EFT judgments malformed or cut off": 1, "EFT judgments lost with one of their round": 2,
+                       "EFT judgments that disagree with the ranks": 6}
     kept = sorted((e["completion"][0]["content"], e["score"]) for e in examples)
     assert kept == [("a0 judgment 0", 3), ("a0 judgment 4", 3), ("a1 judgment 0", 4), ("a1 judgment 4", 3),
                     ("a2 judgment 0", 1), ("a2 judgment 4", 1)]

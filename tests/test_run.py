@@ -195,7 +195,7 @@ def refusal(capsys, *arguments):
     (["--rubric", "LICENSE"], "--rubric needs --max-score"),
     (["--rubric", "nowhere.txt", "--max-score", "10"], "--rubric nowhere.txt"),
     (["--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl"),
-    (["--prompts-per-iter", "1000"], "use at most --prompts-per-iter 90"),
+    (["--prompts-per-iter", "1000"], "--prompts-per-iter 90 at most"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
     (["--model", "nobody/nothing"], "model nobody/nothing cannot be loaded"),
 ])
@@ -220,6 +220,38 @@ def test_bad_files(flag, content, says, capsys, tmp_path):
 
 def test_another_configuration_is_refused_by_name(whole, capsys):
     assert "--beta 0.1, not 0.2" in refusal(capsys, *whole[1], "--model", "tiny", "--out", whole[0], "--beta", "0.2")
+
+
+def test_another_content_of_a_file_is_refused_by_name(whole, capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    config = json.loads((whole[0] / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "files": {**config["files"], "rubric": "0"}}))
+    assert "--rubric file" in refusal(capsys, *whole[1], "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", "{"])
+def test_a_foreign_folder_is_refused(config, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    refusal(capsys, "--model", TINY, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["[]", "{", '{"rho": 0.3}', '{"lr": "x"}', '{"nonsense": 1}', '{"prompts": null}', '{"no_eft": 1}'])
+def test_a_bad_preset_is_refused(preset, capsys, tmp_path):
+    (tmp_path / "preset.json").write_text(preset)
+    assert "preset.json" in refusal(capsys, "--model", tmp_path, "--out", tmp_path / "run")
+
+
+def test_repeated_and_held_out_prompts_are_dropped_and_counted():
+    records, dropped = metareward.unused([{"prompt": p} for p in ("a", "b", "a", "c")], [{"prompt": "c"}])
+    assert [r["prompt"] for r in records] == ["a", "b"] and dropped == {"prompt a duplicate": 1, "prompt held out for measuring": 1}
+
+
+def test_a_users_own_id_field_is_no_item_id(tmp_path, capsys):
+    """Prompt records may carry any field of their own; two records with the same "id" are still two prompts."""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"How do I {what}?", "id": "easy"}) + "\n" for what in ("sing", "cook")))
+    metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--prompts", str(tmp_path / "prompts.jsonl"),
+                          "--prompts-per-iter", "2"))
+    assert [r["id"] for r in read_jsonl(tmp_path / "run" / "iter1" / "responses.jsonl")] == ["0", "1"]
 
 
 def test_without_cuda_one_line_says_what_runs(capsys):

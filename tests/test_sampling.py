@@ -94,6 +94,7 @@ def test_rows_end_at_different_times(llama):
 def test_logits_over_shared_prefixes_are_exact(name, prefill, tiny, monkeypatch):
     """float64 to 1e-9: the prompts' last logits and three tokens more. Any mistake of mask, position or grouping is at least 1e-3."""
     monkeypatch.setattr(sampling, "PREFILL_TOKENS", prefill)
+    monkeypatch.setattr(sampling, "PREFILL_SIZE", prefill)
     config_class, settings = FAMILIES[name]
     model = random_model(config_class, tiny[1], dtype=torch.float64, **settings)
     prompts = [Chat(tiny[1]).prompt(text) for text in PROMPTS]

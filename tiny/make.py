@@ -1,6 +1,6 @@
 """Makes the tiny world from nothing: tokenizer, seed model, prompts, ranked replies, rubric. `python -m tiny.make [FOLDER]`
 
-The seed model is an ordinary Llama of 0.7 M parameters, pre-trained on what the three roles of Meta-Rewarding write. First it learns to
+The seed model is an ordinary Llama of 0.8 M parameters, pre-trained on what the three roles of Meta-Rewarding write. First it learns to
 read: every mark a judge or meta-judge gives is right. Then it learns the habits that the method has to deal with:
 - actor: has each of the five elements with the probability HAS, and pads.
 - judge: flips marks (NOISE), and sees elements that are not there, the more so the more an answer is padded (FONDNESS).
