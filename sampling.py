@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 hub_logging.set_verbosity_error()  # our own line says what could not be fetched
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks transformers for it
 
 
 @dataclass(frozen=True)
