@@ -245,6 +245,8 @@ def read_preset(model):
         kinds = {float: (int, float), tuple: list}.get(fields.get(name), fields.get(name))
         if kinds is None or not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool):
             raise ValueError(f"{file}: {name}: no setting, or not of the right type")
+    if "rubric" in preset and "max_score" not in preset:
+        raise ValueError(f"{file}: rubric needs max_score, the highest score that the rubric gives")
     for name in preset.keys() & {"prompts", "eval_prompts", "eft", "rubric"}:
         preset[name] = str(Path(model) / preset[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in preset.items()}
@@ -293,7 +295,7 @@ class Run:
         self.rubric = words.read_text(settings.rubric, "--rubric").strip() if settings.rubric else words.RUBRIC
         self.eval_prompts = words.read_prompts(settings.eval_prompts, "--eval-prompts")
         self.all_prompts, self.unfit = unused(words.read_prompts(settings.prompts), self.eval_prompts) if settings.prompts else (None, Counter())
-        if self.all_prompts and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
+        if self.all_prompts is not None and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
                              f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
         self.chat = Chat(load_tokenizer(settings.model))
@@ -320,9 +322,11 @@ class Run:
         theirs = read_json(file)
         if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
             raise ValueError(f"{self.out} is no run's folder, though it has a config.json: choose another --out")
+        iters = theirs["settings"].get("iters")
         for name, value in mine["settings"].items():
             was = theirs["settings"].get(name)
-            if name not in ("iters", "out") and value != was and not (isinstance(value, list) and value[: len(was or [])] == was):
+            grown = isinstance(was, list) and len(was) == iters and value[:iters] == was  # a schedule goes on where it ended
+            if name not in ("iters", "out") and value != was and not grown:
                 raise ValueError(f"{self.out} holds a run with --{name.replace('_', '-')} {was}, not {value}: "
                                  "choose another --out, or the same settings")
         for name, content in theirs.get("files", {}).items():
@@ -454,7 +458,7 @@ def meta_judge(run, t, answers):
 def choose_prompts(run, t):
     """The prompts of iteration t, none of them used before, from the file or invented by the model: (records, what was dropped)."""
     count = run.settings.prompts_per_iter
-    if run.all_prompts:
+    if run.all_prompts is not None:
         chosen, dropped = run.all_prompts[(t - 1) * count: t * count], run.unfit if t == 1 else Counter()
     else:
         chosen, dropped = invent_prompts(run, t, count)

@@ -235,10 +235,20 @@ def test_a_foreign_folder_is_refused(config, capsys, tmp_path):
     refusal(capsys, "--model", TINY, "--out", tmp_path)
 
 
-@pytest.mark.parametrize("preset", ["[]", "{", '{"rho": 0.3}', '{"lr": "x"}', '{"nonsense": 1}', '{"prompts": null}', '{"no_eft": 1}'])
+@pytest.mark.parametrize("preset", [
+    "[]", "{", '{"rho": 0.3}', '{"lr": "x"}', '{"nonsense": 1}', '{"prompts": null}', '{"no_eft": 1}', '{"rubric": "r.txt"}',
+])
 def test_a_bad_preset_is_refused(preset, capsys, tmp_path):
     (tmp_path / "preset.json").write_text(preset)
     assert "preset.json" in refusal(capsys, "--model", tmp_path, "--out", tmp_path / "run")
+
+
+def test_iterations_may_be_added_later(whole, capsys):
+    """The finished run goes on with a third iteration, its schedule of rho with it; the first two stay as they are."""
+    run, arguments, _ = whole
+    before = (run / "iter2" / "pairs.jsonl").read_bytes()
+    metareward.main([*arguments, "--out", str(run), "--iters", "3"])
+    assert len(json.loads((run / "summary.json").read_text())) == 4 and (run / "iter2" / "pairs.jsonl").read_bytes() == before
 
 
 def test_repeated_and_held_out_prompts_are_dropped_and_counted():
