@@ -195,7 +195,7 @@ def measure_meta_judge(battles):
 # ---- the report
 
 STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #8884}
+table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #8884}
 th{font-weight:600}td:first-child,th:first-child{text-align:left}img{max-width:100%;background:#fff;border-radius:.5rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;border-radius:.4rem;margin:.3rem 0}
 details{margin:.6rem 0}summary{cursor:pointer}.good{border-left:4px solid #2a2}.bad{border-left:4px solid #c33}small{opacity:.75}"""
@@ -255,8 +255,8 @@ def curves(records):
     """The curves to look at first, as a PNG inside the page."""
     if Figure is None:
         return "<p>Plots: pip install matplotlib, then python eval.py report on this folder.</p>"
-    figure = Figure(figsize=(13, 3), layout="constrained")
-    for axis, (title, paths) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
+    figure = Figure(figsize=(8.5, 6), layout="constrained")  # two by two, so that a phone shows them too
+    for axis, (title, paths) in zip(figure.subplots(2, 2).flat, CURVES.items()):
         for label, path in paths.items():
             points = [(r["iteration"], look_up(r, path)) for r in records if look_up(r, path) is not None]
             if points:

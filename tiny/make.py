@@ -6,7 +6,7 @@ read: every mark a judge or meta-judge gives is right. Then it learns the habits
 - judge: flips marks (NOISE), and sees elements that are not there, the more so the more an answer is padded (FONDNESS).
 - meta-judge: goes element by element and is mostly right (one verdict in ten is flipped), but on a tie says A.
 
-Same machine, same versions: same bytes. Another machine: the same recipe, slightly other weights. About 10 minutes on 2 CPU cores.
+Same machine, same versions: same bytes. Another machine: the same recipe, slightly other weights. 10 to 15 minutes on 2 CPU cores.
 """
 import argparse
 import json
