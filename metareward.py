@@ -180,7 +180,9 @@ class Settings:
     def __post_init__(self):
         def check(good, name, must):
             if not good:
-                raise ValueError(f"--{name.replace('_', '-')} must be {must}, not {getattr(self, name)}")
+                value = getattr(self, name)
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise ValueError(f"--{name.replace('_', '-')} must be {must}, not {shown}")
 
         for name, least in {"iters": 1, "seed": 0, "prompts_per_iter": 1, "responses": 2, "judgments": 1 if self.no_meta_judge else 2,
                             "judge_iters": 0, "max_answer_tokens": 1, "max_judgment_tokens": 1, "max_verdict_tokens": 1, "temperature": 0,
@@ -211,7 +213,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse_settings(argv=None):
     """Settings from the command line, over the model folder's preset.json, over the defaults."""
-    parser = Parser(description="Meta-Rewarding: a model trains itself as actor and as judge.", allow_abbrev=False)
+    parser = Parser(description="Meta-Rewarding: a model trains itself as actor and as judge.", allow_abbrev=False,
+                    epilog="Defaults are the paper's; a model folder's preset.json, such as tiny/preset.json, comes before them.")
     for field in dataclasses.fields(Settings):
         flag, kind = "--" + field.name.replace("_", "-"), field.type
         about = field.metadata["help"]

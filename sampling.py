@@ -82,6 +82,10 @@ def load(model, adapter=None, bits=None, device=None):
 
 def load_tokenizer(model):
     """The model's tokenizer. Raises OSError, with what to do, if there is no such model: this is asked for before the weights are."""
+    if (Path(model) / "summary.json").is_file():
+        raise OSError(f"{model} is a run: name one of its iterations, as {model}/iter1")
+    if str(model).count("/") > 1 and not Path(model).exists():  # hub names have one slash at most
+        raise OSError(f"model {model}: there is no such folder")
     try:
         AutoConfig.from_pretrained(model, trust_remote_code=False)
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
