@@ -50,6 +50,11 @@ def write_whole(file, text):
     os.replace(beside, file)
 
 
+def write_jsonl(file, records):
+    """Write records as a JSONL file that is never half there; stages that sample append their lines themselves."""
+    write_whole(file, "".join(json.dumps(record) + "\n" for record in records))
+
+
 # ---- figures
 
 def numbers(name, values, low=-math.inf, high=math.inf):

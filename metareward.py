@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import prompts as words
 from dpo import add_lora, check_logits, save_adapter, set_adapter, train_dpo, train_sft
-from eval import figure_rows, measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_whole
+from eval import figure_rows, measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_jsonl, write_whole
 from sampling import Chat, load, load_tokenizer, sample
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
@@ -465,7 +465,7 @@ def choose_prompts(run, t):
         chosen, dropped = run.all_prompts[(t - 1) * count: t * count], run.unfit if t == 1 else Counter()
     else:
         chosen, dropped = invent_prompts(run, t, count)
-    write_whole(run.folder(t) / "prompts.jsonl", "".join(json.dumps(record) + "\n" for record in chosen))
+    write_jsonl(run.folder(t) / "prompts.jsonl", chosen)
     return chosen, dropped
 
 
@@ -620,7 +620,7 @@ def warm_start(run):
     examples, dropped = agreeing_judgments(judged, run.rubric, settings.seed)
     if not examples:
         raise ValueError("the seed model gave no judgment that agrees with the ranked replies: choose another --out and --no-eft")
-    write_whole(folder / "sft.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
+    write_jsonl(folder / "sft.jsonl", examples)
     tokenized = [{"prompt_id": e["prompt_id"], "prompt_ids": run.chat.prompt(e["prompt"][0]["content"]),
                   "answer_ids": run.chat.answer(e["completion"][0]["content"])} for e in examples]
     best = train_sft(run.model, *hold_out(tokenized, settings.seed), folder, epochs=settings.eft_epochs, batch_size=settings.batch_size,
@@ -702,7 +702,7 @@ def iterate(run, t):
         dropped += lost
         pairs += more
         figures["meta_judge"] = measure_meta_judge(battles) | {"weights": weights}
-    write_whole(run.folder(t) / "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_jsonl(run.folder(t) / "pairs.jsonl", pairs)
     kinds = Counter(pair["kind"] for pair in pairs)
     figures["pairs"] = {"actor": kinds["actor"], "judge": kinds["judge"], "dropped": {reason: n for reason, n in dropped.items() if n}}
     with run.timed(t, "training"):
@@ -721,6 +721,8 @@ def loop(run):
     """All iterations, from wherever the run's folder stands. Returns the records of summary.json."""
     file = run.out / "summary.json"
     records = json.loads(file.read_text()) if file.exists() else []
+    if records:
+        report(run.out)  # the process may have died before it drew the last one
     for t in range(run.settings.iters + 1):
         if t < len(records):
             continue
@@ -758,7 +760,6 @@ def main(argv=None):
         settings = parse_settings(argv)
         run = Run(settings)
         print(table(loop(run)))
-        report(settings.out)
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on where this one was", file=sys.stderr)
