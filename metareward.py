@@ -38,7 +38,7 @@ from sampling import Chat, load, load_tokenizer, sample
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
-BLOCK = 512             # samples drawn between two writes to disk; what a crash may cost
+BLOCK = 4096            # samples drawn together; those of a block that a crash cut short are drawn again
 HELD_OUT = 0.1          # share of the prompts whose pairs pick the epoch instead of training
 EVAL_ANSWERS = 4        # answers per held-out prompt
 OASST_PROMPTS = 600     # of oasst1 for the warm start: with N judgments per reply enough for the paper's 1,630 examples and more
@@ -170,6 +170,7 @@ class Settings:
     eft_epochs: int = option(3, "of the warm start")
     lora_rank: int = option(16, "rank of the adapter")
     bits: int = option(None, "4 (NF4), 16 or 32 (default: 4 on CUDA, 32 elsewhere)", choices=[4, 16, 32])
+    max_tokens_in_cache: int = option(None, "keys and values that sampling keeps, in tokens (default: what fits into memory)")
     rubric: str = option(None, "a file with another rubric; needs --max-score")
     max_score: int = option(5, "the rubric's highest score")
     eft: str = option(None, "JSONL of human-ranked replies for the warm start (default: oasst1 from the hub)")
@@ -189,6 +190,7 @@ class Settings:
                             "batch_size": 1,
                             "epochs": 1, "eft_epochs": 1, "lora_rank": 1, "max_score": 1}.items():
             check(getattr(self, name) >= least, name, f"at least {least}")
+        check(self.max_tokens_in_cache is None or self.max_tokens_in_cache >= 1, "max_tokens_in_cache", "at least 1")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         check(0 < self.beta < math.inf, "beta", "above 0")
         check(0 < self.lr < math.inf, "lr", "above 0")
@@ -329,7 +331,7 @@ class Run:
         for name, value in mine["settings"].items():
             was = theirs["settings"].get(name)
             grown = isinstance(was, list) and len(was) == iters and value[:iters] == was  # a schedule goes on where it ended
-            if name not in ("iters", "out") and value != was and not grown:
+            if name not in ("iters", "out", "max_tokens_in_cache") and value != was and not grown:
                 raise ValueError(f"{self.out} holds a run with --{name.replace('_', '-')} {was}, not {value}: "
                                  "choose another --out, or the same settings")
         for name, content in theirs.get("files", {}).items():
@@ -370,25 +372,30 @@ class Run:
         known = {record["id"]: record for record in read_jsonl(file)}
         cut_torn_line(file)
         tokens, start = 0, time.perf_counter()
-        with tqdm(total=len(items), desc=f"iteration {t}: {label}", unit="item", initial=len(known), disable=not items) as bar:
-            for block in blocks(items, lambda item: n * len(ask(item)), BLOCK):
-                if all(item["id"] in known for item in block):
+
+        def keep(place, number, sample):
+            nonlocal tokens
+            tokens += len(sample.tokens)
+            item, prompt, _ = asked[place]
+            mine = drawn[item["id"]]
+            mine[prompt][number] = sample
+            if item["id"] not in known and all(s for samples in mine for s in samples):
+                known[item["id"]] = {"id": item["id"], **finish(item, mine)}
+                out.write(json.dumps(known[item["id"]]) + "\n")
+                out.flush()
+                bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
+                bar.update()
+
+        with open(file, "a", encoding="utf-8") as out, \
+                tqdm(total=len(items), desc=f"iteration {t}: {label}", unit="item", initial=len(known), disable=not items) as bar:
+            for block in blocks(((item, ask(item)) for item in items), lambda pair: n * len(pair[1]), BLOCK):
+                if all(item["id"] in known for item, _ in block):
                     continue
-                asked = [(item, number, text) for item in block for number, text in enumerate(ask(item))]
-                drawn = sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
-                               temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
-                               keys=[[item["id"], number] for item, number, _ in asked])
-                of_item = defaultdict(list)
-                for (item, *_), samples in zip(asked, drawn):
-                    of_item[item["id"]].append(samples)
-                with open(file, "a", encoding="utf-8") as out:
-                    for item in block:
-                        if item["id"] not in known:
-                            known[item["id"]] = {"id": item["id"], **finish(item, of_item[item["id"]])}
-                            out.write(json.dumps(known[item["id"]]) + "\n")
-                            bar.update()
-                tokens += sum(len(s.tokens) for samples in drawn for s in samples)
-                bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
+                asked = [(item, number, text) for item, texts in block for number, text in enumerate(texts)]
+                drawn = {item["id"]: [[None] * n for _ in texts] for item, texts in block}
+                sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
+                       temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
+                       keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache, on_end=keep)
         return [known[item["id"]] for item in items]
 
 

@@ -11,6 +11,7 @@ Left out: sliding windows, soft-capped attention and encoder-decoders (refused b
     P longest prefix                           S longest suffix              H, Hkv heads, D their width
 """
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ import os
 import re
 import sys
 import warnings
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ import torch.nn.functional as F
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it recommends a package that nobody here needs
 from huggingface_hub.utils import logging as hub_logging
 from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -162,62 +165,51 @@ def printable(text):
 # ---- keys and values, shared and own
 
 class SharedPrefixCache:
-    """Keys and values of G shared prefixes and of B rows' own suffixes; each row belongs to one group.
+    """Keys and values of up to G shared prefixes and of up to B rows' own suffixes, in buffers that are made once.
 
-    `slot` places the rows in a (G, R) grid, so that all queries of a group meet its prefix in one matrix product.
+    Each row belongs to one prefix. `cells` lists the rows of each prefix, so that all its queries meet it in one matrix product, and `place`
+    says where among the cells a row's result stands. `shape` tells how much of it all is in use.
     """
 
-    def __init__(self, prefixes, group, suffix_size, device):
-        self.prefix_length = torch.tensor([len(ids) for ids in prefixes], device=device)  # (G,)
-        self.group = torch.tensor(group, device=device)                                   # (B,)
-        self.suffix_size = suffix_size
+    def __init__(self, groups, rows, prefix_size, suffix_size, device):
+        def numbers(*size):
+            return torch.zeros(size, dtype=torch.long, device=device)
+
         self.prefix, self.suffix = {}, {}   # layer -> (keys, values): (G, Hkv, P, D) and (B, Hkv, S, D)
-        self.chunk = slice(0, 0)            # the groups whose prefix is being computed
-        self.at = None                      # (B, T) where in their suffix the tokens at hand stand; None: computing prefixes
-        self.arrange()
+        self.prefix_size, self.suffix_size = (groups, prefix_size), (rows, suffix_size)
+        self.prefix_length = numbers(groups)                                   # (G,)
+        self.token, self.length, self.group = (numbers(rows) for _ in range(3))  # (B,) each; length: of the suffix
+        self.cells, self.place = numbers(groups * rows), numbers(rows)         # (G * R,), (B,)
+        self.shape = (0, 0, 0, 0, 0)        # B, S, G, R, P in use
+        self.filling = None                 # what `prefill` is storing
 
-    def arrange(self):
-        counts = torch.bincount(self.group, minlength=len(self.prefix_length))
-        self.grid = (len(counts), int(counts.max()))
-        first = counts.cumsum(0) - counts
-        order = self.group.argsort(stable=True)
-        nth = torch.empty_like(order)
-        nth[order] = torch.arange(len(order), device=order.device)
-        self.slot = self.group * self.grid[1] + nth - first[self.group]                   # (B,)
+    def store(self, layer, kind, key, value):
+        """The buffers of a layer's prefixes or suffixes."""
+        whole, (count, size) = getattr(self, kind), getattr(self, kind + "_size")
+        if layer not in whole:
+            whole[layer] = tuple(x.new_zeros(count, x.shape[1], size, x.shape[3]) for x in (key, value))
+        return whole[layer]
 
-    def keep(self, rows):
-        """Forget all rows but these."""
-        self.group = self.group[rows]
-        for layer in self.suffix:  # one by one: all layers' old and new suffixes at once may not fit
-            self.suffix[layer] = tuple(x[rows] for x in self.suffix[layer])
-        self.arrange()
+    def move(self, kind, sources, targets, length):
+        for buffers in getattr(self, kind).values():
+            for x in buffers:
+                x[targets, :, :length] = x[sources, :, :length]
 
-    def store_prefix(self, layer, key, value):
-        if layer not in self.prefix:
-            size = (len(self.prefix_length), key.shape[1], int(self.prefix_length.max()))
-            self.prefix[layer] = tuple(x.new_zeros(*size, x.shape[3]) for x in (key, value))
-        for whole, part in zip(self.prefix[layer], (key, value)):
-            whole[self.chunk, :, : part.shape[2]] = part
-
-    def store_suffix(self, layer, key, value):
-        """Write the T new tokens of every row and return its whole suffix so far, (B, Hkv, S, D) twice."""
-        if layer not in self.suffix:
-            size = (len(self.group), key.shape[1], self.suffix_size)
-            self.suffix[layer] = tuple(x.new_zeros(*size, x.shape[3]) for x in (key, value))
-        rows = torch.arange(len(self.group), device=key.device)[:, None]
-        for whole, part in zip(self.suffix[layer], (key, value)):
-            whole[rows, :, self.at] = part.transpose(1, 2)
-        return tuple(x[:, :, : self.length] for x in self.suffix[layer])
-
-    def feed(self, at):
-        self.at, self.length = at, int(at.max()) + 1
+    def prepare(self):
+        """What all layers need to know of this step: which positions of its suffix a row sees, and which of its prefix."""
+        B, S, G, R, P = self.shape
+        self.own_bias = bias(torch.arange(S, device=self.length.device) <= self.length[:B, None])[:, None, None]           # (B, 1, 1, S)
+        self.common_bias = bias(torch.arange(P, device=self.length.device) < self.prefix_length[:G, None])[:, None, None]  # (G, 1, 1, P)
 
 
-def attend_part(query, key, value, seen, scaling):
+def bias(seen):
+    """What is added to the scores of attention: nothing where seen, and so little else that the softmax is 0 there."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -1e30)
+
+
+def attend_part(query, key, value, bias, scaling):
     """Attention over one part of the context: its output and the log of its softmax's denominator, which joins it to other parts."""
-    scores = query @ key.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
-    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    scores = torch.add(bias, query @ key.transpose(-1, -2), alpha=scaling)
     shares = scores.softmax(-1)
     total = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()  # cheaper than logsumexp, and the same
     return shares.to(value.dtype) @ value, total
@@ -228,30 +220,33 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling, 
     for option in ("sliding_window", "softcap", "s_aux"):
         if kwargs.get(option) is not None:
             raise ValueError(f"{module.config.model_type} attends with {option}, which this sampler does not do: choose another model")
-    layer, (B, H, T, D), Hkv = module.layer_idx, query.shape, key.shape[1]
-    if shared.at is None:
-        shared.store_prefix(layer, key, value)
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=H != Hkv)
+    layer, (_, H, T, _), Hkv = module.layer_idx, query.shape, key.shape[1]
+    if shared.filling:  # prompts: store them, and attend to the prefix, if there is one, and to themselves
+        kind, slots, groups, mask = shared.filling
+        for whole, part in zip(shared.store(layer, kind, key, value), (key, value)):
+            whole[slots, :, :T] = part
+        if mask is not None:
+            P = mask.shape[-1] - T
+            key, value = (torch.cat([whole[groups, :, :P], part], 2) for whole, part in zip(shared.prefix[layer], (key, value)))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=H != Hkv)
         return out.transpose(1, 2), None
 
-    keys, values = shared.store_suffix(layer, key, value)
-    query = query.reshape(B, Hkv, H // Hkv * T, D)  # the heads that share keys and values, side by side
-    seen = torch.arange(keys.shape[2], device=query.device) <= shared.at[..., None]       # (B, T, S)
-    own, own_total = attend_part(query, keys, values, seen.repeat(1, H // Hkv, 1)[:, None], scaling)
-
-    keys, values = shared.prefix[layer]
-    G, R = shared.grid
-    grid = query.new_zeros(G * R, *query.shape[1:])
-    grid[shared.slot] = query
-    grid = grid.view(G, R, Hkv, -1, D).transpose(1, 2).reshape(G, Hkv, -1, D)
-    seen = torch.arange(keys.shape[2], device=query.device) < shared.prefix_length[:, None]
-    common, common_total = (
-        x.view(G, Hkv, R, -1, x.shape[-1]).transpose(1, 2).reshape(G * R, Hkv, -1, x.shape[-1])[shared.slot]
-        for x in attend_part(grid, keys, values, seen[:, None, None], scaling))
-
-    share = (own_total - common_total).sigmoid()  # of one softmax over both parts, what falls to the own one
-    out = own * share.to(own.dtype) + common * (1 - share).to(own.dtype)
-    return out.reshape(B, H, T, -1).transpose(1, 2), None
+    B, S, G, R, P = shared.shape
+    buffers = shared.store(layer, "suffix", key, value)
+    rows = torch.arange(B, device=key.device)
+    for whole, part in zip(buffers, (key, value)):
+        whole[rows, :, shared.length[:B]] = part[:, :, 0]
+    query = query.view(B, Hkv, H // Hkv, -1)  # the heads that share keys and values, side by side
+    keys, values = (x[:B, :, :S] for x in buffers)
+    out, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
+    if P:
+        keys, values = (x[:G, :, :P] for x in shared.prefix[layer])
+        cells = query[shared.cells[: G * R]].view(G, R, *query.shape[1:]).transpose(1, 2).flatten(2, 3)  # (G, Hkv, R * H / Hkv, D)
+        common, common_total = (x.view(G, Hkv, R, H // Hkv, -1).transpose(1, 2).flatten(0, 1)[shared.place[:B]]
+                                for x in attend_part(cells, keys, values, shared.common_bias, scaling))
+        share = (own_total - common_total).sigmoid()  # of one softmax over both parts, what falls to the own one
+        out = common.lerp(out, share.to(out.dtype))
+    return out.reshape(B, 1, H, -1), None
 
 
 AttentionInterface.register("shared_prefix", shared_prefix_attention)
@@ -272,6 +267,24 @@ def shared_prefix(model):
         base.set_attn_implementation(before)
 
 
+@contextmanager
+def merged(model):
+    """Add the LoRA adapter to the weights while sampling, and put the very same weights back: two small products less per layer.
+
+    Weights in 4 bits stay as they are, with the adapter beside them: adding it would round it away.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and module.get_base_layer().weight.is_floating_point()]
+    kept = [layer.get_base_layer().weight.to("cpu", copy=True) for layer in layers]  # where memory is less scarce
+    try:
+        for layer in layers:
+            layer.merge()
+        yield
+    finally:
+        for layer, weight in zip(layers, kept):
+            layer.get_base_layer().weight.copy_(weight)
+            layer.merged_adapters.clear()
+
+
 # ---- drawing
 
 def uniforms(seed, key, number, count):
@@ -281,38 +294,77 @@ def uniforms(seed, key, number, count):
 
 
 def nucleus_edge(top, top_p):
-    """The least probability in the nucleus, (B,): a token is in as long as those before it fall short of top_p. top (B, N), descending."""
-    return top.masked_fill(top.cumsum(-1) - top >= top_p, 1).amin(-1)
+    """The least probability in the nucleus, (B, 1): a token is in as long as those before it fall short of top_p. top (B, N), descending."""
+    return top.masked_fill(top.cumsum(-1) - top >= top_p, 1).amin(-1, keepdim=True)
+
+
+def inverse_cdf(mass, uniform):
+    """Where the uniform number falls, (B,), among shares of the mass (B, N) in the order in which they stand."""
+    mass = mass.cumsum(-1, dtype=torch.float64)
+    total = mass[:, -1:]
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return (mass <= target).sum(-1)
 
 
 def draw(logits, uniform, temperature, top_p):
     """One token per row. logits (B, V), uniform (B,) -> (B,). Nucleus: the fewest tokens whose probability reaches top_p.
 
     Tokens as likely as the last of these are in as well: which of them a sort puts first is chance. The nucleus mostly lies in the likeliest
-    64 tokens, which spares sorting the vocabulary; if it may not for some row, all is sorted. Its tokens are then taken in the order of
-    their ids, since an order of nearly equal probabilities would hang on rounding.
+    64 tokens, which spares sorting the vocabulary; only rows where it may not are sorted. Its tokens are then taken in the order of their
+    ids, since an order of nearly equal probabilities would hang on rounding.
     """
     if temperature == 0:
         return logits.argmax(-1)
     probs = (logits.float() / temperature).softmax(-1)
     top, ids = probs.topk(min(64, probs.shape[-1]))
-    if bool((top[:, -1] >= nucleus_edge(top, top_p)).any()):
-        top, ids = probs.sort(dim=-1, descending=True)
-    top = top * (top >= nucleus_edge(top, top_p)[:, None])
+    edge = nucleus_edge(top, top_p)
     ids, by_id = ids.sort(dim=-1)
-    mass = top.gather(-1, by_id).cumsum(-1)
-    total = mass[:, -1:]
-    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return ids.gather(-1, (mass <= target).sum(-1, keepdim=True))[:, 0]
+    token = ids.gather(-1, inverse_cdf((top * (top >= edge)).gather(-1, by_id), uniform)[:, None])[:, 0]
+    wide = (top[:, -1:] >= edge)[:, 0].nonzero()[:, 0]  # waits for the GPU, as the look at what ended does in any case
+    if len(wide) and top.shape[-1] < probs.shape[-1]:
+        probs = probs[wide]
+        ordered = probs.sort(dim=-1, descending=True).values if probs.is_cuda else torch.from_numpy(np.sort(probs.numpy())).flip(-1)
+        token[wide] = inverse_cdf(probs * (probs >= nucleus_edge(ordered, top_p)), uniform[wide])
+    return token
 
 
-# ---- batches
+# ---- rows and their slots
+
+@dataclass(eq=False)
+class Group:
+    """Rows whose prompts begin alike."""
+    prefix: list        # token ids
+    left: int = 0       # rows that have not ended
+    slot: int = None    # where in the cache the prefix stands; None: nowhere yet
+
+
+@dataclass(eq=False)
+class Row:
+    """A sample under way."""
+    prompt: int         # index of the prompt
+    number: int         # of the sample, 0 to n - 1
+    group: Group
+    own: list           # the prompt's token ids after the prefix
+    uniform: np.ndarray  # one number per token
+    drawn: list = dataclasses.field(default_factory=list)
+
+    @property
+    def token(self):
+        """The latest token: the next to be fed."""
+        return self.drawn[-1] if self.drawn else self.own[-1]
+
+    @property
+    def length(self):
+        """Tokens of the suffix that are in the cache."""
+        return len(self.own) - 1 + len(self.drawn)
+
 
 def shared_groups(prompts, n):
     """Split consecutive prompts (token ids) into groups with a common beginning, wherever that is at least half of each and leaves
     fewer tokens to store: a short beginning is not worth the slower way in which a row's own tokens are computed.
 
     Returns a list of (indices, length of the shared beginning). The last token of a prompt is never shared: it is what a row starts from.
+    A prompt that is sampled once and shares nothing has no prefix.
     """
     groups = []
     for i, ids in enumerate(prompts):
@@ -327,104 +379,217 @@ def shared_groups(prompts, n):
                 groups[-1] = (members + [i], common)
                 continue
         groups.append(([i], len(ids) - 1))
-    return groups
+    return [(members, 0 if n == len(members) == 1 else shared) for members, shared in groups]
 
 
-def batches(prompts, n, max_new_tokens, capacity):
-    """Fill batches with (shared prefix, rows) until the next would pass `capacity` tokens; a row is (prompt, sample, its own tokens)."""
-    batch, used = [], 0
-    for members, shared in shared_groups(prompts, n):
-        open_group = False
-        for i, number in ((i, number) for i in members for number in range(n)):
-            own = prompts[i][shared:]
-            need = len(own) + max_new_tokens + (0 if open_group else shared)
-            if batch and used + need > capacity:
-                yield batch
-                batch, used, open_group = [], 0, False
-            if not open_group:
-                batch.append((prompts[i][:shared], []))
-                used += shared
-                open_group = True
-            batch[-1][1].append((i, number, own))
-            used += len(own) + max_new_tokens
-    if batch:
-        yield batch
+ROWS = {"cpu": 256, "cuda": 512}  # samples under way at once: beyond this a step's time grows with them
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens computed at once, padding included
+EMPTY = 1 / 16                    # share of slots that may stand empty before others move in: each time costs a pass over the weights
+
+
+def make_rows(prompts, n, numbers):
+    """The rows of n samples of each prompt, longest prompts first. numbers[i][k]: the uniform numbers of sample k of prompt i."""
+    rows = [Row(i, number, group, prompts[i][shared:], numbers[i][number])
+            for members, shared in shared_groups(prompts, n) for group in [Group(prompts[members[0]][:shared])]
+            for i in members for number in range(n)]
+    return sorted(rows, key=prompt_length, reverse=True)
 
 
 def cache_capacity(model):
-    """How many tokens' keys and values fit: in half of what PyTorch does not use on CUDA, in 1 GiB elsewhere."""
+    """How many tokens' keys and values fit: in three quarters of what PyTorch does not use on CUDA, in 1 GiB elsewhere."""
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = 2 * config.num_hidden_layers * (config.num_key_value_heads or config.num_attention_heads) * width * model.dtype.itemsize
     if model.device.type != "cuda":
         return 2**30 // size
     torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
-    return torch.cuda.mem_get_info(model.device)[0] // 2 // size
+    return torch.cuda.mem_get_info(model.device)[0] * 3 // 4 // size
 
 
-def padded(rows, device):
-    width = max(map(len, rows))
-    return torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
+def slots(rows, max_new_tokens, capacity, most):
+    """How many (rows, prefixes) fit into a cache of `capacity` tokens; at least one of each. Prefixes get twice the room that full groups
+    would need, for groups whose last rows take long."""
+    groups = len({row.group for row in rows})
+    prefix, suffix = cache_sizes(rows, max_new_tokens)
+    per_row = min(1, 2 * groups / len(rows))
+    count = max(1, min(len(rows), most, int((capacity - prefix) / (suffix + prefix * per_row))))
+    return count, min(groups, 1 + int(count * per_row))
 
 
-PREFILL_TOKENS = 16384  # tokens of prefixes computed at once
-PREFILL_SIZE = 2**28    # attention scores, or logits, of rows' own tokens that exist at once
+def cache_sizes(rows, max_new_tokens):
+    """The longest (prefix, suffix) of these rows, in tokens."""
+    return max(len(row.group.prefix) for row in rows), max(len(row.own) for row in rows) + max_new_tokens
 
 
-def start(model, batch, max_new_tokens):
-    """Compute the prefixes and the rows' own tokens: returns (cache, logits (B, V), lengths of the suffixes (B,))."""
-    device = model.device
-    prefixes = [prefix for prefix, _ in batch]
-    own = [ids for _, rows in batch for *_, ids in rows]
-    group = [g for g, (_, rows) in enumerate(batch) for _ in rows]
-    cache = SharedPrefixCache(prefixes, group, max(map(len, own)) + max_new_tokens, device)
-    step = max(1, PREFILL_TOKENS // max(map(len, prefixes)))
-    for first in range(0, len(prefixes), step):
-        cache.chunk = slice(first, first + step)
-        ids = padded(prefixes[cache.chunk], device)
-        positions = torch.arange(ids.shape[1], device=device)[None].expand_as(ids)
-        model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, shared=cache)
-    ids = padded(own, device)
-    lengths = torch.tensor([len(row) for row in own], device=device)
-    config, (G, R) = model.config, cache.grid
-    width = config.num_attention_heads * (max(map(len, prefixes)) + cache.suffix_size)
-    logits, step = None, max(1, PREFILL_SIZE // (G * R * max(width, config.vocab_size)))
-    for first in range(0, ids.shape[1], step):
-        part = ids[:, first: first + step]
-        cache.feed(torch.arange(first, first + part.shape[1], device=device)[None].expand_as(part))
-        at = lengths - 1 - first  # where in this part a row ends, if it does
-        last, which = at.clamp(0, part.shape[1] - 1).unique(return_inverse=True)
-        positions = cache.prefix_length[cache.group][:, None] + cache.at
-        here = model(input_ids=part, position_ids=positions, use_cache=False, logits_to_keep=last, shared=cache).logits
-        here = here[torch.arange(len(own), device=device), which]
-        logits = here if first == 0 else torch.where((at >= 0)[:, None], here, logits)
-    return cache, logits, lengths
+def first_wave(rows, max_new_tokens, capacity, most):
+    """Of rows, longest prompts first, those that share a cache: up to where prompts are half as long as the longest, if those before fill
+    the slots, so that a few long prompts do not make the slots of all others large."""
+    for count, row in enumerate(rows):
+        if 2 * prompt_length(row) < prompt_length(rows[0]):
+            return rows[:count] if count >= slots(rows[:count], max_new_tokens, capacity, most)[0] else rows[:count + most]
+    return rows
 
 
-def decode(model, batch, stops, uniform, max_new_tokens, temperature, top_p):
-    """Draw until every row has ended: returns a list of token ids per row, in the order of the batch."""
-    cache, logits, lengths = start(model, batch, max_new_tokens)
-    uniform = torch.from_numpy(uniform).to(model.device)  # (B, max_new_tokens)
-    stops = torch.tensor(sorted(stops), device=model.device)
-    drawn = torch.full(uniform.shape, -1, device=model.device)
-    rows = torch.arange(len(drawn), device=model.device)  # the rows still in the cache, finished ones among them for a while
-    done = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
-    for step in range(max_new_tokens):
-        token = draw(logits, uniform[rows, step], temperature, top_p)
-        drawn[rows, step] = torch.where(done, -1, token)
-        done = done | torch.isin(token, stops)
-        left = int((~done).sum())
-        if left == 0 or step + 1 == max_new_tokens:
+def prompt_length(row):
+    return len(row.group.prefix) + len(row.own)
+
+
+class Slots:
+    """The rows under way and their cache. rows[b] is the Row in slot b, groups[g] the Group whose prefix is in slot g; None: empty."""
+
+    def __init__(self, model, rows, max_new_tokens, capacity):
+        self.model, self.device = model, model.device
+        self.most_rows, self.most_groups = slots(rows, max_new_tokens, capacity, ROWS[self.device.type])
+        self.cache = SharedPrefixCache(self.most_groups, self.most_rows, *cache_sizes(rows, max_new_tokens), self.device)
+        self.waiting, self.rows, self.groups = deque(rows), [], []
+        for row in rows:
+            row.group.left, row.group.slot = 0, None
+        for row in rows:
+            row.group.left += 1
+        self.graphs, self.out = {}, None
+
+    def fill(self):
+        """Let waiting rows into empty slots, or else move the last rows there; compute the prompts of the new ones. False: no rows left."""
+        rows, groups = self.rows, self.groups
+        if self.waiting:
+            rows += [None] * (self.most_rows - len(rows))
+        empty = [b for b, row in enumerate(rows) if row is None]
+        if len(empty) < max(1, EMPTY * len(rows)):
+            return True
+        groups[:] = [group if group and group.left else None for group in groups]
+        new_rows, new_groups = [], []
+        while empty and self.waiting:
+            row, group = self.waiting[0], self.waiting[0].group
+            if group.slot is None:
+                if None not in groups and len(groups) == self.most_groups:
+                    break  # until a group has ended
+                if None not in groups:
+                    groups.append(None)
+                group.slot = groups.index(None)
+                groups[group.slot] = group
+                new_groups.append(group)
+            rows[empty[0]] = row
+            new_rows.append((empty.pop(0), self.waiting.popleft()))
+        for b, source in close_gaps(rows):  # all behind the new ones
+            self.cache.move("suffix", source, b, rows[b].length)
+        for g, source in close_gaps(groups):
+            self.cache.move("prefix", source, g, len(groups[g].prefix))
+            groups[g].slot = g
+        self.prefill("prefix", [(group.slot, group.prefix, None) for group in new_groups if group.prefix])
+        self.prefill("suffix", [(b, row.own[:-1], row.group) for b, row in new_rows if len(row.own) > 1])
+        self.arrange()
+        return bool(rows)
+
+    def prefill(self, kind, parts):
+        """Compute and store the keys and values of prompts' tokens. parts: (slot, token ids, the group they come after or None)."""
+        parts = sorted(parts, key=lambda part: -len(part[1]))
+        while parts:
+            T = len(parts[0][1])
+            P = max(len(group.prefix) if group else 0 for *_, group in parts)
+            most = PREFILL_TOKENS[self.device.type]
+            count = max(1, min(most // T, 8 * most // (P + T)))
+            at, ids, groups = zip(*parts[:count])
+            parts = parts[count:]
+            ids = torch.tensor([list(row) + [0] * (T - len(row)) for row in ids], device=self.device)
+            lengths = torch.tensor([len(group.prefix) if group else 0 for group in groups], device=self.device)
+            mask, here = None, torch.arange(T, device=self.device)
+            if P:
+                common = torch.arange(P, device=self.device) < lengths[:, None]                      # (b, P)
+                mask = torch.cat([common[:, None].expand(-1, T, -1), (here <= here[:, None]).expand(len(ids), -1, -1)], -1)[:, None]
+            self.cache.filling = (kind, torch.tensor(at, device=self.device), [group.slot if group else 0 for group in groups], mask)
+            self.model(input_ids=ids, position_ids=lengths[:, None] + here, use_cache=False, logits_to_keep=1, shared=self.cache)
+            self.cache.filling = None
+
+    def arrange(self):
+        """Tell the cache which prefix each row follows."""
+        cache, members = self.cache, [[] for _ in self.groups]
+        for b, row in enumerate(self.rows):
+            members[row.group.slot].append(b)
+        self.R = self.rounded(max(map(len, members), default=0), len(self.rows))
+        place = [0] * len(self.rows)
+        for g, bs in enumerate(members):
+            for nth, b in enumerate(bs):
+                place[b] = g * self.R + nth
+        put(cache.group, [row.group.slot for row in self.rows])
+        put(cache.place, place)
+        put(cache.cells, [b for bs in members for b in bs + [0] * (self.R - len(bs))])
+        put(cache.prefix_length, [len(group.prefix) if group else 0 for group in self.groups])
+
+    def rounded(self, size, most):
+        """On CUDA up by a quarter at most, so that few graphs are captured."""
+        grain = 1 if self.device.type == "cpu" else 1 << max(0, size.bit_length() - 3)
+        return min(most, -(-size // grain) * grain)
+
+    def logits(self):
+        """Logits (B, V) after the latest token of each row, which goes into the cache."""
+        cache = self.cache
+        put(cache.token, [row.token if row else 0 for row in self.rows])
+        put(cache.length, [row.length if row else 0 for row in self.rows])
+        (G, P), (B, S) = cache.prefix_size, cache.suffix_size
+        cache.shape = (self.rounded(len(self.rows), B), self.rounded(1 + max(row.length for row in self.rows if row), S),
+                       self.rounded(len(self.groups), G), self.R, self.rounded(max(len(group.prefix) for group in self.groups if group), P))
+        return (self.forward() if self.device.type == "cpu" or self.graphs is None else self.replay())[: len(self.rows)]
+
+    def forward(self):
+        cache, B = self.cache, self.cache.shape[0]
+        cache.prepare()
+        positions = cache.prefix_length[cache.group[:B]] + cache.length[:B]
+        return self.model(input_ids=cache.token[:B, None], position_ids=positions[:, None], use_cache=False, shared=cache).logits[:, -1]
+
+    def replay(self):
+        """`forward` by a CUDA graph, one for each shape, so that the GPU need not wait for Python to name a thousand kernels."""
+        shape = self.cache.shape
+        if shape not in self.graphs:
+            logits = self.forward()  # libraries set themselves up, which they may not during a capture
+            if self.out is None:
+                self.out, self.pool = logits.new_empty(self.cache.suffix_size[0], logits.shape[-1]), torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, pool=self.pool):
+                    self.out[: len(logits)] = self.forward()  # one buffer for all graphs
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                print(f"sampling without CUDA graphs, which is slower: {str(error).splitlines()[0]}", file=sys.stderr)
+                self.graphs = None
+                return self.forward()
+            self.graphs[shape] = graph
+        self.graphs[shape].replay()
+        return self.out[: shape[0]]
+
+
+def put(buffer, values):
+    buffer[: len(values)] = torch.tensor(values, device=buffer.device)
+    buffer[len(values):] = 0  # slots that are not in use point at something that is there
+
+
+def close_gaps(items):
+    """Move the last items into the gaps (None) before them: returns the moves, (to, from)."""
+    moves = []
+    for gap in range(len(items)):
+        while items and items[-1] is None:
+            items.pop()
+        if gap >= len(items):
             break
-        if left <= 0.75 * len(rows):
-            alive = (~done).nonzero()[:, 0]
-            cache.keep(alive)
-            rows, token, lengths, done = rows[alive], token[alive], lengths[alive], done[alive]
-        cache.feed(lengths[:, None])
-        positions = (cache.prefix_length[cache.group] + lengths)[:, None]
-        logits = model(input_ids=token[:, None], position_ids=positions, use_cache=False, shared=cache).logits[:, -1]
-        lengths = lengths + 1
-    return [[token for token in row if token >= 0] for row in drawn.tolist()]
+        if items[gap] is None:
+            moves.append((gap, len(items) - 1))
+            items[gap] = items.pop()
+    return moves
+
+
+def run(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
+    """Draw until every row has ended, and yield each as it does."""
+    slots = Slots(model, rows, max_new_tokens, capacity)
+    while slots.fill():
+        uniform = torch.tensor([row.uniform[len(row.drawn)] if row else 0 for row in slots.rows], device=model.device)
+        drawn = draw(slots.logits(), uniform, temperature, top_p).tolist()
+        for b, (row, token) in enumerate(zip(slots.rows, drawn)):
+            if row:
+                row.drawn.append(token)
+                if token in stops or len(row.drawn) == max_new_tokens:
+                    slots.rows[b] = None
+                    row.group.left -= 1
+                    yield row
 
 
 def stop_tokens(model, tokenizer):
@@ -434,31 +599,60 @@ def stop_tokens(model, tokenizer):
 
 
 @torch.no_grad()
-def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None):
-    """n answers to each prompt.
+def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None):
+    """n continuations of each prompt, token ids to token ids; `sample` does the same for texts and explains the rest.
 
-    prompts: user texts; the chat template is applied here. temperature 0 is greedy. seed: anything JSON can hold.
-    keys: one per prompt (default: its index); draws depend on (seed, key, number of the sample) and on nothing else.
-    capacity: how many tokens' keys and values a batch may hold (default: see `cache_capacity`).
-    Returns for each prompt a list of n Samples. Raises ValueError for settings out of range.
+    prompts: lists of token ids. stops: the ids that end a sample, and belong to it. on_end(i, number, ids): called as each sample ends.
+    Returns for each prompt n lists of token ids.
     """
     keys = list(range(len(prompts))) if keys is None else keys
     if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1 or len(keys) != len(prompts):
         raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_p in (0, 1] and one of keys per prompt")
-    chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)
-    ids = [chat.prompt(text) for text in prompts]
-    longest, context = max(map(len, ids), default=0) + max_new_tokens, getattr(model.config, "max_position_embeddings", None)
+    longest, context = max(map(len, prompts), default=0) + max_new_tokens, getattr(model.config, "max_position_embeddings", None)
     if context and longest > context:
         raise ValueError(f"a prompt of {longest - max_new_tokens} tokens and {max_new_tokens} new ones exceed the model's context of {context}: "
                          "shorten the prompts or the answers")
+    rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens) for number in range(n)] for key in keys])
     samples = [[None] * n for _ in prompts]
-    with shared_prefix(model):
-        for batch in batches(ids, n, max_new_tokens, capacity or cache_capacity(model)):
-            places = [(i, number) for _, rows in batch for i, number, _ in rows]
-            uniform = np.stack([uniforms(seed, keys[i], number, max_new_tokens) for i, number in places])
-            drawn = decode(model, batch, stops, uniform, max_new_tokens, temperature, top_p)
-            for (i, number), tokens in zip(places, drawn):
-                samples[i][number] = Sample(tokenizer.decode(tokens, skip_special_tokens=True), tokens, tokens[-1] in stops)
+    with shared_prefix(model), merged(model):
+        capacity = capacity or cache_capacity(model)
+        while rows:
+            wave = first_wave(rows, max_new_tokens, capacity, ROWS[model.device.type])
+            try:
+                for row in run(model, wave, stops, max_new_tokens, temperature, top_p, capacity):
+                    samples[row.prompt][row.number] = row.drawn
+                    if on_end:
+                        on_end(row.prompt, row.number, row.drawn)
+            except torch.OutOfMemoryError:
+                if capacity < sum(cache_sizes(wave, max_new_tokens)):
+                    raise  # not even one row at a time
+                capacity //= 2
+                print(f"out of memory: sampling goes on with a cache half as large, {capacity} tokens", file=sys.stderr)
+            rows = [row for row in rows if samples[row.prompt][row.number] is None]
+            for row in rows:
+                row.drawn = []
+    return samples
+
+
+def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None):
+    """n answers to each prompt.
+
+    prompts: user texts; the chat template is applied here. temperature 0 is greedy. seed: anything JSON can hold.
+    keys: one per prompt (default: its index); draws depend on (seed, key, number of the sample) and on nothing else.
+    capacity: how many tokens' keys and values the cache may hold (default: see `cache_capacity`); halved when CUDA runs out of memory.
+    on_end(i, number, sample): called as each sample ends, in no particular order.
+    Returns for each prompt a list of n Samples. Raises ValueError for settings out of range.
+    """
+    chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)
+    samples = [[None] * n for _ in prompts]
+
+    def finish(i, number, ids):
+        samples[i][number] = Sample(tokenizer.decode(ids, skip_special_tokens=True), ids, ids[-1] in stops)
+        if on_end:
+            on_end(i, number, samples[i][number])
+
+    sample_tokens(model, [chat.prompt(text) for text in prompts], n, stops=stops, max_new_tokens=max_new_tokens, temperature=temperature,
+                  top_p=top_p, seed=seed, keys=keys, capacity=capacity, on_end=finish)
     return samples
 
 

@@ -32,7 +32,21 @@ from transformers import (
 
 import sampling
 from dpo import add_lora, save_adapter
-from sampling import Chat, batches, draw, load, sample, shared_groups, shared_prefix, start, stop_tokens, uniforms
+from sampling import (
+    Chat,
+    Slots,
+    close_gaps,
+    draw,
+    first_wave,
+    load,
+    make_rows,
+    sample,
+    shared_groups,
+    shared_prefix,
+    slots,
+    stop_tokens,
+    uniforms,
+)
 
 SHARED = "Compare these two judgments of one answer, point by point, and say which of them is right. " * 2
 PROMPTS = ["How do I plant a tree?", SHARED + "A", SHARED + "A and then B", "Why?", SHARED + "C, which is longer than the others by a few words",
@@ -90,30 +104,33 @@ def test_rows_end_at_different_times(llama):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("prefill", [16384, 1])
-def test_logits_over_shared_prefixes_are_exact(name, prefill, tiny, monkeypatch):
-    """float64 to 1e-9: the prompts' last logits and three tokens more. Any mistake of mask, position or grouping is at least 1e-3."""
-    monkeypatch.setattr(sampling, "PREFILL_TOKENS", prefill)
-    monkeypatch.setattr(sampling, "PREFILL_SIZE", prefill)
+@pytest.mark.parametrize("prefill", [2048, 1])
+@pytest.mark.parametrize("capacity", [10**9, 400])
+def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, monkeypatch):
+    """float64 to 1e-9, for all tokens of rows that come, go and are moved. Any mistake of mask, position or grouping is at least 1e-3."""
+    monkeypatch.setitem(sampling.PREFILL_TOKENS, "cpu", prefill)
     config_class, settings = FAMILIES[name]
     model = random_model(config_class, tiny[1], dtype=torch.float64, **settings)
     prompts = [Chat(tiny[1]).prompt(text) for text in PROMPTS]
-    (batch,) = batches(prompts, 2, 3, 10**9)
-    assert 1 < len(batch) < len(prompts), "some prompts must share a prefix and some must not"
-    rows = [i for _, rows in batch for i, *_ in rows]
+    rows = make_rows(prompts, 2, [[None] * 2] * len(prompts))
+    assert 1 < len({row.group for row in rows}) < len(prompts), "some prompts must share a prefix and some must not"
+    got = {row: [] for row in rows}
     with torch.no_grad(), shared_prefix(model):
-        cache, logits, lengths = start(model, batch, 3)
-        got = [logits]
-        for step in range(3):
-            cache.feed(lengths[:, None])
-            new = torch.tensor([[10 * i + step] for i in rows])
-            positions = (cache.prefix_length[cache.group] + lengths)[:, None]
-            got.append(model(input_ids=new, position_ids=positions, use_cache=False, shared=cache).logits[:, 0])
-            lengths = lengths + 1
-    for row, i in enumerate(rows):
+        under_way = Slots(model, rows, 6, capacity)
+        while under_way.fill():
+            for b, (row, logits) in enumerate(zip(under_way.rows, under_way.logits())):
+                if row:
+                    got[row].append(logits)
+                    row.drawn.append(10 * row.prompt + len(row.drawn))
+                    if len(row.drawn) == 2 + row.prompt % 5:
+                        under_way.rows[b] = None
+                        row.group.left -= 1
+        assert (under_way.most_rows < len(rows)) == (capacity == 400), "the second must let rows in one after another"
+    for row, logits in got.items():
         with torch.no_grad():
-            plain = model(input_ids=torch.tensor([prompts[i] + [10 * i + step for step in range(3)]])).logits[0, -4:]
-        assert torch.allclose(torch.stack(got, 1)[row], plain, rtol=0, atol=1e-9)
+            plain = model(input_ids=torch.tensor([prompts[row.prompt] + row.drawn])).logits[0, -len(logits) - 1: -1]
+        assert len(logits) == 2 + row.prompt % 5
+        assert torch.allclose(torch.stack(logits), plain, rtol=0, atol=1e-9)
 
 
 # ---- 2. the distribution of draws
@@ -229,7 +246,7 @@ def drawn(llama):
 
 
 @pytest.mark.parametrize("capacity", [1, 150, 400])
-def test_draws_do_not_depend_on_batches(llama, drawn, capacity):
+def test_draws_do_not_depend_on_the_size_of_the_cache(llama, drawn, capacity):
     assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS, capacity=capacity) == drawn
 
 
@@ -243,6 +260,64 @@ def test_draws_do_not_depend_on_the_order_of_prompts(llama, drawn):
 def test_draws_do_not_depend_on_other_prompts_or_samples(llama, drawn):
     alone = sample(*llama, PROMPTS[2:3], n=5, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS[2:3])[0]
     assert alone[:3] == drawn[2] and len({s.text for s in alone}) == 5
+
+
+@pytest.mark.parametrize("constant, value", [("ROWS", 1), ("ROWS", 4), ("ROWS", 20), ("PREFILL_TOKENS", 1), ("PREFILL_TOKENS", 64)])
+def test_draws_do_not_depend_on_slots_or_chunks(llama, drawn, constant, value, monkeypatch):
+    """With 21 samples: one slot after the other, refilled at once, one sample waiting; prompts computed one by one and in small parts."""
+    monkeypatch.setitem(getattr(sampling, constant), "cpu", value)
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+
+
+@pytest.mark.parametrize("empty", [0.0, 0.5, 1.0])
+def test_draws_do_not_depend_on_when_slots_are_refilled(llama, drawn, empty, monkeypatch):
+    monkeypatch.setattr(sampling, "EMPTY", empty)
+    monkeypatch.setitem(sampling.ROWS, "cpu", 6)
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+
+
+def test_draws_do_not_depend_on_sharing(llama, drawn, monkeypatch):
+    """Each row computes its whole prompt for itself."""
+    monkeypatch.setattr(sampling, "shared_groups", lambda prompts, n: [([i], 0) for i in range(len(prompts))])
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+
+
+def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
+    """The shapes that CUDA graphs are captured for, with rows, prefixes and positions beyond those in use."""
+    shapes = set()
+
+    def rounded(self, size, most):
+        shapes.add(size)
+        return min(most, -(-size // 4) * 4)
+    monkeypatch.setattr(Slots, "rounded", rounded)
+    monkeypatch.setitem(sampling.ROWS, "cpu", 10)
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+    assert any(size % 4 for size in shapes)
+
+
+def test_out_of_memory_halves_the_cache_and_goes_on(llama, drawn, monkeypatch, capsys):
+    """PyTorch's error is raised in the midst of a wave, twice: the same draws in the end, each reported once, and two lines say so."""
+    steps, ended, logits = [], [], Slots.logits
+
+    def fail(self):
+        steps.append(self.most_rows)
+        if len(steps) in (5, 9):
+            raise torch.OutOfMemoryError("a test")
+        return logits(self)
+    monkeypatch.setattr(Slots, "logits", fail)
+    got = sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS, capacity=1200,
+                 on_end=lambda i, number, s: ended.append((i, number)))
+    assert got == drawn and sorted(ended) == [(i, number) for i in range(len(PROMPTS)) for number in range(3)]
+    said = capsys.readouterr().err.splitlines()
+    assert ["600 tokens" in said[0], "300 tokens" in said[1], len(said)] == [True, True, 2] and steps[0] > steps[-1]
+
+
+def test_out_of_memory_with_one_row_is_an_error(llama, monkeypatch):
+    def fail(self):
+        raise torch.OutOfMemoryError("a test")
+    monkeypatch.setattr(Slots, "logits", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(*llama, PROMPTS, n=3, max_new_tokens=16)
 
 
 def test_draws_differ_between_seeds_and_keys(llama, drawn):
@@ -476,6 +551,35 @@ def test_samples_come_through_the_adapter(iteration):
     assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
 
 
+def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(iteration, monkeypatch):
+    """Within: plain layers, which answer as the adapter beside the weights does. After, and after an error: every weight to the bit."""
+    model, tokenizer = load(str(iteration[0]))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    ids, logits, seen = template_ids(tokenizer, "Why?"), next_logits(model, template_ids(tokenizer, "Why?")), []
+
+    def look(*arguments):
+        seen.append([module.merged for module in model.modules() if isinstance(module, sampling.LoraLayer)])
+        raise KeyboardInterrupt
+    with sampling.merged(model):
+        inside = next_logits(model, ids)
+    assert torch.allclose(inside, logits, atol=1e-4) and not torch.equal(inside, logits)
+    monkeypatch.setattr(sampling, "draw", look)
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, tokenizer, ["Why?"], max_new_tokens=2)
+    assert seen and all(seen[0]) and len(seen[0]) == 7 * model.config.num_hidden_layers
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert torch.equal(next_logits(model, ids), logits)
+
+
+def test_an_adapter_on_four_bits_stays_beside_the_weights(iteration):
+    """Merging would round it away."""
+    model, tokenizer = load(str(iteration[0]), bits=4)
+    with sampling.merged(model):
+        assert not any(module.merged for module in model.modules() if isinstance(module, sampling.LoraLayer))
+    got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12, temperature=0)]
+    assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
+
+
 def drop_a_key(weights):
     del weights[sorted(weights)[3]]
 
@@ -557,19 +661,38 @@ def test_groups_cover_the_prompts_in_order(prompts, n):
 
 
 @settings(max_examples=150, deadline=None)
-@given(token_lists | nested, st.integers(1, 4), st.integers(1, 5), st.integers(1, 80))
-def test_batches_hold_every_sample_once(prompts, n, max_new_tokens, capacity):
-    """Prefix and own tokens make the prompt; a batch exceeds its capacity only when it is a single row."""
+@given(token_lists | nested, st.integers(1, 4), st.integers(1, 5), st.integers(1, 80), st.integers(1, 6))
+def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most):
+    """Prefix and own tokens make the prompt; the cache of a wave exceeds its capacity only when it has a single slot."""
+    rows = make_rows(prompts, n, [range(n)] * len(prompts))
     seen = []
-    for batch in batches(prompts, n, max_new_tokens, capacity):
-        rows = [row for _, rows in batch for row in rows]
-        used = sum(len(prefix) for prefix, _ in batch) + sum(len(own) + max_new_tokens for *_, own in rows)
-        assert rows and all(rows for _, rows in batch) and (used <= capacity or len(rows) == 1)
-        for prefix, rows_of_prefix in batch:
-            for i, number, own in rows_of_prefix:
-                assert prefix + own == prompts[i] and own
-                seen.append((i, number))
+    while rows:
+        wave = first_wave(rows, max_new_tokens, capacity, most)
+        (count, groups), (prefix, suffix) = slots(wave, max_new_tokens, capacity, most), sampling.cache_sizes(wave, max_new_tokens)
+        assert 1 <= count <= min(most, len(wave)) and 1 <= groups <= count + 1
+        assert count * suffix + groups * prefix <= capacity or count == 1
+        for row in wave:
+            assert row.group.prefix + row.own == prompts[row.prompt] and row.own
+            seen.append((row.prompt, row.number))
+        rows = rows[len(wave):]
     assert sorted(seen) == [(i, number) for i in range(len(prompts)) for number in range(n)]
+
+
+def test_a_few_long_prompts_have_a_cache_of_their_own():
+    """Four of 1000 tokens among a hundred of 10: the hundred share a cache whose slots are small."""
+    rows = make_rows([[1] * 10] * 50 + [[2] * 1000] * 4 + [[3] * 10] * 50, 1, [[None]] * 104)
+    wave = first_wave(rows, 10, 4040, 256)
+    assert {row.prompt for row in wave} == {50, 51, 52, 53} and first_wave(rows[4:], 10, 4040, 256) == rows[4:]
+
+
+@given(st.lists(st.none() | st.integers(), max_size=12))
+def test_gaps_are_closed_from_behind(items):
+    """What is left stands without a gap, and the moves tell how it came there."""
+    closed = list(items)
+    moves = close_gaps(closed)
+    assert sorted(closed) == sorted(item for item in items if item is not None) and len(moves) <= items.count(None)
+    for target, source in moves:
+        assert items[target] is None and items[source] == closed[target] and source > target
 
 
 def test_comparisons_of_one_answer_share_their_beginning():
