@@ -10,13 +10,16 @@ epoch is picked by its loss on held-out pairs; (5) the Elo fit is regularised (s
 """
 import argparse
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import math
 import os
 import random
+import resource
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
@@ -214,7 +217,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_settings(argv=None):
-    """Settings from the command line, over the model folder's preset.json, over the defaults."""
+    """(Settings, whether only the plan is wanted) from the command line, over the model folder's preset.json, over the defaults."""
     parser = Parser(description="Meta-Rewarding: a model trains itself as actor and as judge.", allow_abbrev=False,
                     epilog="Defaults are the paper's; a model folder's preset.json, such as tiny/preset.json, comes before them.")
     for field in dataclasses.fields(Settings):
@@ -228,7 +231,9 @@ def parse_settings(argv=None):
             parser.add_argument(flag, type=field.metadata["type"], nargs="+", metavar="X", help=about)
         else:
             parser.add_argument(flag, type=kind, choices=field.metadata.get("choices"), help=about)
+    parser.add_argument("--plan", action="store_true", help="say what the run will cost on this machine, and stop before it")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    only_plan = given.pop("plan")
     if "model" not in given:
         given["model"] = GPU_MODEL if torch.cuda.is_available() else str(CPU_MODEL)
         if not torch.cuda.is_available():
@@ -236,7 +241,7 @@ def parse_settings(argv=None):
     if "rubric" in given and "max_score" not in given:
         raise ValueError("--rubric needs --max-score, the highest score that the rubric gives")
     settings = {"out": f"runs/{Path(given['model']).name}", "bits": 4 if torch.cuda.is_available() else 32} | read_preset(given["model"]) | given
-    return Settings(**settings)
+    return Settings(**settings), only_plan
 
 
 def read_preset(model):
@@ -311,6 +316,7 @@ class Run:
         self.claim_folder()
         torch.manual_seed(settings.seed)
         self.model = add_lora(self.model, settings.lora_rank)
+        self.samples = self.tokens = 0  # drawn since the start of this process
 
     def told(self):
         """What config.json says of this run: its settings, the content of the files they name, and versions."""
@@ -371,11 +377,11 @@ class Run:
         file = self.folder(t) / name
         known = {record["id"]: record for record in read_jsonl(file)}
         cut_torn_line(file)
-        tokens, start = 0, time.perf_counter()
+        tokens, start = self.tokens, time.perf_counter()
 
         def keep(place, number, sample):
-            nonlocal tokens
-            tokens += len(sample.tokens)
+            self.samples += 1
+            self.tokens += len(sample.tokens)
             item, prompt, _ = asked[place]
             mine = drawn[item["id"]]
             mine[prompt][number] = sample
@@ -383,7 +389,7 @@ class Run:
                 known[item["id"]] = {"id": item["id"], **finish(item, mine)}
                 out.write(json.dumps(known[item["id"]]) + "\n")
                 out.flush()
-                bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
+                bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
                 bar.update()
 
         with open(file, "a", encoding="utf-8") as out, \
@@ -463,6 +469,12 @@ def meta_judge(run, t, answers):
     return run.fill(t, "battles.jsonl", answers, ask, finish, 1, run.settings.max_verdict_tokens, "comparisons")
 
 
+def request(run, t, items):
+    """Ask for a new task after some seed tasks: records with "task" (None where cut off or malformed)."""
+    return run.fill(t, "requests.jsonl", items, lambda item: [words.new_task_prompt(item["seeds"])],
+                    lambda item, s: {"task": words.parse_task(s[0][0].text) if s[0][0].finished else None}, 1, 256, "new prompts")
+
+
 # ---- the stages of an iteration
 
 def choose_prompts(run, t):
@@ -487,8 +499,7 @@ def invent_prompts(run, t, count):
                              "a file with --prompts")
         requests += [{"id": f"{i}", "seeds": random.Random(f"{run.settings.seed}/{t}/{i}").sample(seeds, 8)}
                      for i in range(len(requests), len(requests) + max(32, count - len(chosen)))]
-        replies = run.fill(t, "requests.jsonl", requests, lambda item: [words.new_task_prompt(item["seeds"])],
-                           lambda item, s: {"task": words.parse_task(s[0][0].text) if s[0][0].finished else None}, 1, 256, "new prompts")
+        replies = request(run, t, requests)
         unlike = words.Unlike([*seeds, *earlier, *(record["prompt"] for record in run.eval_prompts)])
         tasks = [reply for reply in replies if reply["task"]]
         chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in tasks if unlike.add(reply["task"])]
@@ -608,11 +619,15 @@ def train(run, t, pairs):
         print(f"Iteration {t}: no pairs, so nothing to train on; M_{t} is M_{t - 1}. What was dropped is in the table below.")
         save_adapter(run.model, folder / "adapter")
         return None
-    examples = [{"prompt_id": pair["prompt_id"], "prompt_ids": run.chat.prompt(pair["prompt"][0]["content"]),
-                 "chosen_ids": run.chat.answer(pair["chosen"][0]["content"]), "rejected_ids": run.chat.answer(pair["rejected"][0]["content"])}
-                for pair in pairs]
-    return train_dpo(run.model, *hold_out(examples, settings.seed), folder, beta=settings.beta, epochs=settings.epochs,
+    return train_dpo(run.model, *hold_out(encoded(run, pairs), settings.seed), folder, beta=settings.beta, epochs=settings.epochs,
                      batch_size=settings.batch_size, lr=settings.lr, seed=settings.seed)
+
+
+def encoded(run, examples):
+    """Texts of pairs, or of EFT examples, as token ids: "prompt_ids", and "chosen_ids" and "rejected_ids" or "answer_ids"."""
+    names = {"chosen": "chosen_ids", "rejected": "rejected_ids", "completion": "answer_ids"}
+    return [{"prompt_id": example["prompt_id"], "prompt_ids": run.chat.prompt(example["prompt"][0]["content"])}
+            | {names[key]: run.chat.answer(example[key][0]["content"]) for key in names.keys() & example.keys()} for example in examples]
 
 
 def warm_start(run):
@@ -621,18 +636,19 @@ def warm_start(run):
     if settings.no_eft:
         save_adapter(run.model, folder / "adapter")
         return {}, None
-    items = [{"id": f"{r['prompt_id']}/{i}", "prompt_id": r["prompt_id"], "prompt": r["prompt"], "text": reply["text"], "rank": reply["rank"]}
-             for r in run.replies for i, reply in enumerate(r["replies"])]
-    judged = judge(run, 0, items, label="judgments of ranked replies")
+    judged = judge(run, 0, ranked_items(run.replies), label="judgments of ranked replies")
     examples, dropped = agreeing_judgments(judged, run.rubric, settings.seed)
     if not examples:
         raise ValueError("the seed model gave no judgment that agrees with the ranked replies: choose another --out and --no-eft")
     write_jsonl(folder / "sft.jsonl", examples)
-    tokenized = [{"prompt_id": e["prompt_id"], "prompt_ids": run.chat.prompt(e["prompt"][0]["content"]),
-                  "answer_ids": run.chat.answer(e["completion"][0]["content"])} for e in examples]
-    best = train_sft(run.model, *hold_out(tokenized, settings.seed), folder, epochs=settings.eft_epochs, batch_size=settings.batch_size,
+    best = train_sft(run.model, *hold_out(encoded(run, examples), settings.seed), folder, epochs=settings.eft_epochs, batch_size=settings.batch_size,
                      lr=settings.lr, seed=settings.seed)
     return dropped, best
+
+
+def ranked_items(records):
+    return [{"id": f"{r['prompt_id']}/{i}", "prompt_id": r["prompt_id"], "prompt": r["prompt"], "text": reply["text"], "rank": reply["rank"]}
+            for r in records for i, reply in enumerate(r["replies"])]
 
 
 def agreeing_judgments(judged, rubric, seed):
@@ -680,6 +696,160 @@ def measure(run, t):
                  for record in read_jsonl(run.folder(0) / "eval.jsonl")]
         reference = judge(run, t, items, "eval_judge.jsonl", "held-out judgments of M_0's answers")
     return {"actor": measure_actor(own), "judge": measure_judge([record for record in reference if record["finished"]])}
+
+
+# ---- what a run will cost
+
+CALIBRATION = (64, 256, 1024)  # samples of each role that are timed, one lot after the other
+PATIENCE = 30                  # seconds after which no larger lot is tried
+
+
+@dataclass
+class Cost:
+    """What a stage takes: seconds `each` per sample or pair and `fixed` per call; tokens and bytes on disk per sample or pair."""
+    fixed: float
+    each: float
+    tokens: float
+    disk: float
+    memory: int  # peak in bytes while it was measured: of the GPU, or of the process
+
+
+def fitted(lots):
+    """The Cost that lots (count, tokens, seconds, bytes, memory) show. What did not grow between the two largest is fixed: samples that end
+    while no other waits leave slots empty, for few samples as long as for many."""
+    n, tokens, seconds, size, memory = lots[-1]
+    each = seconds / n
+    if len(lots) > 1 and n > lots[-2][0]:
+        each = min(max((seconds - lots[-2][2]) / (n - lots[-2][0]), each / 2), each)
+    return Cost(seconds - each * n, each, tokens / n, size / n, memory)
+
+
+def timed(run, work):
+    """Call work(t) for an iteration of its own: returns what it returns and (tokens, seconds, bytes on disk, peak memory)."""
+    t = len(list(run.out.glob("iter*")))
+    cuda = run.model.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    folder, tokens, start = run.folder(t), run.tokens, time.perf_counter()
+    result = work(t)
+    seconds = time.perf_counter() - start
+    memory = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return result, (run.tokens - tokens, seconds, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), memory)
+
+
+def sampling_cost(run, role, items, per_item, total):
+    """The Cost of role(run, t, items), which draws per_item samples for each, and the records of the last lot; no lot is larger than total."""
+    lots = []
+    for size in CALIBRATION:
+        count = max(1, round(min(size, total) / per_item))
+        lot = [items[i % len(items)] | ({"id": f"{i}", "prompt_id": f"{i}"} if i >= len(items) else {}) for i in range(count)]
+        records, cost = timed(run, lambda t: role(run, t, lot))
+        lots.append((count * per_item, *cost))
+        if size >= total or cost[1] > PATIENCE:
+            break
+    return fitted(lots), records
+
+
+def training_cost(run, train, examples, epochs):
+    """The Cost per example of so many epochs, from one and from two of them on two batches, and the bytes that one training leaves."""
+    settings, part, lots = run.settings, encoded(run, examples[: 2 * run.settings.batch_size]), []
+    for count in (1, 2):
+        lots.append((count, *timed(run, lambda t: train(run.model, part, [], run.folder(t), epochs=count, batch_size=settings.batch_size,
+                                                        lr=settings.lr, seed=0))[1]))
+    cost = fitted(lots)
+    tokens = sum(len(ids) for example in part for name, ids in example.items() if name.endswith("_ids")) * epochs / len(part)
+    return Cost(0, (cost.fixed + cost.each * epochs) / len(part), tokens, 0, cost.memory), lots[0][3]
+
+
+def stage_costs(run):
+    """For each stage of the whole run: (name, samples or pairs, how often it is called, Cost)."""
+    settings, stages = run.settings, []
+    K, N, iters, asked = settings.responses, settings.judgments, settings.iters, settings.iters * settings.prompts_per_iter
+
+    def add(name, count, calls, cost):
+        stages.append((name, count, calls * -(-count // max(1, calls * BLOCK)), cost))
+
+    if run.replies:
+        items = ranked_items(run.replies)
+        cost, records = sampling_cost(run, judge, items, N, len(items) * N)
+        examples, _ = agreeing_judgments(records, run.rubric, settings.seed)
+        add("warm start, judgments", len(items) * N, 1, cost)
+        if examples:
+            more = round(len(examples) / len(records) * len(items))
+            add("warm start, training", more, 1, training_cost(run, train_sft, examples, settings.eft_epochs)[0])
+    prompts = run.all_prompts
+    if prompts is None:
+        seeds = words.read_prompts(HERE / "data" / "seeds.jsonl")
+        texts = [record["prompt"] for record in seeds]
+        requests = [{"id": f"{i}", "seeds": random.Random(f"plan/{i}").sample(texts, 8)} for i in range(CALIBRATION[-1])]
+        cost, records = sampling_cost(run, request, requests, 1, asked)
+        unlike = words.Unlike(texts)
+        usable = sum(bool(record["task"]) and unlike.add(record["task"]) for record in records) / len(records)
+        if not usable:
+            raise ValueError("the model invents no usable prompts: give a file with --prompts")
+        add("new prompts", round(asked / usable), iters, cost)
+        prompts = seeds
+    answers, records = sampling_cost(run, answer, prompts, K, asked * K)
+    add("answers", asked * K, iters, answers)
+    items, _ = unique_answers(records)
+    if not items:
+        raise ValueError("the model finishes no answer: raise --max-answer-tokens")
+    per_prompt = len(items) / len(records)
+    judgments, judged = sampling_cost(run, judge, items, N, round(asked * per_prompt) * N)
+    add("judgments", round(asked * per_prompt) * N, iters, judgments)
+    actor = [as_pair("actor", "", group[0]["prompt"], group[0]["text"], group[-1]["text"]) for group in by_prompt(items).values() if len(group) > 1]
+    compared = 0 if settings.no_meta_judge else min(iters, settings.judge_iters)
+    varied, _ = most_varied(judged, settings.seed)
+    if compared and varied:
+        each = round(np.mean([len(item["texts"]) * (len(item["texts"]) - 1) for item in varied]))
+        cost, _ = sampling_cost(run, meta_judge, varied, each, compared * settings.prompts_per_iter * each)
+        add("comparisons", compared * settings.prompts_per_iter * each, compared, cost)
+    pairs = [as_pair("judge", "", words.judge_prompt(item["prompt"], item["text"], run.rubric), *item["texts"][:2]) for item in varied]
+    both = [pair for two in zip(actor, pairs) for pair in two]
+    for name, count, calls, pairs in [("training, both kinds", 2 * compared * settings.prompts_per_iter, compared, both),
+                                      ("training, actor pairs", (iters - compared) * settings.prompts_per_iter, iters - compared, actor)]:
+        if count and pairs:
+            cost, left = training_cost(run, functools.partial(train_dpo, beta=settings.beta), pairs, settings.epochs)
+            cost.disk = left * calls / count  # adapter, reference and so on, once per iteration
+            add(name, count, calls, cost)
+    held_out = len(run.eval_prompts) * EVAL_ANSWERS
+    add("measuring, answers", held_out * (iters + 1), iters + 1, answers)
+    add("measuring, judgments", held_out * N * (2 * iters + 1), 2 * iters + 1, judgments)
+    return stages
+
+
+def plan(settings):
+    """Print what a run with these settings will take on this machine: a few samples of each stage are drawn, timed and thrown away."""
+    print("Timing a few samples of each stage; nothing of it is kept.")
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        run = Run(dataclasses.replace(settings, out=folder))
+        loading = time.perf_counter() - start
+        stages = stage_costs(run)
+    rows = [(name, f"{count:,}", count * cost.tokens, count * cost.each + calls * cost.fixed, count * cost.disk, cost.memory)
+            for name, count, calls, cost in stages]
+    tokens, seconds, size, memory = (list(column) for column in list(zip(*rows))[2:])
+    rows.append(("all, with loading", "", sum(tokens), sum(seconds) + loading, sum(size), max(memory)))
+    print(f"\n{'stage':24}{'samples or pairs':>18}{'tokens':>9}{'time':>10}{'disk':>10}{'memory':>10}")
+    for name, count, tokens, seconds, size, memory in rows:
+        print(f"{name:24}{count:>18}{short(tokens):>9}{duration(seconds):>10}{short(size) + 'B':>10}{short(memory) + 'B':>10}")
+    print(f"For {settings.iters} iterations, with answers and judgments like the seed model's and pairs from every prompt. Training counts the\n"
+          f"tokens of each epoch. Memory is the peak of {'the GPU' if torch.cuda.is_available() else 'this process'}.")
+
+
+def short(number):
+    """A number with three digits and k, M, G or T."""
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5:
+            break
+        number /= 1000
+    else:
+        unit = "T"
+    return f"{number:.{max(0, 2 - len(str(int(number))) + 1) if unit else 0}f}{unit}"
+
+
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # ---- the loop
@@ -764,7 +934,9 @@ def table(records):
 
 def main(argv=None):
     try:
-        settings = parse_settings(argv)
+        settings, only_plan = parse_settings(argv)
+        if only_plan:
+            return plan(settings)
         run = Run(settings)
         print(table(loop(run)))
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")

@@ -267,10 +267,50 @@ def test_a_users_own_id_field_is_no_item_id(tmp_path, capsys):
 def test_without_cuda_one_line_says_what_runs(capsys):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    settings = metareward.parse_settings([])
+    settings, _ = metareward.parse_settings([])
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "tiny world" in out and "--model" in out
     assert Path(settings.model).resolve() == TINY and settings.judgments == 7  # from its preset.json
+
+
+# ---- the plan
+
+def test_a_plan_has_the_samples_of_the_run_and_leaves_nothing(tmp_path, capsys):
+    """Its counts against hand arithmetic and against what the run then draws; time depends on the machine, benchmarks measure it."""
+    arguments = small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "2", "--prompts-per-iter", "6")
+    metareward.main([*arguments, "--plan"])
+    out = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    rows = {line[:24].strip(): line[24:].split() for line in out.splitlines()}
+    settings, _ = metareward.parse_settings(arguments)
+    metareward.main(arguments)
+    for stage, name, key in [("answers", "responses", "responses"), ("judgments", "judgments", "judgments"), ("comparisons", "battles", "said")]:
+        drawn = sum(len(record[key]) for t in (1, 2) for record in read_jsonl(tmp_path / "run" / f"iter{t}" / f"{name}.jsonl"))
+        assert 0.75 * drawn <= int(rows[stage][0].replace(",", "")) <= 1.25 * drawn, (stage, rows, drawn)
+    assert rows["answers"][0] == str(2 * 6 * settings.responses)
+    held_out = len(read_jsonl(settings.eval_prompts)) * metareward.EVAL_ANSWERS
+    assert rows["measuring, answers"][0] == f"{3 * held_out:,}" and rows["measuring, judgments"][0] == f"{5 * held_out * settings.judgments:,}"
+    assert {"warm start, judgments", "warm start, training", "training, both kinds", "all, with loading"} <= rows.keys()
+
+
+def test_the_time_of_a_stage_is_fitted_to_two_lots():
+    """Lots of 100 and 400 samples in 3 and 9 seconds: 20 ms each, 1 s that does not grow. Noise cannot make a sample free, nor cost more
+    than its share of the whole."""
+    cost = metareward.fitted([(100, 1000, 3, 5000, 7), (400, 4000, 9, 20000, 8)])
+    assert (cost.fixed, cost.each, cost.tokens, cost.disk, cost.memory) == (pytest.approx(1), pytest.approx(0.02), 10, 50, 8)
+    assert metareward.fitted([(100, 0, 5, 0, 0), (400, 0, 4, 0, 0)]).each == pytest.approx(0.005)
+    assert metareward.fitted([(100, 0, 0.1, 0, 0), (400, 0, 4, 0, 0)]).fixed == 0
+    assert metareward.fitted([(100, 0, 5, 0, 0)]).each == 0.05
+
+
+@pytest.mark.parametrize("seconds, shown", [(4, "4 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1.5 h")])
+def test_durations(seconds, shown):
+    assert metareward.duration(seconds) == shown
+
+
+@pytest.mark.parametrize("number, shown", [(0, "0"), (999, "999"), (1000, "1.00k"), (65120, "65.1k"), (999999, "1.00M"), (3e12, "3.00T")])
+def test_short_numbers(number, shown):
+    assert metareward.short(number) == shown
 
 
 # ---- ablations, and models that judge badly
