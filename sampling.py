@@ -7,18 +7,20 @@ them exactly (the idea of Hydragen, Juravsky et al. 2024, arXiv 2402.05099), thr
 A draw is a function of (seed, key of the prompt, number of the sample, step): one uniform number through the inverse distribution function.
 Left out: sliding windows, soft-capped attention and encoder-decoders (refused by name, never sampled wrongly), beam search, stop strings.
 
-    G groups of rows with a shared prefix      B rows, one per sample        T tokens fed at once       V vocabulary
-    P longest prefix                           S longest suffix              H, Hkv heads, D their width
+    B rows, one per sample                     S longest suffix              T tokens of a prompt       V vocabulary
+    G prefixes, each shared by R rows at most  P longest prefix              H heads, Hkv of keys and values, D their width
 """
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import sys
 import warnings
+import weakref
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,46 +166,57 @@ def printable(text):
 
 # ---- keys and values, shared and own
 
+@dataclass
+class Prefill:
+    """Prompts' tokens that are being computed: T tokens for each of some prefixes or rows."""
+    kind: str               # "prefix" or "suffix": what they become
+    slots: torch.Tensor     # where they are to stand
+    after: list             # slots of the prefixes that they come after
+    mask: torch.Tensor      # (number of them, 1, T, P + T), what they see of those prefixes and of each other; None: no prefix, and causal
+
+
 class SharedPrefixCache:
     """Keys and values of up to G shared prefixes and of up to B rows' own suffixes, in buffers that are made once.
 
-    Each row belongs to one prefix. `cells` lists the rows of each prefix, so that all its queries meet it in one matrix product, and `place`
-    says where among the cells a row's result stands. `shape` tells how much of it all is in use.
+    `cells` (G, R) lists the rows of each prefix, so that all its queries meet it in one matrix product, and `place` says where in there a
+    row's result stands: if prefix 0 is that of rows 2 and 5, and prefix 1 that of row 0, cells is [[2, 5], [0, 0]] and place[5] is 1.
     """
 
     def __init__(self, groups, rows, prefix_size, suffix_size, device):
-        def numbers(*size):
+        def numbers(size):
             return torch.zeros(size, dtype=torch.long, device=device)
 
-        self.prefix, self.suffix = {}, {}   # layer -> (keys, values): (G, Hkv, P, D) and (B, Hkv, S, D)
+        self.prefix, self.suffix = {}, {}       # layer -> (keys, values): (G, Hkv, P, D) and (B, Hkv, S, D)
         self.prefix_size, self.suffix_size = (groups, prefix_size), (rows, suffix_size)
-        self.prefix_length = numbers(groups)                                   # (G,)
-        self.token, self.length, self.group = (numbers(rows) for _ in range(3))  # (B,) each; length: of the suffix
-        self.cells, self.place = numbers(groups * rows), numbers(rows)         # (G * R,), (B,)
-        self.shape = (0, 0, 0, 0, 0)        # B, S, G, R, P in use
-        self.filling = None                 # what `prefill` is storing
+        self.prefix_length = numbers(groups + 1)                    # (G + 1,), the last is 0: of rows without a prefix
+        self.token, self.length = numbers(rows), numbers(rows)      # (B,) the latest token, and the tokens before it in the suffix
+        self.group, self.place = numbers(rows), numbers(rows)       # (B,)
+        self.cells = numbers(groups * rows)                         # (G * R,)
+        self.shape = (0, 0, 0, 0, 0)            # B, S, G, R, P of what is in use
+        self.prefill = None                     # a Prefill; None: a step of all rows
 
-    def store(self, layer, kind, key, value):
-        """The buffers of a layer's prefixes or suffixes."""
+    def buffers(self, kind, layer, key, value):
+        """A layer's prefixes or suffixes, made at first use."""
         whole, (count, size) = getattr(self, kind), getattr(self, kind + "_size")
         if layer not in whole:
             whole[layer] = tuple(x.new_zeros(count, x.shape[1], size, x.shape[3]) for x in (key, value))
         return whole[layer]
 
-    def move(self, kind, sources, targets, length):
-        for buffers in getattr(self, kind).values():
-            for x in buffers:
-                x[targets, :, :length] = x[sources, :, :length]
+    def move(self, kind, source, target, length):
+        """Copy the first `length` tokens of one slot to another."""
+        for whole in itertools.chain(*getattr(self, kind).values()):
+            whole[target, :, :length] = whole[source, :, :length]
 
     def prepare(self):
-        """What all layers need to know of this step: which positions of its suffix a row sees, and which of its prefix."""
+        """What all layers need to know of this step: which positions of its suffix a row sees, which of its prefix, and whether it has one."""
         B, S, G, R, P = self.shape
         self.own_bias = bias(torch.arange(S, device=self.length.device) <= self.length[:B, None])[:, None, None]           # (B, 1, 1, S)
         self.common_bias = bias(torch.arange(P, device=self.length.device) < self.prefix_length[:G, None])[:, None, None]  # (G, 1, 1, P)
+        self.prefix_bias = bias(self.group[:B] < self.prefix_size[0])[:, None, None, None]                                # (B, 1, 1, 1)
 
 
 def bias(seen):
-    """What is added to the scores of attention: nothing where seen, and so little else that the softmax is 0 there."""
+    """What is added to scores of attention: 0 where something is seen, and elsewhere so little that the softmax is 0."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -1e30)
 
 
@@ -215,38 +228,51 @@ def attend_part(query, key, value, bias, scaling):
     return shares.to(value.dtype) @ value, total
 
 
-def shared_prefix_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *, shared, **kwargs):
+def attend_prompts(query, key, value, prefill, shared, layer, scaling):
+    """Store the keys and values of prompts' tokens, and attend to the prefixes they come after, if any, and to each other."""
+    H, T, Hkv = query.shape[1], query.shape[2], key.shape[1]
+    for whole, part in zip(shared.buffers(prefill.kind, layer, key, value), (key, value)):
+        whole[prefill.slots, :, :T] = part
+    if prefill.mask is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=H != Hkv)
+    P = prefill.mask.shape[-1] - T
+    key, value = (torch.cat([whole[prefill.after, :, :P], part], 2).repeat_interleave(H // Hkv, 1)  # fast kernels take a mask or H != Hkv
+                  for whole, part in zip(shared.prefix[layer], (key, value)))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=prefill.mask, scale=scaling)
+
+
+def attend_step(query, key, value, shared, layer, scaling):
+    """Store each row's latest token, and attend to the row's suffix and to its prefix."""
+    (B, S, G, R, P), H, Hkv = shared.shape, query.shape[1], key.shape[1]
+    suffix = shared.buffers("suffix", layer, key, value)
+    rows = torch.arange(B, device=key.device)
+    for whole, part in zip(suffix, (key, value)):
+        whole[rows, :, shared.length[:B]] = part[:, :, 0]
+    query = query.view(B, Hkv, H // Hkv, -1)  # the heads that share keys and values, side by side
+    keys, values = (whole[:B, :, :S] for whole in suffix)
+    out, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
+    if P:
+        keys, values = (whole[:G, :, :P] for whole in shared.prefix[layer])
+        cells = query[shared.cells[: G * R]].view(G, R, *query.shape[1:]).transpose(1, 2).flatten(2, 3)  # (G, Hkv, R * H / Hkv, D)
+        common, common_total = (x.view(G, Hkv, R, H // Hkv, -1).transpose(1, 2).flatten(0, 1)[shared.place[:B]]
+                                for x in attend_part(cells, keys, values, shared.common_bias, scaling))
+        share = (own_total - common_total - shared.prefix_bias).sigmoid()  # of one softmax over both parts, what falls to the own one
+        out = common.lerp(out, share.to(out.dtype))
+    return out.reshape(B, H, 1, -1)
+
+
+def shared_prefix_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *, shared=None, **kwargs):
     """transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D)."""
     for option in ("sliding_window", "softcap", "s_aux"):
         if kwargs.get(option) is not None:
             raise ValueError(f"{module.config.model_type} attends with {option}, which this sampler does not do: choose another model")
-    layer, (_, H, T, _), Hkv = module.layer_idx, query.shape, key.shape[1]
-    if shared.filling:  # prompts: store them, and attend to the prefix, if there is one, and to themselves
-        kind, slots, groups, mask = shared.filling
-        for whole, part in zip(shared.store(layer, kind, key, value), (key, value)):
-            whole[slots, :, :T] = part
-        if mask is not None:
-            P = mask.shape[-1] - T
-            key, value = (torch.cat([whole[groups, :, :P], part], 2) for whole, part in zip(shared.prefix[layer], (key, value)))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=H != Hkv)
-        return out.transpose(1, 2), None
-
-    B, S, G, R, P = shared.shape
-    buffers = shared.store(layer, "suffix", key, value)
-    rows = torch.arange(B, device=key.device)
-    for whole, part in zip(buffers, (key, value)):
-        whole[rows, :, shared.length[:B]] = part[:, :, 0]
-    query = query.view(B, Hkv, H // Hkv, -1)  # the heads that share keys and values, side by side
-    keys, values = (x[:B, :, :S] for x in buffers)
-    out, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
-    if P:
-        keys, values = (x[:G, :, :P] for x in shared.prefix[layer])
-        cells = query[shared.cells[: G * R]].view(G, R, *query.shape[1:]).transpose(1, 2).flatten(2, 3)  # (G, Hkv, R * H / Hkv, D)
-        common, common_total = (x.view(G, Hkv, R, H // Hkv, -1).transpose(1, 2).flatten(0, 1)[shared.place[:B]]
-                                for x in attend_part(cells, keys, values, shared.common_bias, scaling))
-        share = (own_total - common_total).sigmoid()  # of one softmax over both parts, what falls to the own one
-        out = common.lerp(out, share.to(out.dtype))
-    return out.reshape(B, 1, H, -1), None
+    if shared is None:
+        raise ValueError(f"{module.config.model_type} does not hand the sampler's cache on to its layers: choose another model")
+    if shared.prefill:
+        out = attend_prompts(query, key, value, shared.prefill, shared, module.layer_idx, scaling)
+    else:
+        out = attend_step(query, key, value, shared, module.layer_idx, scaling)
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register("shared_prefix", shared_prefix_attention)
@@ -261,7 +287,7 @@ def shared_prefix(model):
     kinds = set(getattr(base.config, "layer_types", None) or ["full_attention"])
     try:
         if base.config._attn_implementation != "shared_prefix" or kinds != {"full_attention"} or base._is_stateful:
-            raise ValueError(f"{base.config.model_type} has layers other than full attention, which this sampler does not do: choose another model")
+            raise ValueError(f"{base.config.model_type} attends in a way that this sampler does not do: choose another model")
         yield
     finally:
         base.set_attn_implementation(before)
@@ -269,12 +295,15 @@ def shared_prefix(model):
 
 @contextmanager
 def merged(model):
-    """Add the LoRA adapter to the weights while sampling, and put the very same weights back: two small products less per layer.
+    """Add the LoRA adapter to 32-bit weights while sampling, and put the very same weights back: two small products less per layer.
 
-    Weights in 4 bits stay as they are, with the adapter beside them: adding it would round it away.
+    In 16 and 4 bits it stays beside the weights: a change below their last bit would be rounded away, and the model that samples would not
+    be the one that is trained.
     """
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and module.get_base_layer().weight.is_floating_point()]
-    kept = [layer.get_base_layer().weight.to("cpu", copy=True) for layer in layers]  # where memory is less scarce
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged and not any(module.lora_bias.values())
+              and type(module.get_base_layer()) is torch.nn.Linear and module.get_base_layer().weight.dtype == torch.float32
+              and module.get_base_layer().weight is not model.get_input_embeddings().weight]
+    kept = [layer.get_base_layer().weight.clone() for layer in layers]
     try:
         for layer in layers:
             layer.merge()
@@ -333,9 +362,8 @@ def draw(logits, uniform, temperature, top_p):
 @dataclass(eq=False)
 class Group:
     """Rows whose prompts begin alike."""
-    prefix: list        # token ids
-    left: int = 0       # rows that have not ended
-    slot: int = None    # where in the cache the prefix stands; None: nowhere yet
+    prefix: list        # token ids; empty: a row by itself
+    slot: int = None    # where in the cache the prefix stands; None: nowhere
 
 
 @dataclass(eq=False)
@@ -388,32 +416,37 @@ EMPTY = 1 / 16                    # share of slots that may stand empty before o
 
 
 def make_rows(prompts, n, numbers):
-    """The rows of n samples of each prompt, longest prompts first. numbers[i][k]: the uniform numbers of sample k of prompt i."""
-    rows = [Row(i, number, group, prompts[i][shared:], numbers[i][number])
-            for members, shared in shared_groups(prompts, n) for group in [Group(prompts[members[0]][:shared])]
-            for i in members for number in range(n)]
-    return sorted(rows, key=prompt_length, reverse=True)
+    """The rows of n samples of each prompt, group by group, longest prompts first. numbers[i][k]: the uniform numbers of sample k of prompt i."""
+    groups = []
+    for members, shared in shared_groups(prompts, n):
+        group = Group(prompts[members[0]][:shared])
+        rows = [Row(i, k, group, prompts[i][shared:], numbers[i][k]) for i in members for k in range(n)]
+        groups.append(sorted(rows, key=lambda row: -len(row.own)))
+    return [row for rows in sorted(groups, key=lambda rows: -prompt_length(rows[0])) for row in rows]
 
 
 def cache_capacity(model):
     """How many tokens' keys and values fit: in three quarters of what PyTorch does not use on CUDA, in 1 GiB elsewhere."""
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = 2 * config.num_hidden_layers * (config.num_key_value_heads or config.num_attention_heads) * width * model.dtype.itemsize
+    size = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width * model.dtype.itemsize
     if model.device.type != "cuda":
         return 2**30 // size
     torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
     return torch.cuda.mem_get_info(model.device)[0] * 3 // 4 // size
 
 
-def slots(rows, max_new_tokens, capacity, most):
-    """How many (rows, prefixes) fit into a cache of `capacity` tokens; at least one of each. Prefixes get twice the room that full groups
-    would need, for groups whose last rows take long."""
-    groups = len({row.group for row in rows})
+def slot_counts(rows, max_new_tokens, capacity, most):
+    """How many (rows, prefixes) fit into a cache of `capacity` tokens; at least one row.
+
+    Were all samples of one length, rows / groups of them would share each prefix at any time. There is room for twice as many prefixes, since
+    the last samples of a group may take long while their neighbours' slots are given to other groups.
+    """
+    groups = len({row.group for row in rows if row.group.prefix})
     prefix, suffix = cache_sizes(rows, max_new_tokens)
     per_row = min(1, 2 * groups / len(rows))
     count = max(1, min(len(rows), most, int((capacity - prefix) / (suffix + prefix * per_row))))
-    return count, min(groups, 1 + int(count * per_row))
+    return count, min(groups, count, 1 + int(count * per_row))
 
 
 def cache_sizes(rows, max_new_tokens):
@@ -422,11 +455,11 @@ def cache_sizes(rows, max_new_tokens):
 
 
 def first_wave(rows, max_new_tokens, capacity, most):
-    """Of rows, longest prompts first, those that share a cache: up to where prompts are half as long as the longest, if those before fill
-    the slots, so that a few long prompts do not make the slots of all others large."""
-    for count, row in enumerate(rows):
-        if 2 * prompt_length(row) < prompt_length(rows[0]):
-            return rows[:count] if count >= slots(rows[:count], max_new_tokens, capacity, most)[0] else rows[:count + most]
+    """Of rows, longest prompts first, those that share a cache: up to the group whose prompts are half as long as the longest, if the rows
+    before it fill the slots, so that a few long prompts do not make the slots of all others large."""
+    for count in range(1, len(rows)):
+        if rows[count].group is not rows[count - 1].group and 2 * prompt_length(rows[count]) < prompt_length(rows[0]):
+            return rows[:count] if count >= slot_counts(rows[:count], max_new_tokens, capacity, most)[0] else rows[: count + most]
     return rows
 
 
@@ -439,24 +472,23 @@ class Slots:
 
     def __init__(self, model, rows, max_new_tokens, capacity):
         self.model, self.device = model, model.device
-        self.most_rows, self.most_groups = slots(rows, max_new_tokens, capacity, ROWS[self.device.type])
+        self.most_rows, self.most_groups = slot_counts(rows, max_new_tokens, capacity, ROWS[self.device.type])
         self.cache = SharedPrefixCache(self.most_groups, self.most_rows, *cache_sizes(rows, max_new_tokens), self.device)
         self.waiting, self.rows, self.groups = deque(rows), [], []
         for row in rows:
-            row.group.left, row.group.slot = 0, None
-        for row in rows:
-            row.group.left += 1
-        self.graphs, self.out = {}, None
+            row.group.slot = None if row.group.prefix else self.most_groups  # where prefix_length is 0
+        self.graphs, self.out, self.pool = {}, None, None
 
     def fill(self):
-        """Let waiting rows into empty slots, or else move the last rows there; compute the prompts of the new ones. False: no rows left."""
+        """Let waiting rows into empty slots and compute their prompts; slots that stay empty are taken by the last rows. False: no rows left."""
         rows, groups = self.rows, self.groups
         if self.waiting:
             rows += [None] * (self.most_rows - len(rows))
         empty = [b for b, row in enumerate(rows) if row is None]
         if len(empty) < max(1, EMPTY * len(rows)):
             return True
-        groups[:] = [group if group and group.left else None for group in groups]
+        needed = {row.group for row in [*rows, *itertools.islice(self.waiting, 1)] if row}  # a group's rows wait in one piece
+        groups[:] = [group if group in needed else None for group in groups]
         new_rows, new_groups = [], []
         while empty and self.waiting:
             row, group = self.waiting[0], self.waiting[0].group
@@ -475,37 +507,39 @@ class Slots:
         for g, source in close_gaps(groups):
             self.cache.move("prefix", source, g, len(groups[g].prefix))
             groups[g].slot = g
-        self.prefill("prefix", [(group.slot, group.prefix, None) for group in new_groups if group.prefix])
+        self.prefill("prefix", [(group.slot, group.prefix, None) for group in new_groups])
         self.prefill("suffix", [(b, row.own[:-1], row.group) for b, row in new_rows if len(row.own) > 1])
         self.arrange()
         return bool(rows)
 
     def prefill(self, kind, parts):
         """Compute and store the keys and values of prompts' tokens. parts: (slot, token ids, the group they come after or None)."""
-        parts = sorted(parts, key=lambda part: -len(part[1]))
+        parts, most = sorted(parts, key=lambda part: -len(part[1])), PREFILL_TOKENS[self.device.type]
         while parts:
             T = len(parts[0][1])
             P = max(len(group.prefix) if group else 0 for *_, group in parts)
-            most = PREFILL_TOKENS[self.device.type]
-            count = max(1, min(most // T, 8 * most // (P + T)))
-            at, ids, groups = zip(*parts[:count])
+            count = max(1, min(most // T, 4 * most // (P + T)))  # each has a copy of its prefix for a while
+            slots, ids, groups = zip(*parts[:count])
             parts = parts[count:]
+            lengths, before = (torch.tensor(x, device=self.device)[:, None] for x in
+                               ([len(row) for row in ids], [len(group.prefix) if group else 0 for group in groups]))
             ids = torch.tensor([list(row) + [0] * (T - len(row)) for row in ids], device=self.device)
-            lengths = torch.tensor([len(group.prefix) if group else 0 for group in groups], device=self.device)
             mask, here = None, torch.arange(T, device=self.device)
             if P:
-                common = torch.arange(P, device=self.device) < lengths[:, None]                      # (b, P)
+                common = torch.arange(P, device=self.device) < before                                # (count, P)
                 mask = torch.cat([common[:, None].expand(-1, T, -1), (here <= here[:, None]).expand(len(ids), -1, -1)], -1)[:, None]
-            self.cache.filling = (kind, torch.tensor(at, device=self.device), [group.slot if group else 0 for group in groups], mask)
-            self.model(input_ids=ids, position_ids=lengths[:, None] + here, use_cache=False, logits_to_keep=1, shared=self.cache)
-            self.cache.filling = None
+            after = [group.slot if group and group.prefix else 0 for group in groups]
+            self.cache.prefill = Prefill(kind, torch.tensor(slots, device=self.device), after, mask)
+            self.model(input_ids=ids, position_ids=before + here.minimum(lengths - 1), use_cache=False, logits_to_keep=1, shared=self.cache)
+            self.cache.prefill = None
 
     def arrange(self):
         """Tell the cache which prefix each row follows."""
         cache, members = self.cache, [[] for _ in self.groups]
         for b, row in enumerate(self.rows):
-            members[row.group.slot].append(b)
-        self.R = self.rounded(max(map(len, members), default=0), len(self.rows))
+            if row.group.prefix:
+                members[row.group.slot].append(b)
+        self.R = self.rounded(max(map(len, members), default=0), self.most_rows)
         place = [0] * len(self.rows)
         for g, bs in enumerate(members):
             for nth, b in enumerate(bs):
@@ -515,20 +549,21 @@ class Slots:
         put(cache.cells, [b for bs in members for b in bs + [0] * (self.R - len(bs))])
         put(cache.prefix_length, [len(group.prefix) if group else 0 for group in self.groups])
 
-    def rounded(self, size, most):
-        """On CUDA up by a quarter at most, so that few graphs are captured."""
-        grain = 1 if self.device.type == "cpu" else 1 << max(0, size.bit_length() - 3)
+    def rounded(self, size, most, steps=1):
+        """On CUDA up to the next power of two, or of `steps` sizes between two of them, so that few graphs are captured."""
+        grain = 1 if self.device.type == "cpu" or size < 2 else max(1, (1 << (size - 1).bit_length()) // (2 * steps))
         return min(most, -(-size // grain) * grain)
 
     def logits(self):
         """Logits (B, V) after the latest token of each row, which goes into the cache."""
-        cache = self.cache
+        cache, (G, P), (B, S) = self.cache, self.cache.prefix_size, self.cache.suffix_size
         put(cache.token, [row.token if row else 0 for row in self.rows])
         put(cache.length, [row.length if row else 0 for row in self.rows])
-        (G, P), (B, S) = cache.prefix_size, cache.suffix_size
-        cache.shape = (self.rounded(len(self.rows), B), self.rounded(1 + max(row.length for row in self.rows if row), S),
-                       self.rounded(len(self.groups), G), self.R, self.rounded(max(len(group.prefix) for group in self.groups if group), P))
-        return (self.forward() if self.device.type == "cpu" or self.graphs is None else self.replay())[: len(self.rows)]
+        longest = max((len(group.prefix) for group in self.groups if group), default=0), 1 + max(row.length for row in self.rows if row)
+        cache.shape = (self.rounded(len(self.rows), B), self.rounded(longest[1], S, steps=4), self.rounded(len(self.groups), G), self.R,
+                       self.rounded(longest[0], P))
+        eager = self.device.type == "cpu" or self.model in uncapturable
+        return (self.forward() if eager else self.replay())[: len(self.rows)]
 
     def forward(self):
         cache, B = self.cache, self.cache.shape[0]
@@ -545,17 +580,25 @@ class Slots:
                 self.out, self.pool = logits.new_empty(self.cache.suffix_size[0], logits.shape[-1]), torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=self.pool):
+                with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pool):  # the first puts the stream back
                     self.out[: len(logits)] = self.forward()  # one buffer for all graphs
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                print(f"sampling without CUDA graphs, which is slower: {str(error).splitlines()[0]}", file=sys.stderr)
-                self.graphs = None
+                if out_of_memory(error):
+                    raise
+                print(f"this model samples without CUDA graphs, which is slower: {str(error).splitlines()[0]}", file=sys.stderr)
+                uncapturable.add(self.model)
                 return self.forward()
             self.graphs[shape] = graph
         self.graphs[shape].replay()
         return self.out[: shape[0]]
+
+
+uncapturable = weakref.WeakSet()  # models whose step no CUDA graph can hold
+
+
+def out_of_memory(error):
+    """Whether this is CUDA's want of memory, which libraries report in their own ways."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in ("out of memory", "ALLOC_FAILED"))
 
 
 def put(buffer, values):
@@ -577,7 +620,7 @@ def close_gaps(items):
     return moves
 
 
-def run(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
+def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
     """Draw until every row has ended, and yield each as it does."""
     slots = Slots(model, rows, max_new_tokens, capacity)
     while slots.fill():
@@ -588,7 +631,6 @@ def run(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
                 row.drawn.append(token)
                 if token in stops or len(row.drawn) == max_new_tokens:
                     slots.rows[b] = None
-                    row.group.left -= 1
                     yield row
 
 
@@ -619,13 +661,13 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
         while rows:
             wave = first_wave(rows, max_new_tokens, capacity, ROWS[model.device.type])
             try:
-                for row in run(model, wave, stops, max_new_tokens, temperature, top_p, capacity):
+                for row in decode(model, wave, stops, max_new_tokens, temperature, top_p, capacity):
                     samples[row.prompt][row.number] = row.drawn
                     if on_end:
                         on_end(row.prompt, row.number, row.drawn)
-            except torch.OutOfMemoryError:
-                if capacity < sum(cache_sizes(wave, max_new_tokens)):
-                    raise  # not even one row at a time
+            except RuntimeError as error:
+                if not out_of_memory(error) or capacity < sum(cache_sizes(wave, max_new_tokens)):
+                    raise  # in the second case there is no room for one row at a time
                 capacity //= 2
                 print(f"out of memory: sampling goes on with a cache half as large, {capacity} tokens", file=sys.stderr)
             rows = [row for row in rows if samples[row.prompt][row.number] is None]
@@ -638,7 +680,8 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
     """n answers to each prompt.
 
     prompts: user texts; the chat template is applied here. temperature 0 is greedy. seed: anything JSON can hold.
-    keys: one per prompt (default: its index); draws depend on (seed, key, number of the sample) and on nothing else.
+    keys: one per prompt (default: its index); the uniform numbers behind a draw depend on (seed, key,
+    number of the sample) and on nothing else, the draw itself on the rounding of logits as well.
     capacity: how many tokens' keys and values the cache may hold (default: see `cache_capacity`); halved when CUDA runs out of memory.
     on_end(i, number, sample): called as each sample ends, in no particular order.
     Returns for each prompt a list of n Samples. Raises ValueError for settings out of range.

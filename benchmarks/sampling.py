@@ -3,7 +3,7 @@
 The four workloads of a run, in shapes that fit a laptop: same model, dtype and threads, one process, the two in alternation; the median of
 --runs runs in tokens per second, which counts the tokens of each sample up to its end. generate gets every number of samples per call of
 BATCHES (num_return_sequences where prompts repeat) on a quarter of the work, and then the fastest. Peak memory is that of a fresh process
-which loads the model and runs the workload once.
+which makes the model and runs the workload once: ours, generate with its fastest batch, and generate with all samples in one call.
 """
 import argparse
 import re
@@ -105,16 +105,18 @@ def main():
         status = Path("/proc/self/status").read_text()  # unlike getrusage it starts anew in a new process
         return print(1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1]))
     print(f"PyTorch {torch.__version__}, {args.threads} threads, {sum(w.numel() for w in model.parameters()) / 1e6:.1f} M parameters, fp32")
-    print(f"{'workload':12}{'ours':>12}{'generate':>12}{'ratio':>8}{'lowest, highest':>18}{'peak, ours':>13}{'generate':>12}{'ratio':>8}")
+    print(f"{'workload':12}{'ours':>12}{'generate':>12}{'ratio':>8}{'lowest, highest':>17}{'batch':>8}{'peak: ours':>15}{'generate':>12}"
+          f"{'all at once':>18}")
     for name in args.only:
         work = workloads()[name]
         batch = args.batch or best_batch(model, *work)
         rates = [(rate(ours, model, *work), rate(generate, model, *work, batch)) for _ in range(args.runs)]
         mine, theirs = (statistics.median(column) for column in zip(*rates))
         ratios = [a / b for a, b in rates]
-        peaks = [peak(name, who, batch, args.threads) for who in ("ours", "generate")]
-        print(f"{name:12}{mine:8.0f} t/s{theirs:8.0f} t/s{mine / theirs:7.2f}x{min(ratios):9.2f}x{max(ratios):7.2f}x"
-              f"{peaks[0] / 1e6:10.0f} MB{peaks[1] / 1e6:9.0f} MB{peaks[0] / peaks[1]:7.2f}x   {batch} samples per call of generate", flush=True)
+        whole = len(work[0]) * work[1]
+        peaks = [peak(name, *which, args.threads) / 1e6 for which in (("ours", 0), ("generate", batch), ("generate", whole))]
+        print(f"{name:12}{mine:8.0f} t/s{theirs:8.0f} t/s{mine / theirs:7.2f}x{min(ratios):9.2f}x{max(ratios):7.2f}x{batch:8}"
+              f"{peaks[0]:12.0f} MB{peaks[1]:9.0f} MB{peaks[2]:9.0f} MB{whole:6}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from conftest import FAMILIES, TINY, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,8 +26,10 @@ from transformers import (
     GPTJConfig,
     Llama4TextConfig,
     MistralConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen3NextConfig,
+    StableLmConfig,
     xLSTMConfig,
 )
 
@@ -43,7 +46,7 @@ from sampling import (
     sample,
     shared_groups,
     shared_prefix,
-    slots,
+    slot_counts,
     stop_tokens,
     uniforms,
 )
@@ -124,7 +127,6 @@ def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, mo
                     row.drawn.append(10 * row.prompt + len(row.drawn))
                     if len(row.drawn) == 2 + row.prompt % 5:
                         under_way.rows[b] = None
-                        row.group.left -= 1
         assert (under_way.most_rows < len(rows)) == (capacity == 400), "the second must let rows in one after another"
     for row, logits in got.items():
         with torch.no_grad():
@@ -269,6 +271,20 @@ def test_draws_do_not_depend_on_slots_or_chunks(llama, drawn, constant, value, m
     assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
 
 
+def test_groups_of_unequal_prompts_go_through_one_cache(llama, monkeypatch):
+    """Comparisons of twelve answers, each with some of its own: their rows do not wait for other groups' rows, which would have slots stand
+    empty and caches made anew. Alone, each is drawn the same."""
+    caches, made = [], Slots.__init__
+    monkeypatch.setattr(Slots, "__init__", lambda self, *arguments: caches.append(made(self, *arguments)))
+    monkeypatch.setitem(sampling.ROWS, "cpu", 8)
+    prompts = [f"{i} " * 30 + "and so on " * (7 * j % 10) for i in range(12) for j in range(10)]
+    assert len(shared_groups([Chat(llama[1]).prompt(text) for text in prompts], 1)) == 12
+    got = sample(*llama, prompts, max_new_tokens=4)
+    assert len(caches) == 1
+    for i in (0, 57, 119):
+        assert sample(*llama, prompts[i: i + 1], max_new_tokens=4, keys=[i]) == got[i: i + 1]
+
+
 @pytest.mark.parametrize("empty", [0.0, 0.5, 1.0])
 def test_draws_do_not_depend_on_when_slots_are_refilled(llama, drawn, empty, monkeypatch):
     monkeypatch.setattr(sampling, "EMPTY", empty)
@@ -286,7 +302,7 @@ def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
     """The shapes that CUDA graphs are captured for, with rows, prefixes and positions beyond those in use."""
     shapes = set()
 
-    def rounded(self, size, most):
+    def rounded(self, size, most, steps=1):
         shapes.add(size)
         return min(most, -(-size // 4) * 4)
     monkeypatch.setattr(Slots, "rounded", rounded)
@@ -310,6 +326,34 @@ def test_out_of_memory_halves_the_cache_and_goes_on(llama, drawn, monkeypatch, c
     assert got == drawn and sorted(ended) == [(i, number) for i in range(len(PROMPTS)) for number in range(3)]
     said = capsys.readouterr().err.splitlines()
     assert ["600 tokens" in said[0], "300 tokens" in said[1], len(said)] == [True, True, 2] and steps[0] > steps[-1]
+
+
+def test_rows_with_and_without_a_prefix_side_by_side(llama):
+    """Three prompts that share a beginning, between others that share nothing: drawn as each is alone."""
+    shared = "one two three four five six seven eight nine ten " * 3
+    prompts = ["Why?", shared + "a", shared + "b", shared + "and c", "How do I plant a tree in a garden that has no soil?", "When?"]
+    assert sorted(len(members) for members, _ in shared_groups([Chat(llama[1]).prompt(text) for text in prompts], 1)) == [1, 1, 1, 3]
+    got = sample(*llama, prompts, max_new_tokens=12, temperature=1.0, top_p=1.0)
+    assert got == [sample(*llama, [text], max_new_tokens=12, temperature=1.0, top_p=1.0, keys=[i])[0] for i, text in enumerate(prompts)]
+
+
+def test_learned_positions_are_not_read_beyond_their_table(tiny):
+    """OPT has a row for each position; padding of a row far along must not ask for more. And no heads of keys and values of its own."""
+    model = random_model(OPTConfig, tiny[1], ffn_dim=96, word_embed_proj_dim=64, max_position_embeddings=110)
+    model.generation_config.eos_token_id = [tiny[1].eos_token_id]
+    shared = "How do I plant a tree in a garden that has no soil? " * 2
+    prompts = [shared + "Why?", shared + "Who?", "This one has nothing in common with the others, and is a good deal longer than what they own."]
+    longest = max(len(Chat(tiny[1]).prompt(text)) for text in prompts)
+    model.config.max_position_embeddings = longest + 4
+    model.model.decoder.embed_positions = type(model.model.decoder.embed_positions)(longest + 4, 64)
+    got = [row[0].tokens for row in sample(model, tiny[1], prompts, max_new_tokens=4, temperature=0)]
+    assert got == [generated(model, tiny[1], text, 4) for text in prompts]
+
+
+def test_want_of_memory_is_recognised():
+    for error in (torch.OutOfMemoryError("x"), RuntimeError("CUDA error: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")):
+        assert sampling.out_of_memory(error)
+    assert not sampling.out_of_memory(RuntimeError("operation not permitted when stream is capturing"))
 
 
 def test_out_of_memory_with_one_row_is_an_error(llama, monkeypatch):
@@ -484,6 +528,7 @@ UNSUITED = {
     "qwen3_next": (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),  # recurrent
     "llama4_text": (Llama4TextConfig, {"attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 96}),
     "xlstm": (xLSTMConfig, {"num_heads": 4}),                                   # recurrent alone
+    "stablelm": (StableLmConfig, {}),                                           # does not hand the cache on
     "gptj": (GPTJConfig, {"rotary_dim": 8}),                                    # attends by code of its own
 }
 
@@ -580,6 +625,44 @@ def test_an_adapter_on_four_bits_stays_beside_the_weights(iteration):
     assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
 
 
+def adapted(**settings):
+    """The tiny world's model with a random adapter."""
+    torch.manual_seed(0)
+    model = get_peft_model(load(str(TINY))[0], LoraConfig(r=4, init_lora_weights=False, **settings)).eval()
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("settings", [
+    {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "lora_bias": True}, {"use_dora": True}], ids=["head", "bias", "dora"])
+def test_other_adapters_are_sampled_rightly(settings, tiny):
+    """On the head, whose weights may be the embeddings' as well; with biases, which merging changes too; and DoRA. Twice the same as generate."""
+    model = adapted(**settings)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    expected = [generated(model, tiny[1], text, 12) for text in PROMPTS[:3]]
+    for _ in range(2):
+        assert [row[0].tokens for row in sample(model, tiny[1], PROMPTS[:3], max_new_tokens=12, temperature=0)] == expected
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_an_adapter_that_its_owner_merged_stays_merged(tiny):
+    model = adapted(target_modules=["q_proj", "v_proj"])
+    model.merge_adapter()
+    expected = [generated(model, tiny[1], text, 12) for text in PROMPTS[:3]]
+    for _ in range(2):
+        assert [row[0].tokens for row in sample(model, tiny[1], PROMPTS[:3], max_new_tokens=12, temperature=0)] == expected
+
+
+def test_in_16_bits_the_adapter_stays_beside_the_weights():
+    """Added to bfloat16 weights of Llama's size (0.02), a change of 5e-5 loses more than a third of itself to rounding."""
+    model = adapted(target_modules=["q_proj"]).to(torch.bfloat16)
+    with sampling.merged(model):
+        assert not any(module.merged for module in model.modules() if isinstance(module, sampling.LoraLayer))
+    generator = torch.Generator().manual_seed(0)
+    weight, change = (torch.randn(512, 512, generator=generator) * size for size in (0.02, 5e-5))
+    kept = (weight.bfloat16() + change.bfloat16()).float() - weight.bfloat16().float()
+    assert (kept - change).norm() / change.norm() > 0.33
+
+
 def drop_a_key(weights):
     del weights[sorted(weights)[3]]
 
@@ -668,8 +751,8 @@ def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most
     seen = []
     while rows:
         wave = first_wave(rows, max_new_tokens, capacity, most)
-        (count, groups), (prefix, suffix) = slots(wave, max_new_tokens, capacity, most), sampling.cache_sizes(wave, max_new_tokens)
-        assert 1 <= count <= min(most, len(wave)) and 1 <= groups <= count + 1
+        (count, groups), (prefix, suffix) = slot_counts(wave, max_new_tokens, capacity, most), sampling.cache_sizes(wave, max_new_tokens)
+        assert 1 <= count <= min(most, len(wave)) and 0 <= groups <= count
         assert count * suffix + groups * prefix <= capacity or count == 1
         for row in wave:
             assert row.group.prefix + row.own == prompts[row.prompt] and row.own
