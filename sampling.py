@@ -210,6 +210,7 @@ class SharedPrefixCache:
     def prepare(self):
         """What all layers need to know of this step: which positions of its suffix a row sees, which of its prefix, and whether it has one."""
         B, S, G, R, P = self.shape
+        self.rows = torch.arange(B, device=self.length.device)
         self.own_bias = bias(torch.arange(S, device=self.length.device) <= self.length[:B, None])[:, None, None]           # (B, 1, 1, S)
         self.common_bias = bias(torch.arange(P, device=self.length.device) < self.prefix_length[:G, None])[:, None, None]  # (G, 1, 1, P)
         self.prefix_bias = bias(self.group[:B] < self.prefix_size[0])[:, None, None, None]                                # (B, 1, 1, 1)
@@ -245,13 +246,14 @@ def attend_step(query, key, value, shared, layer, scaling):
     """Store each row's latest token, and attend to the row's suffix and to its prefix."""
     (B, S, G, R, P), H, Hkv = shared.shape, query.shape[1], key.shape[1]
     suffix = shared.buffers("suffix", layer, key, value)
-    rows = torch.arange(B, device=key.device)
     for whole, part in zip(suffix, (key, value)):
-        whole[rows, :, shared.length[:B]] = part[:, :, 0]
+        whole[shared.rows, :, shared.length[:B]] = part[:, :, 0]
     query = query.view(B, Hkv, H // Hkv, -1)  # the heads that share keys and values, side by side
     keys, values = (whole[:B, :, :S] for whole in suffix)
-    out, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
-    if P:
+    if P == 0:
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=shared.own_bias.to(query.dtype), scale=scaling)
+    else:
+        out, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
         keys, values = (whole[:G, :, :P] for whole in shared.prefix[layer])
         cells = query[shared.cells[: G * R]].view(G, R, *query.shape[1:]).transpose(1, 2).flatten(2, 3)  # (G, Hkv, R * H / Hkv, D)
         common, common_total = (x.view(G, Hkv, R, H // Hkv, -1).transpose(1, 2).flatten(0, 1)[shared.place[:B]]

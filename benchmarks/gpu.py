@@ -1,0 +1,203 @@
+"""What a GPU does with an 8B-shaped Llama-3 of random weights, in bfloat16 and in NF4: `python benchmarks/gpu.py`
+
+Prints the card, its bandwidth and matrix rate as measured; whether CUDA graphs draw what plain steps draw and greedy answers are generate's;
+tokens per second on the judge's workload beside transformers' generate, its continuous batching and the physical limit; how much a smaller
+card's cache holds; and memory and speed of DPO. --small does it all with a small model on any machine, to see that the script runs.
+"""
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import bitsandbytes
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import sampling  # noqa: E402
+from dpo import add_lora, train_dpo  # noqa: E402
+
+logging.set_verbosity_error()
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+def seconds(work):
+    """How long work() takes, and what it returns."""
+    if CUDA:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    result = work()
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def peak():
+    return f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if CUDA else "peak not measured"
+
+
+def machine(small):
+    """Bandwidth in bytes per second and matrix rate in FLOP per second, measured."""
+    a = torch.zeros(2**24 if small else 2**30, device=DEVICE)
+    m = torch.randn(512 if small else 8192, 512 if small else 8192, device=DEVICE, dtype=torch.bfloat16)
+    b = torch.empty_like(a)
+    for _ in range(2):  # the second counts
+        copying, _ = seconds(lambda: [b.copy_(a) for _ in range(10)])
+        multiplying, _ = seconds(lambda: [m @ m for _ in range(10)])
+    bandwidth, rate = 20 * a.numel() * 4 / copying, 20 * m.shape[0]**3 / multiplying
+    name = torch.cuda.get_device_name() if CUDA else "CPU"
+    print(f"{name}, PyTorch {torch.__version__}: {bandwidth / 1e9:,.0f} GB/s, {rate / 1e12:,.1f} TFLOP/s in bfloat16", flush=True)
+    return bandwidth, rate
+
+
+def model_of(bits, small):
+    """Llama-3-8B's shape, weights at random; bits 4: its linear layers in NF4, as transformers would load them."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4} if small else {
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config = LlamaConfig(**shape, num_key_value_heads=shape["num_attention_heads"] // 4, max_position_embeddings=8192, rope_theta=500000.0,
+                         pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(DEVICE):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(dtype)
+    model.eval().requires_grad_(False)
+    if bits == 4:
+        for name, old in [(name, module) for name, module in model.named_modules() if type(module) is torch.nn.Linear and name != "lm_head"]:
+            new = bitsandbytes.nn.Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+            new.weight = bitsandbytes.nn.Params4bit(old.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True)
+            new.support_avx512bf16_for_cpu = False
+            model.set_submodule(name, new.to(DEVICE))
+        if CUDA:
+            torch.cuda.empty_cache()
+    return model
+
+
+def tokens(model, count, length):
+    torch.manual_seed(1)
+    return torch.randint(100, model.config.vocab_size, (count, length)).tolist()
+
+
+def ours(model, prompts, n, new, **more):
+    return sum(len(ids) for samples in sampling.sample_tokens(model, prompts, n, stops=(), max_new_tokens=new, **more) for ids in samples)
+
+
+def check(model, small):
+    """Draws with graphs against draws without; greedy answers against generate's, which rounding may part at some token."""
+    prompts = tokens(model, 6, 40)
+    drawn = sampling.sample_tokens(model, prompts, 5, stops=set(range(0, model.config.vocab_size, 50)), max_new_tokens=60, temperature=1.0)
+    sampling.uncapturable.add(model)
+    plain = sampling.sample_tokens(model, prompts, 5, stops=set(range(0, model.config.vocab_size, 50)), max_new_tokens=60, temperature=1.0)
+    sampling.uncapturable.discard(model)
+    same = sum(a == b for x, y in zip(drawn, plain) for a, b in zip(x, y))
+    greedy = [x[0] for x in sampling.sample_tokens(model, prompts, stops=(), max_new_tokens=30, temperature=0)]
+    ids = torch.tensor(prompts, device=DEVICE)
+    theirs = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=30, pad_token_id=0)[:, 40:].tolist()
+    agree = [next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), 30) for x, y in zip(greedy, theirs)]
+    print(f"  graphs and plain steps: {same} of 30 samples the same; greedy tokens until one differs from generate's, of 30: {agree}", flush=True)
+
+
+def generate(model, prompts, n, new, per_call):
+    settings = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0, "num_return_sequences": n, "max_new_tokens": new, "pad_token_id": 0}
+    count = 0
+    for first in range(0, len(prompts), per_call):
+        ids = torch.tensor(prompts[first: first + per_call], device=DEVICE)
+        count += model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[:, ids.shape[1]:].numel()
+    return count
+
+
+def continuous(model, prompts, n, new):
+    """transformers' continuous batching."""
+    settings = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.95, top_k=0, max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
+    out = model.generate_batch(inputs=[ids for ids in prompts for _ in range(n)], generation_config=settings)
+    return sum(len(result.generated_tokens) for result in out.values())
+
+
+def speed(model, bandwidth, rate, small):
+    """The judge's workload: 64 prompts of 900 tokens, 11 samples of 200 new tokens each. The limit is that of as many samples at once."""
+    count, length, n, new = (4, 60, 3, 8) if small else (64, 900, 11, 200)
+    prompts, config = tokens(model, count, length), model.config
+    figures = {}
+    ours(model, prompts[:2], n, new)
+    for name, work in {"ours": lambda: ours(model, prompts, n, new),
+                       **{f"generate, {k * n} samples per call": lambda k=k: generate(model, prompts, n, new, k) for k in (1, 4, 16)},
+                       "generate_batch": lambda: continuous(model, prompts, n, new)}.items():
+        try:
+            took, drawn = seconds(work)
+            figures[name] = drawn / took
+            print(f"  {name:32}{drawn / took:10,.0f} tokens/s{took:8.1f} s   {peak()}", flush=True)
+        except Exception as error:  # a peer that does not run is a result as well
+            print(f"  {name:32}does not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
+    rows, drawn = min(count * n, sampling.ROWS[DEVICE]), count * n * new
+    weights = sum(w.numel() * w.element_size() for name, w in model.named_parameters() if "embed" not in name)
+    token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    flops = 2 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear))
+    terms = {"reading weights": drawn / rows * weights / bandwidth, "reading the cache": drawn * token * (new / 2 + length / n) / bandwidth,
+             "arithmetic of drawing": drawn * flops / rate, "arithmetic of prompts": count * length * flops / rate}
+    reading, caching, drawing, prompting = terms.values()
+    limit, best = drawn / (max(reading + caching, drawing) + prompting), max([1e-9, *(v for k, v in figures.items() if k != "ours")])
+    print("  seconds at the least: " + ", ".join(f"{name} {value:.2f}" for name, value in terms.items()))
+    mine = figures["ours"]
+    print(f"  limit {limit:,.0f} tokens/s, of which ours is {mine / limit:.0%}; ours is {mine / best:.1f}x the best peer", flush=True)
+
+
+def smaller_cards(model, small):
+    """The same on a card of 24 and of 80 GB: the rest of this one's memory is taken."""
+    for size in (24, 80) if CUDA else ():
+        free, total = torch.cuda.mem_get_info()
+        taken = int(max(0, free - size * 1e9 + (total - free)))
+        try:
+            ballast = torch.empty(taken, dtype=torch.uint8, device=DEVICE)
+            prompts = tokens(model, 64, 900)
+            capacity = sampling.cache_capacity(model)
+            rows = sampling.make_rows(prompts, 11, [[None] * 11] * 64)
+            took, drawn = seconds(lambda: ours(model, prompts, 11, 200))
+            print(f"  {size} GB: cache of {capacity:,} tokens, {sampling.slot_counts(rows, 200, capacity, sampling.ROWS['cuda'])[0]} rows, "
+                  f"{drawn / took:,.0f} tokens/s", flush=True)
+            del ballast
+        except RuntimeError as error:
+            print(f"  {size} GB: {str(error).splitlines()[0]}", flush=True)
+        torch.cuda.empty_cache()
+
+
+def dpo(model, small):
+    """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500: memory and speed of two optimizer steps on 32 pairs."""
+    model = add_lora(model, 16)
+    for name, prompt, answer in (("judge", 900, 200), ("actor", 100, 500)):
+        scale, count = (20, 4) if small else (1, 32)
+        examples = [{"prompt_id": f"{i}", "prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for i, (p, c, r) in enumerate(zip(
+            tokens(model, count, prompt // scale), tokens(model, count, answer // scale), tokens(model, count, answer // scale)))]
+        with tempfile.TemporaryDirectory() as folder:
+            took, _ = seconds(lambda: train_dpo(model, examples, [], Path(folder), beta=0.1, epochs=2, batch_size=count, lr=1e-5, seed=0))
+        print(f"  DPO, {name} pairs of {prompt} + 2 x {answer}: {2 * count / took:.2f} pairs/s with reference, {peak()}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a small model on any machine: does the script run?")
+    parser.add_argument("--bits", type=int, nargs="+", default=[16, 4], choices=[16, 4], help="which precisions")
+    args = parser.parse_args()
+    if not (CUDA or args.small):
+        parser.error("there is no CUDA GPU here; --small runs anywhere")
+    limits = machine(args.small)
+    for bits in args.bits:
+        model = model_of(bits, args.small)
+        print(f"{bits} bits: " + (f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB of weights" if CUDA else "on the CPU"), flush=True)
+        for part, more in ((check, ()), (speed, limits), (smaller_cards, ()), (dpo, ())):
+            try:
+                part(model, *more, args.small)
+            except Exception:  # the other parts are still worth their time on the card
+                traceback.print_exc()
+        del model
+        if CUDA:
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
