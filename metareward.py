@@ -317,6 +317,7 @@ class Run:
         torch.manual_seed(settings.seed)
         self.model = add_lora(self.model, settings.lora_rank)
         self.samples = self.tokens = 0  # drawn since the start of this process
+        self.planning = False
 
     def told(self):
         """What config.json says of this run: its settings, the content of the files they name, and versions."""
@@ -393,7 +394,8 @@ class Run:
                 bar.update()
 
         with open(file, "a", encoding="utf-8") as out, \
-                tqdm(total=len(items), desc=f"iteration {t}: {label}", unit="item", initial=len(known), disable=not items) as bar:
+                tqdm(total=len(items), desc=f"{'plan' if self.planning else f'iteration {t}'}: {label}", unit="item", initial=len(known),
+                     disable=not items) as bar:
             for block in blocks(((item, ask(item)) for item in items), lambda pair: n * len(pair[1]), BLOCK):
                 if all(item["id"] in known for item, _ in block):
                     continue
@@ -820,11 +822,11 @@ def stage_costs(run):
 
 def plan(settings):
     """Print what a run with these settings will take on this machine: a few samples of each stage are drawn, timed and thrown away."""
-    print("Timing a few samples of each stage; nothing of it is kept.")
+    print("Timing a few samples of each stage; nothing of it is kept. What else this machine does meanwhile counts as well.")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run = Run(dataclasses.replace(settings, out=folder))
-        loading = time.perf_counter() - start
+        loading, run.planning = time.perf_counter() - start, True
         stages = stage_costs(run)
     rows = [(name, f"{count:,}", count * cost.tokens, count * cost.each + calls * cost.fixed, count * cost.disk, cost.memory)
             for name, count, calls, cost in stages]

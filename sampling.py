@@ -61,7 +61,7 @@ def load(model, adapter=None, bits=None, device=None):
     folder = Path(model)
     if adapter is None:
         adapter = next((place for place in (folder / "adapter", folder) if (place / "adapter_config.json").is_file()), None)
-        model = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path if adapter else model
+        model = base_of(adapter) if adapter else model
         settings = folder.parent / "config.json"  # of a run: an adapter belongs to the precision it was trained in
         if adapter and bits is None and settings.is_file():
             bits = json.loads(settings.read_text()).get("settings", {}).get("bits")
@@ -83,6 +83,13 @@ def load(model, adapter=None, bits=None, device=None):
         network = PeftModel.from_pretrained(network, str(adapter), ignore_mismatched_sizes=True)  # check_adapter does not ignore them
         check_adapter(network, adapter)
     return network.eval(), tokenizer
+
+
+def base_of(adapter):
+    """The model an adapter was made on: a hub name, or a folder, which may be given as seen from any folder above the adapter."""
+    name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    places = [Path(name), *(above / name for above in Path(adapter).resolve().parents)]
+    return str(next((place for place in places if (place / "config.json").is_file()), name))
 
 
 def load_tokenizer(model):
@@ -637,6 +644,7 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
 
 
 def stop_tokens(model, tokenizer):
+    """The set of token ids that end a chat model's answer: by its configuration, its tokenizer and its chat template."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return {token for token in [*configured, tokenizer.eos_token_id, Chat(tokenizer).end] if token is not None}
@@ -646,9 +654,11 @@ def stop_tokens(model, tokenizer):
 def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None):
     """n continuations of each prompt, token ids to token ids; `sample` does the same for texts and explains the rest.
 
-    prompts: lists of token ids. stops: the ids that end a sample, and belong to it. on_end(i, number, ids): called as each sample ends.
-    Returns for each prompt n lists of token ids.
+    prompts: lists of token ids, as `Chat(tokenizer).prompt(text)` gives them. stops: a set of ids that end a sample, and belong to it, as
+    `stop_tokens` gives it. on_end(i, number, ids): called as each sample ends. Returns for each prompt n lists of token ids.
     """
+    if not all(isinstance(ids, (list, tuple)) and ids and all(isinstance(token, int) for token in ids) for ids in prompts):
+        raise ValueError("prompts must be lists of token ids, none of them empty")
     keys = list(range(len(prompts))) if keys is None else keys
     if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1 or len(keys) != len(prompts):
         raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_p in (0, 1] and one of keys per prompt")

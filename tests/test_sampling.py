@@ -4,6 +4,7 @@ Greedy answers are compared token for token and logits in float64 to 1e-9, over 
 batch and in many. Draws are compared with the exact nucleus distribution: an inverse distribution function fed with a fine grid of uniform
 numbers must give each token its probability to within the grid, which no wrong distribution does.
 """
+import json
 import os
 import shutil
 import subprocess
@@ -587,6 +588,25 @@ def test_an_iterations_folder_names_its_base(iteration, inside, tiny):
     assert (next_logits(model, ids) - next_logits(tiny[0], ids)).abs().max() > 0.1
     assert not model.training and not any(weight.requires_grad for weight in model.parameters())
     assert torch.equal(next_logits(load(str(TINY), adapter=folder / "adapter")[0], ids), next_logits(saved, ids))
+
+
+def test_a_base_folder_is_found_from_anywhere(iteration, tmp_path, monkeypatch):
+    """An adapter that names its base "tiny", as a run of the first command does, is loaded from another working directory."""
+    shutil.copytree(TINY, tmp_path / "project" / "tiny", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    folder = tmp_path / "project" / "runs" / "tiny" / "iter1"
+    shutil.copytree(iteration[0], folder)
+    config = folder / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.dumps(str(TINY)), json.dumps("tiny")))
+    assert '"tiny"' in config.read_text()
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = load(str(folder))
+    assert torch.equal(next_logits(model, template_ids(tokenizer, "Why?")), next_logits(iteration[1], template_ids(tokenizer, "Why?")))
+
+
+@pytest.mark.parametrize("prompts", ["text", ["text"], [[]], [1, 2], [torch.tensor([1, 2])]])
+def test_prompts_that_are_no_token_ids_are_refused(llama, prompts):
+    with pytest.raises(ValueError, match="lists of token ids"):
+        sampling.sample_tokens(llama[0], prompts, stops=set(), max_new_tokens=1)
 
 
 def test_samples_come_through_the_adapter(iteration):
