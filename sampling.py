@@ -218,9 +218,11 @@ class SharedPrefixCache:
         """What all layers need to know of this step: which positions of its suffix a row sees, which of its prefix, and whether it has one."""
         B, S, G, R, P = self.shape
         self.rows = torch.arange(B, device=self.length.device)
-        self.own_bias = bias(torch.arange(S, device=self.length.device) <= self.length[:B, None])[:, None, None]           # (B, 1, 1, S)
-        self.common_bias = bias(torch.arange(P, device=self.length.device) < self.prefix_length[:G, None])[:, None, None]  # (G, 1, 1, P)
-        self.prefix_bias = bias(self.group[:B] < self.prefix_size[0])[:, None, None, None]                                # (B, 1, 1, 1)
+        self.own_bias = bias(torch.arange(S, device=self.length.device) <= self.length[:B, None])[:, None, None]  # (B, 1, 1, S)
+        if P:
+            seen = torch.arange(P, device=self.length.device) < self.prefix_length[:G, None]
+            self.common_bias = bias(seen)[:, None, None]                                              # (G, 1, 1, P)
+            self.prefix_bias = bias(self.group[:B] < self.prefix_size[0])[:, None, None, None]        # (B, 1, 1, 1)
 
 
 def bias(seen):
