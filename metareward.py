@@ -316,7 +316,7 @@ class Run:
         self.claim_folder()
         torch.manual_seed(settings.seed)
         self.model = add_lora(self.model, settings.lora_rank)
-        self.samples = self.tokens = 0  # drawn since the start of this process
+        self.tokens = 0  # drawn since the start of this process
         self.planning = False
 
     def told(self):
@@ -381,13 +381,12 @@ class Run:
         tokens, start = self.tokens, time.perf_counter()
 
         def keep(place, number, sample):
-            self.samples += 1
             self.tokens += len(sample.tokens)
             item, prompt, _ = asked[place]
-            mine = drawn[item["id"]]
-            mine[prompt][number] = sample
-            if item["id"] not in known and all(s for samples in mine for s in samples):
-                known[item["id"]] = {"id": item["id"], **finish(item, mine)}
+            drawn[item["id"]][prompt][number] = sample
+            left[item["id"]] -= 1
+            if left[item["id"]] == 0 and item["id"] not in known:
+                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]])}
                 out.write(json.dumps(known[item["id"]]) + "\n")
                 out.flush()
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
@@ -401,6 +400,7 @@ class Run:
                     continue
                 asked = [(item, number, text) for item, texts in block for number, text in enumerate(texts)]
                 drawn = {item["id"]: [[None] * n for _ in texts] for item, texts in block}
+                left = {item["id"]: n * len(texts) for item, texts in block}
                 sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
                        temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
                        keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache, on_end=keep)
@@ -726,7 +726,7 @@ def fitted(lots):
     return Cost(seconds - each * n, each, tokens / n, size / n, memory)
 
 
-def timed(run, work):
+def clocked(run, work):
     """Call work(t) for an iteration of its own: returns what it returns and (tokens, seconds, bytes on disk, peak memory)."""
     t = len(list(run.out.glob("iter*")))
     cuda = run.model.device.type == "cuda"
@@ -745,22 +745,26 @@ def sampling_cost(run, role, items, per_item, total):
     for size in CALIBRATION:
         count = max(1, round(min(size, total) / per_item))
         lot = [items[i % len(items)] | ({"id": f"{i}", "prompt_id": f"{i}"} if i >= len(items) else {}) for i in range(count)]
-        records, cost = timed(run, lambda t: role(run, t, lot))
+        records, cost = clocked(run, lambda t: role(run, t, lot))
         lots.append((count * per_item, *cost))
         if size >= total or cost[1] > PATIENCE:
             break
     return fitted(lots), records
 
 
-def training_cost(run, train, examples, epochs):
-    """The Cost per example of so many epochs, from one and from two of them on two batches, and the bytes that one training leaves."""
+def training_cost(run, train, examples, epochs, count):
+    """The Cost per example of so many epochs on `count` examples, from one and from two epochs on two batches."""
     settings, part, lots = run.settings, encoded(run, examples[: 2 * run.settings.batch_size]), []
-    for count in (1, 2):
-        lots.append((count, *timed(run, lambda t: train(run.model, part, [], run.folder(t), epochs=count, batch_size=settings.batch_size,
-                                                        lr=settings.lr, seed=0))[1]))
+
+    def work(t):
+        train(run.model, part, [], run.folder(t), epochs=n, batch_size=settings.batch_size, lr=settings.lr, seed=0)
+        (run.folder(t) / "checkpoint.safetensors").unlink()  # as `loop` does
+
+    for n in (1, 2):
+        lots.append((n, *clocked(run, work)[1]))
     cost = fitted(lots)
     tokens = sum(len(ids) for example in part for name, ids in example.items() if name.endswith("_ids")) * epochs / len(part)
-    return Cost(0, (cost.fixed + cost.each * epochs) / len(part), tokens, 0, cost.memory), lots[0][3]
+    return Cost(0, (cost.fixed + cost.each * epochs) / len(part), tokens, lots[0][3] / count, cost.memory)  # the adapter, whatever the count
 
 
 def stage_costs(run):
@@ -777,8 +781,8 @@ def stage_costs(run):
         examples, _ = agreeing_judgments(records, run.rubric, settings.seed)
         add("warm start, judgments", len(items) * N, 1, cost)
         if examples:
-            more = round(len(examples) / len(records) * len(items))
-            add("warm start, training", more, 1, training_cost(run, train_sft, examples, settings.eft_epochs)[0])
+            count = round(len(examples) / len(records) * len(items))
+            add("warm start, training", count, 1, training_cost(run, train_sft, examples, settings.eft_epochs, count))
     prompts = run.all_prompts
     if prompts is None:
         seeds = words.read_prompts(HERE / "data" / "seeds.jsonl")
@@ -811,9 +815,7 @@ def stage_costs(run):
     for name, count, calls, pairs in [("training, both kinds", 2 * compared * settings.prompts_per_iter, compared, both),
                                       ("training, actor pairs", (iters - compared) * settings.prompts_per_iter, iters - compared, actor)]:
         if count and pairs:
-            cost, left = training_cost(run, functools.partial(train_dpo, beta=settings.beta), pairs, settings.epochs)
-            cost.disk = left * calls / count  # adapter, reference and so on, once per iteration
-            add(name, count, calls, cost)
+            add(name, count, calls, training_cost(run, functools.partial(train_dpo, beta=settings.beta), pairs, settings.epochs, count / calls))
     held_out = len(run.eval_prompts) * EVAL_ANSWERS
     add("measuring, answers", held_out * (iters + 1), iters + 1, answers)
     add("measuring, judgments", held_out * N * (2 * iters + 1), 2 * iters + 1, judgments)

@@ -90,10 +90,13 @@ def ours(model, prompts, n, new, **more):
 
 def check(model, small):
     """Draws with graphs against draws without; greedy answers against generate's, which rounding may part at some token."""
-    prompts = tokens(model, 6, 40)
-    drawn = sampling.sample_tokens(model, prompts, 5, stops=set(range(0, model.config.vocab_size, 50)), max_new_tokens=60, temperature=1.0)
+    prompts, stops = tokens(model, 6, 40), set(range(0, model.config.vocab_size, 50))
+
+    def samples():
+        return sampling.sample_tokens(model, prompts, 5, stops=stops, max_new_tokens=60, temperature=1.0)
+    drawn = samples()
     sampling.uncapturable.add(model)
-    plain = sampling.sample_tokens(model, prompts, 5, stops=set(range(0, model.config.vocab_size, 50)), max_new_tokens=60, temperature=1.0)
+    plain = samples()
     sampling.uncapturable.discard(model)
     same = sum(a == b for x, y in zip(drawn, plain) for a, b in zip(x, y))
     greedy = [x[0] for x in sampling.sample_tokens(model, prompts, stops=(), max_new_tokens=30, temperature=0)]
@@ -150,20 +153,18 @@ def speed(model, bandwidth, rate, small):
 def smaller_cards(model, small):
     """The same on a card of 24 and of 80 GB: the rest of this one's memory is taken."""
     for size in (24, 80) if CUDA else ():
-        free, total = torch.cuda.mem_get_info()
-        taken = int(max(0, free - size * 1e9 + (total - free)))
+        ballast = None
+        torch.cuda.empty_cache()
         try:
-            ballast = torch.empty(taken, dtype=torch.uint8, device=DEVICE)
+            ballast = torch.empty(int(torch.cuda.mem_get_info()[1] - size * 1e9), dtype=torch.uint8, device=DEVICE)  # noqa: F841
             prompts = tokens(model, 64, 900)
             capacity = sampling.cache_capacity(model)
             rows = sampling.make_rows(prompts, 11, [[None] * 11] * 64)
             took, drawn = seconds(lambda: ours(model, prompts, 11, 200))
             print(f"  {size} GB: cache of {capacity:,} tokens, {sampling.slot_counts(rows, 200, capacity, sampling.ROWS['cuda'])[0]} rows, "
                   f"{drawn / took:,.0f} tokens/s", flush=True)
-            del ballast
         except RuntimeError as error:
             print(f"  {size} GB: {str(error).splitlines()[0]}", flush=True)
-        torch.cuda.empty_cache()
 
 
 def dpo(model, small):
