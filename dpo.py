@@ -26,7 +26,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -258,8 +258,8 @@ class State:
             tensors[f"weight.{name}"] = weight.detach()
             tensors |= {f"{key}.{name}": self.optimizer.state[weight][key] for key in ("exp_avg", "exp_avg_sq")}
         told = json.dumps({"step": self.step, "records": self.records, "best": self.best})
-        beside = f"{self.file}.part"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={"state": told})
+        beside = Path(f"{self.file}.part")  # safetensors' own save_file leaves a file of a random name when it is killed
+        beside.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"state": told}))
         os.replace(beside, self.file)
 
     def log(self, record):

@@ -531,11 +531,11 @@ def test_training_resumes_however_often_it_is_interrupted(uninterrupted, tiny, t
     assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
 
 
-@pytest.mark.parametrize("name", ["save_file", "save_adapter"])
+@pytest.mark.parametrize("name", ["save", "save_adapter"])
 def test_training_resumes_from_a_failed_write(uninterrupted, tiny, tmp_path, monkeypatch, name):
     """A checkpoint or an adapter that is half written when the process dies is never taken for a whole one."""
     def fail(*args, **kwargs):
-        (tmp_path / ("checkpoint.safetensors.part" if name == "save_file" else "adapter.part")).write_text("half")
+        (tmp_path / ("checkpoint.safetensors.part" if name == "save" else "adapter.part")).write_text("half")
         raise Interrupted
     with monkeypatch.context() as context, pytest.raises(Interrupted):
         context.setattr(dpo, name, fail)
