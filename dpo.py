@@ -3,35 +3,45 @@
     symbol         name here                   shape   meaning
     pi, pi_ref     policy, reference                   the model that trains; the same model as it was when training began
     y_c, y_r       chosen, rejected                    the better and the worse answer to prompt x
-    log pi(y|x)    policy_chosen, ...          (B,)    log-probability of the answer's tokens, summed, prompt and padding left out
+    log pi(y|x)    policy_chosen, ...          (B,)    log-probability of the answer's tokens, summed, prompt left out
     beta           beta                                how far the policy may move from the reference
     r(x, y)        chosen_rewards, ...         (B,)    beta (log pi(y|x) - log pi_ref(y|x)), the implicit reward
 
+A prompt and its answers stand in one row, `prompt chosen rejected prompt chosen ...`: the prompt is computed once, no answer sees another,
+and nothing is padded (prefix sharing, Wang and Hegde 2024, arXiv 2410.20305). Logits exist for answers only, a few hundred rows at a time.
 The reference needs no second model: its log-probabilities are computed once, before the first step, and kept in a file.
-Adapters never touch the base weights, so the base may be in 4 bits. Left out: other losses, other optimizers, several GPUs.
+Adapters never touch the base weights, so the base may be in 4 bits. Left out: other losses, several GPUs, and 8-bit AdamW, which would save
+a quarter of a gigabyte on an 8B model's adapter of rank 16 and cost bit-exact resuming.
 """
 import json
 import logging
 import math
 import os
 import shutil
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it recommends a package that nobody here needs
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-LOGIT_ROWS = 512                                  # answer tokens whose vocabulary-wide logits exist at the same time
-PASS_TOKENS = {"cuda": 4096, "cpu": 16384}        # tokens per forward pass, padding included; a batch is accumulated from as many as it takes
+LOGIT_ROWS = 256                                  # answer tokens whose vocabulary-wide logits exist at the same time
+PASS_TOKENS = {"cuda": 16384, "cpu": 1024}        # most tokens per pass: more are not faster, and take memory
 
 
 # ---- the losses
@@ -52,41 +62,126 @@ def sft_loss(answer_logps, answer_ids):
     return -answer_logps / torch.tensor([len(ids) for ids in answer_ids], device=answer_logps.device)
 
 
+# ---- prompts and their answers in one row
+
+@dataclass
+class Layout:
+    """What stands where in a packed row: for each prompt its length and the lengths of its answers, all in tokens."""
+    groups: list
+    layers: int = 0  # that have attended by it
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *, layout=None, **kwargs):
+    """transformers' attention interface: query (1, H, T, D), key and value (1, Hkv, T, D) -> (1, T, H, D). Without a layout it is sdpa.
+
+    An answer attends to its prompt and to itself. Each of these is a plain causal attention, which fast kernels take, and what no token may
+    see is never computed.
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    for option in ("sliding_window", "softcap", "s_aux"):
+        if kwargs.get(option) is not None:
+            raise ValueError(f"{module.config.model_type} attends with {option}, which this packing does not do: choose another model")
+    layout.layers += 1
+    settings = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    pieces = zip(*(x.split([length for group in layout.groups for length in group], 2) for x in (query, key, value)))
+    out = []
+    for prompt, *answers in layout.groups:
+        q, prompt_k, prompt_v = next(pieces)
+        out.append(F.scaled_dot_product_attention(q, prompt_k, prompt_v, is_causal=True, **settings))
+        for answer in answers:
+            q, k, v = next(pieces)
+            mask = causal_lower_right(answer, prompt + answer)
+            out.append(F.scaled_dot_product_attention(q, torch.cat([prompt_k, k], 2), torch.cat([prompt_v, v], 2), attn_mask=mask, **settings))
+    return torch.cat(out, 2).transpose(1, 2), None
+
+
+AttentionInterface.register("packed_answers", packed_attention)
+AttentionMaskInterface.register("packed_answers", sdpa_mask)
+
+
+def attend_packed(model):
+    """Let the model attend by `packed_attention` from now on: also in a backward pass that computes layers again."""
+    if model.config._attn_implementation != "packed_answers":
+        model.set_attn_implementation("packed_answers")  # older models keep their own
+        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        if model.config._attn_implementation != "packed_answers" or kinds != {"full_attention"} or model._is_stateful:
+            raise ValueError(f"{model.config.model_type} attends in a way that this packing does not do: choose another model")
+
+
 # ---- log-probabilities of answers
 
-def token_logps(head, hidden, targets):
+def answer_logps(model, prompt_ids, answers):
+    """log p(answer | prompt), summed over the answer's tokens, of any number of answers to each of B prompts.
+
+    prompt_ids: B lists of token ids; answers: B lists of lists of token ids. Returns torch (number of answers,), prompt after prompt, in
+    float64: of a sum of 4,000 nats float32 keeps no more than three decimals, and the loss is a difference of such sums.
+    Raises ValueError for an empty prompt, which the first token of an answer could not be predicted from, and for an empty answer.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    check_logits(base)
+    attend_packed(base)
+    if not all(prompt_ids) or not all(answer for group in answers for answer in group):
+        raise ValueError("prompt_ids and answers must not be empty")
+    ids, positions, sources, owners = [], [], [], []  # sources: where the token stands that an answer's token is predicted from
+    layout = Layout([[len(prompt), *map(len, group)] for prompt, group in zip(prompt_ids, answers, strict=True)])
+    for prompt, group in zip(prompt_ids, answers):
+        last = len(ids) + len(prompt) - 1
+        ids += prompt
+        positions += range(len(prompt))
+        for answer in group:
+            sources += [last, *range(len(ids), len(ids) + len(answer) - 1)]
+            owners += [owners[-1] + 1 if owners else 0] * len(answer)
+            ids += answer
+            positions += range(len(prompt), len(prompt) + len(answer))
+    targets = [token for group in answers for answer in group for token in answer]
+
+    ids, positions, sources, owners, targets = (torch.tensor(x, device=model.device) for x in (ids, positions, sources, owners, targets))
+    hidden = base.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=torch.ones_like(ids)[None], use_cache=False,
+                             layout=layout).last_hidden_state[0, sources]
+    if not layout.layers and base.config.num_hidden_layers:
+        raise ValueError(f"{base.config.model_type} does not hand the packed row's layout on to its layers: choose another model")
+    logps = torch.cat([head_logps(base.get_output_embeddings(), h, t) for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))])
+    return logps.new_zeros(sum(map(len, answers)), dtype=torch.float64).index_add(0, owners, logps.double())
+
+
+def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
+    """Summed log-probabilities of the chosen and the rejected answers. Lists of B token-id lists -> two torch (B,), float64."""
+    return answer_logps(model, prompt_ids, list(zip(chosen_ids, rejected_ids, strict=True))).view(-1, 2).unbind(1)
+
+
+def head_logps(head, hidden, targets):
     """Log-probability of each target, in fp32 or better. hidden (N, width), targets (N,) -> (N,); the (N, V) logits live only inside."""
+    if type(head) is torch.nn.Linear and not head.weight.requires_grad:
+        return FrozenHead.apply(hidden, head, targets)
+    return checkpoint(token_logps, head, hidden, targets, use_reentrant=False)
+
+
+def token_logps(head, hidden, targets):
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
 
-def answer_logps(model, prompt_ids, answer_ids):
-    """log p(answer | prompt), summed over the answer's tokens. Lists of B token-id lists -> torch (B,).
+class FrozenHead(torch.autograd.Function):
+    """`token_logps` of a head that does not train. The gradient is taken with the logits, which then need not be computed again."""
 
-    Logits are computed for answer positions only, LOGIT_ROWS at a time, and again in the backward pass.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    check_logits(base)
-    rows = [list(prompt) + list(answer) for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, width)
+    @staticmethod
+    def forward(ctx, hidden, head, targets):
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = logits.logsumexp(-1, keepdim=True)
+        logps = (logits.gather(-1, targets[:, None]) - total)[:, 0]
+        if ctx.needs_input_grad[0]:
+            shares = logits.sub_(total).exp_()  # d log p(target) / d logits = 1[target] - shares
+            shares[torch.arange(len(targets), device=targets.device), targets] -= 1
+            ctx.save_for_backward(shares.to(hidden.dtype) @ head.weight)
+        return logps
 
-    row = torch.tensor([b for b, answer in enumerate(answer_ids) for _ in answer], device=model.device)
-    at = torch.tensor([len(prompt) + t for prompt, answer in zip(prompt_ids, answer_ids) for t in range(len(answer))], device=model.device)
-    hidden, targets = hidden[row, at - 1], ids[row, at]  # the token at t is predicted from t - 1
-    pieces = [checkpoint(token_logps, base.get_output_embeddings(), h, t, use_reentrant=False)
-              for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))]
-    logps = torch.cat(pieces)
-    return logps.new_zeros(len(rows)).index_add(0, row, logps)
-
-
-def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
-    """Summed log-probabilities of the chosen and the rejected answers. Lists of B token-id lists -> two torch (B,)."""
-    both = answer_logps(model, [*prompt_ids, *prompt_ids], [*chosen_ids, *rejected_ids])
-    return both[: len(prompt_ids)], both[len(prompt_ids):]
+    @staticmethod
+    def backward(ctx, grad):
+        (slope,) = ctx.saved_tensors
+        return (-grad[:, None] * slope).to(slope.dtype), None, None
 
 
 # ---- adapters
@@ -100,7 +195,7 @@ def add_lora(model, rank):
 
 
 def check_logits(model):
-    """Raise ValueError for a model whose logits are more than its head's output, which `token_logps` would get wrong."""
+    """Raise ValueError for a model whose logits are more than its head's output, which `head_logps` would get wrong."""
     for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, option, None) is not None:
             raise ValueError(f"{model.config.model_type} changes its logits by {option}, which this loss does not do: choose another model")
@@ -134,19 +229,70 @@ def set_adapter(model, folder):
 
 # ---- training
 
-def passes(examples, limit):
-    """Split a list of examples, in order, into runs of at most `limit` tokens each, padding included, at least one example.
+class Budget:
+    """How many tokens a pass may have. On CUDA it is what free memory seems to hold, and half of that where it did not."""
 
-    "size" of an example: its tokens when it is alone, so that a run takes the largest size once for each of its examples.
-    """
-    runs, largest = [], 0
-    for example in examples:
-        largest = max(largest, example["size"])
-        if not runs or (len(runs[-1]) + 1) * largest > limit:
-            runs.append([])
-            largest = example["size"]
-        runs[-1].append(example)
-    return runs
+    def __init__(self, model, examples):
+        self.model, self.tokens, self.recomputing = model, PASS_TOKENS[model.device.type], False
+        if model.device.type == "cuda":
+            fits = int(0.8 * free_memory() / activation_bytes(model))
+            if fits < max(example["tokens"] for example in examples):
+                self.recompute()
+            else:
+                self.tokens = min(self.tokens, fits)
+
+    def recompute(self):
+        """Gradient checkpointing: layers keep their input only, and are computed again in the backward pass."""
+        self.recomputing = True
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def passes(self, work, examples):
+        """Yield (part, work(part)) for runs of examples, in order, of at most so many tokens, at least one example."""
+        done = 0
+        while done < len(examples):
+            part, result = self.part(examples[done:]), None
+            try:
+                result = work(part)
+            except RuntimeError as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                    raise
+            if result is None:  # only here the tensors that the error held are free
+                self.shrink(part)
+            else:
+                done += len(part)
+                yield part, result
+
+    def part(self, examples):
+        count = total = 0
+        while count < len(examples) and (count == 0 or total + examples[count]["tokens"] <= self.tokens):
+            total += examples[count]["tokens"]
+            count += 1
+        return examples[:count]
+
+    def shrink(self, part):
+        """After a pass over `part` ran out of memory: smaller passes, and when there is only one example, gradient checkpointing."""
+        total = sum(example["tokens"] for example in part)
+        torch.cuda.empty_cache()
+        if len(part) > 1:
+            self.tokens = min(self.tokens, total) // 2
+            print(f"out of memory: training goes on with passes half as large, {self.tokens} tokens", file=sys.stderr)
+        elif self.model.training and not self.recomputing:
+            self.recompute()
+            print("out of memory: training goes on with gradient checkpointing, which is slower", file=sys.stderr)
+        else:
+            raise ValueError(f"an example of {total} tokens does not fit into the GPU's memory: use --bits 4, or lower the limits on tokens")
+
+
+def activation_bytes(model):
+    """Roughly what a token of a training pass keeps for the backward pass: what goes into and comes out of the adapted layers, and half as
+    much again for norms, rotations and gates."""
+    features = sum(layer.in_features + layer.out_features for layer in model.modules() if isinstance(layer, LoraLayer))
+    return 1.5 * features * model.get_input_embeddings().weight.element_size()
+
+
+def free_memory():
+    """Bytes of CUDA memory that are free, those included that PyTorch holds and does not use."""
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def learning_rate(step, total, peak, warmup=0.1):
@@ -158,20 +304,20 @@ def learning_rate(step, total, peak, warmup=0.1):
 def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr, seed=0, save_every=20, label="train", unit="examples"):
     """Train the model's adapter on `examples`, keep the epoch that is best on `held_out`, and write it to folder/adapter.
 
-    examples, held_out: lists of dicts with "tokens" and "size", their tokens without and with padding. `compute(list of examples)`
-    returns (losses (B,), figures: name -> (B,)). Steps go to folder/train.jsonl as they are done. AdamW without decay, cosine schedule
-    with warm-up, gradients clipped to norm 1, a fresh optimizer each call. Every `save_every` steps all state goes to
-    folder/checkpoint.safetensors; the same call on the same folder goes on from there, bit for bit as if it had never stopped. Delete
-    that file once the result is safe.
+    examples, held_out: lists of dicts with "tokens", their number of tokens, and perhaps "line", by which train.jsonl calls them (default:
+    their place, from 1). `compute(list of examples)` returns (losses (B,), figures: name -> (B,)). Steps go to folder/train.jsonl as they
+    are done. AdamW without decay, cosine schedule with warm-up, gradients clipped to norm 1, a fresh optimizer each call. Every
+    `save_every` steps all state goes to folder/checkpoint.safetensors; the same call on the same folder goes on from there, bit for bit as
+    if it had never stopped. Delete that file once the result is safe.
     Returns the figures of the best epoch.
     Raises FloatingPointError when a loss is not finite.
     """
     folder = Path(folder)
     state = State(model, folder)
     steps = math.ceil(len(examples) / batch_size)
-    limit = PASS_TOKENS[model.device.type]
-    if model.device.type == "cuda":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    budget = Budget(model, [*examples, *held_out])
+    for line, example in enumerate(examples, 1):
+        example.setdefault("line", line)
     model.train()
     with tqdm(total=epochs * steps, initial=state.step, desc=label, unit="step") as bar:
         while state.step < epochs * steps:
@@ -180,12 +326,14 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
             batch = [examples[i] for i in order[nth * batch_size: (nth + 1) * batch_size]]
             rate = learning_rate(state.step, epochs * steps, lr)
             start = time.perf_counter()
-            figures = take_step(model, state, batch, compute, rate, limit)
-            state.log({"step": state.step, "epoch": epoch + 1, "lr": rate, **figures})
-            bar.set_postfix_str(f"loss {figures['loss']:.3f}, {len(batch) / (time.perf_counter() - start):.1f} {unit}/s", refresh=False)
+            figures = take_step(state, batch, compute, rate, budget)
+            seconds, tokens = time.perf_counter() - start, sum(example["tokens"] for example in batch)
+            state.log({"step": state.step, "epoch": epoch + 1, "lr": rate, **figures, "tokens": tokens, "tokens_per_second": round(tokens / seconds),
+                       "lines": [example["line"] for example in batch]})
+            bar.set_postfix_str(f"loss {figures['loss']:.3f}, {len(batch) / seconds:.1f} {unit}/s, {tokens / seconds:.0f} tokens/s", refresh=False)
             bar.update()
             if nth == steps - 1:
-                measured = measure(model, held_out, compute, limit) if held_out else {}
+                measured = measure(model, held_out, compute, budget) if held_out else {}
                 state.end_epoch({"epoch": epoch + 1, **{f"held_out_{name}": value for name, value in measured.items()}})
             if state.step % save_every == 0 or nth == steps - 1:
                 state.save()
@@ -193,39 +341,48 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
     return state.finish()
 
 
-def take_step(model, state, batch, compute, rate, limit):
+def take_step(state, batch, compute, rate, budget):
     """One optimizer step on the mean loss of a batch, accumulated over passes: returns its figures."""
-    state.optimizer.zero_grad()
-    totals = {}
-    for part in passes(batch, limit):
+    weights, totals = list(state.weights.values()), {}
+
+    def work(part):
         losses, figures = compute(part)
         if not torch.isfinite(losses).all():
             raise FloatingPointError(f"the loss at step {state.step + 1} is not finite: start again, in another folder, with a lower --lr")
-        (losses.sum() / len(batch)).backward()
-        for name, values in {"loss": losses.detach(), **figures}.items():
-            totals[name] = totals.get(name, 0) + values.sum().item() / len(batch)
-    norm = torch.nn.utils.clip_grad_norm_(state.weights.values(), 1.0).item()
+        gradients = torch.autograd.grad(losses.sum() / len(batch), weights, materialize_grads=True)
+        for weight, gradient in zip(weights, gradients):  # all of a pass or nothing: it may run out of memory before
+            weight.grad += gradient
+        return {"loss": losses.detach(), **figures}
+
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    for _, figures in budget.passes(work, batch):
+        add_means(totals, figures, len(batch))
+    norm = torch.nn.utils.clip_grad_norm_(weights, 1.0).item()
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient at step {state.step + 1} is not finite: start again, in another folder, with a lower --lr")
     state.optimizer.param_groups[0]["lr"] = rate
     state.optimizer.step()
     state.step += 1
-    return {**totals, "grad_norm": norm, "tokens": sum(example["tokens"] for example in batch)}
+    return {**totals, "grad_norm": norm}
 
 
 @torch.no_grad()
-def measure(model, examples, compute, limit):
+def measure(model, examples, compute, budget):
     """Mean loss and figures over examples, without training on them."""
     model.eval()
     totals = {}
-    for part in passes(examples, limit):
-        losses, figures = compute(part)
+    for _, (losses, figures) in budget.passes(compute, examples):
         if not torch.isfinite(losses).all():
             raise FloatingPointError("the loss on held-out examples is not finite: start again, in another folder, with a lower --lr")
-        for name, values in {"loss": losses, **figures}.items():
-            totals[name] = totals.get(name, 0) + values.sum().item() / len(examples)
+        add_means(totals, {"loss": losses, **figures}, len(examples))
     model.train()
     return totals
+
+
+def add_means(totals, figures, count):
+    for name, values in figures.items():
+        totals[name] = totals.get(name, 0) + values.sum().item() / count
 
 
 class State:
@@ -286,10 +443,10 @@ def train_sft(model, examples, held_out, folder, **settings):
     """Supervised fine-tuning. examples: dicts with "prompt_ids" and "answer_ids". See `train` for the rest."""
     def compute(part):
         answers = [example["answer_ids"] for example in part]
-        return sft_loss(answer_logps(model, [example["prompt_ids"] for example in part], answers), answers), {}
+        return sft_loss(answer_logps(model, [example["prompt_ids"] for example in part], [[answer] for answer in answers]), answers), {}
 
     for example in [*examples, *held_out]:
-        example["size"] = example["tokens"] = len(example["prompt_ids"]) + len(example["answer_ids"])
+        example["tokens"] = len(example["prompt_ids"]) + len(example["answer_ids"])
     return train(model, examples, held_out, compute, folder, label="SFT", unit="judgments", **settings)
 
 
@@ -302,7 +459,8 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
         return pair_logps(model, *([example[key] for example in part] for key in ("prompt_ids", "chosen_ids", "rejected_ids")))
 
     def compute(part):
-        ref_chosen, ref_rejected = (torch.tensor([example[key] for example in part], device=model.device) for key in ("ref_chosen", "ref_rejected"))
+        ref_chosen, ref_rejected = (torch.tensor([example[key] for example in part], dtype=torch.float64, device=model.device)
+                                    for key in ("ref_chosen", "ref_rejected"))
         chosen, rejected = logps(part)
         losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta)
         figures = {"margin": chosen_rewards - rejected_rewards, "accuracy": (chosen_rewards > rejected_rewards).float(),
@@ -310,8 +468,7 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
         return losses, {name: values.detach() for name, values in figures.items()}
 
     for example in [*examples, *held_out]:
-        prompt, chosen, rejected = (len(example[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        example["size"], example["tokens"] = 2 * (prompt + max(chosen, rejected)), 2 * prompt + chosen + rejected
+        example["tokens"] = sum(len(example[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids"))
     reference(model, [*examples, *held_out], logps, Path(folder) / "reference.jsonl")
     return train(model, examples, held_out, compute, folder, label="DPO", unit="pairs", **settings)
 
@@ -319,16 +476,18 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
 @torch.no_grad()
 def reference(model, examples, logps, file):
     """Give every example its "ref_chosen" and "ref_rejected", from the file as far as it goes, the rest from the model as it is."""
-    lines = whole_lines(file)
+    lines, done = whole_lines(file), 0
+
+    def work(part):  # over passes that begin where they did in a process before this one, so that the last bits are the same too
+        return zip(*(x.tolist() for x in logps(part))) if len(lines) < done + len(part) else ()
+
     model.eval()
     with open(file, "a") as out, tqdm(total=len(examples), desc="reference", unit="pair") as bar:
-        done = 0
-        for part in passes(examples, PASS_TOKENS[model.device.type]):
-            if len(lines) < done + len(part):
-                fresh = [{"ref_chosen": c, "ref_rejected": r} for c, r in zip(*(x.tolist() for x in logps(part)))][len(lines) - done:]
-                out.write("".join(json.dumps(line) + "\n" for line in fresh))
-                out.flush()
-                lines += fresh
+        for part, computed in Budget(model, examples).passes(work, examples):
+            fresh = [{"ref_chosen": c, "ref_rejected": r} for c, r in computed][max(0, len(lines) - done):]
+            out.write("".join(json.dumps(line) + "\n" for line in fresh))
+            out.flush()
+            lines += fresh
             done += len(part)
             bar.update(len(part))
     for example, line in zip(examples, lines, strict=True):

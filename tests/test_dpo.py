@@ -21,12 +21,12 @@ from trl import DPOConfig, DPOTrainer
 
 import dpo
 from dpo import (
+    Budget,
     add_lora,
     answer_logps,
     dpo_loss,
     learning_rate,
     pair_logps,
-    passes,
     reference,
     save_adapter,
     set_adapter,
@@ -219,7 +219,7 @@ def test_gradients_of_logps_survive_the_recomputed_head(tiny, monkeypatch):
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
     weights = list(trainable(model).values())
     prompts, chosen, _ = columns(tokenized(tiny[1]))
-    ours = torch.autograd.grad(answer_logps(model, prompts, chosen).sum(), weights)
+    ours = torch.autograd.grad(answer_logps(model, prompts, [[y] for y in chosen]).sum(), weights)
     plain = torch.autograd.grad(sum(plain_logp(model, p, y) for p, y in zip(prompts, chosen)), weights)
     for a, b in zip(ours, plain):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9) and b.abs().max() > 1e-6
@@ -233,7 +233,7 @@ def test_logps_of_another_architecture(tiny):
     prompts, answers = [[3, 4, 5], [6]], [[7], [8, 9, 10]]
     with torch.no_grad():
         expected = torch.stack([plain_logp(model, p, y) for p, y in zip(prompts, answers)])
-        assert torch.allclose(answer_logps(model, prompts, answers), expected, rtol=0, atol=1e-9)
+        assert torch.allclose(answer_logps(model, prompts, [[y] for y in answers]), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("config_class, settings, message", [
@@ -266,7 +266,7 @@ def test_sft_loss_and_gradient_are_those_of_transformers(tiny):
         return sum(model(input_ids=torch.tensor([p + y]), labels=torch.tensor([labels + y])).loss
                    for p, y, labels in zip(prompts, answers, labels_of_prompts))
 
-    losses = sft_loss(answer_logps(model, prompts, answers), answers)
+    losses = sft_loss(answer_logps(model, prompts, [[y] for y in answers]), answers)
     expected = theirs([[-100] * len(p) for p in prompts])
     grad = gradient(losses.sum())
     assert abs(losses.sum() - expected) < 1e-6 * expected  # it rounds to fp32 within
@@ -355,10 +355,11 @@ def lines(folder):
     return [json.loads(line) for line in open(folder / "train.jsonl")]
 
 
-def test_passes_keep_order_and_limit():
+def test_passes_keep_order_and_limit(tiny, monkeypatch):
     sizes = [3, 3, 5, 1, 9, 2]
-    runs = passes([{"size": size} for size in sizes], 7)
-    assert [[example["size"] for example in run] for run in runs] == [[3, 3], [5], [1], [9], [2]]
+    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 7)
+    runs = Budget(tiny[0], []).passes(len, [{"tokens": size} for size in sizes])
+    assert [([example["tokens"] for example in run], count) for run, count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
 
 
 def recorded_gradients(monkeypatch):
@@ -380,7 +381,7 @@ def test_the_gradient_does_not_depend_on_the_passes(tiny, tmp_path, monkeypatch,
     gradients = recorded_gradients(monkeypatch)
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
     prompts, answers, _ = columns(tokenized(tiny[1]))
-    mean = sft_loss(answer_logps(model, prompts, answers), answers).mean()
+    mean = sft_loss(answer_logps(model, prompts, [[y] for y in answers]), answers).mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(trainable(model).values()))])
     examples = [{"prompt_ids": p, "answer_ids": y} for p, y in zip(prompts, answers)]
     train_sft(model, examples, [], tmp_path, epochs=1, batch_size=5, lr=1e-3)
@@ -421,7 +422,7 @@ def test_gradients_are_clipped_to_norm_one(fresh_tiny, tmp_path, monkeypatch, sc
 
     def compute(part):
         return scale * sum(weight.sum() for weight in weights).expand(len(part)), {}
-    dpo.train(model, [{"size": 1, "tokens": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+    dpo.train(model, [{"tokens": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
     norm = scale * math.sqrt(sum(weight.numel() for weight in weights))
     assert seen == [pytest.approx(min(1, norm), rel=1e-4)] and lines(tmp_path)[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
@@ -443,7 +444,7 @@ def test_the_epoch_that_is_best_on_held_out_examples_is_kept(fresh_tiny, tmp_pat
     """In the model, in the folder and in what is returned; the epochs' weights all differ."""
     model = with_lora(fresh_tiny)
     compute, snapshots = scripted(model, held_out_losses)
-    figures = dpo.train(model, [{"size": 1, "tokens": 1}] * 4, [{"size": 1, "tokens": 1}] * 3, compute, tmp_path, epochs=3, batch_size=2, lr=1e-2)
+    figures = dpo.train(model, [{"tokens": 1}] * 4, [{"tokens": 1}] * 3, compute, tmp_path, epochs=3, batch_size=2, lr=1e-2)
     assert figures == {"epoch": best + 1, "held_out_loss": held_out_losses[best]}
     assert not any(torch.equal(snapshots[best][name], snapshots[best - 1][name]) for name in snapshots[0])
     assert all(torch.equal(weight, snapshots[best][name]) for name, weight in trainable(model).items())
@@ -455,7 +456,7 @@ def test_the_epoch_that_is_best_on_held_out_examples_is_kept(fresh_tiny, tmp_pat
 def test_without_held_out_examples_the_last_epoch_is_kept(fresh_tiny, tmp_path):
     model = with_lora(fresh_tiny)
     compute, _ = scripted(model, [])
-    assert dpo.train(model, [{"size": 1, "tokens": 1}] * 4, [], compute, tmp_path, epochs=3, batch_size=2, lr=1e-2) == {"epoch": 3}
+    assert dpo.train(model, [{"tokens": 1}] * 4, [], compute, tmp_path, epochs=3, batch_size=2, lr=1e-2) == {"epoch": 3}
     moved = [weight.abs().max().item() for name, weight in trainable(model).items() if "lora_B" in name]
     rates = sum(learning_rate(step, 6, 1e-2) for step in range(6))
     assert moved == pytest.approx([rates] * len(moved), rel=1e-3)  # a constant gradient makes each of Adam's steps as long as its rate
@@ -468,7 +469,7 @@ def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny, tmp_pa
     def compute(part):
         seen.extend(example["name"] for example in part)
         return sum(weight.sum() for weight in weights).expand(len(part)), {}
-    examples = [{"size": 1, "tokens": 1, "name": name} for name in range(20)]
+    examples = [{"tokens": 1, "name": name} for name in range(20)]
     dpo.train(model, examples, [], compute, tmp_path, epochs=2, batch_size=6, lr=1e-3)
     assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20)) and len({tuple(seen[:20]), tuple(seen[20:]), tuple(range(20))}) == 3
     assert [line["step"] for line in lines(tmp_path) if "step" in line] == list(range(1, 9))
@@ -498,8 +499,9 @@ def run(folder, tokenizer, stop_at=None, monkeypatch=None):
 
 
 def leavings(folder):
-    """The bytes that must not depend on interruptions."""
-    return {name: (folder / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "train.jsonl", "reference.jsonl")}
+    """What must not depend on interruptions: the bytes of two files, and the log but for its timings."""
+    log = [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines(folder)]
+    return log, *((folder / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "reference.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -564,7 +566,7 @@ def test_a_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path, bad):
         losses = sum(weight.sum() for weight in weights).expand(len(part))
         return losses * bad if len(calls) == 3 else losses, {}
     with pytest.raises(FloatingPointError, match="loss at step 3 .*--lr"):
-        dpo.train(model, [{"size": 1, "tokens": 1}] * 8, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+        dpo.train(model, [{"tokens": 1}] * 8, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
     assert all(torch.isfinite(weight).all() for weight in weights) and len(lines(tmp_path)) == 2
 
 
@@ -576,7 +578,7 @@ def test_a_gradient_that_is_not_finite_stops_training(fresh_tiny, tmp_path):
     def compute(part):
         return sum(weight.sqrt().sum() for weight in weights).expand(len(part)), {}
     with pytest.raises(FloatingPointError, match="gradient at step 1 .*--lr"):
-        dpo.train(model, [{"size": 1, "tokens": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+        dpo.train(model, [{"tokens": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
     assert all((weight == 0).all() for weight in weights)
 
 
@@ -585,7 +587,7 @@ def test_a_held_out_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path)
     model = with_lora(fresh_tiny)
     compute, _ = scripted(model, [float("nan")])
     with pytest.raises(FloatingPointError, match="--lr"):
-        dpo.train(model, [{"size": 1, "tokens": 1}] * 2, [{"size": 1, "tokens": 1}], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+        dpo.train(model, [{"tokens": 1}] * 2, [{"tokens": 1}], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
     assert not (tmp_path / "adapter").exists()
 
 
@@ -601,7 +603,7 @@ def referenced(tiny, tmp_path, monkeypatch):
         def logps(part):
             computed.extend(part)
             return pair_logps(tiny[0], *columns(part))
-        examples = [{**example, "size": 10} for example in tokenized(tiny[1])]
+        examples = [{**example, "tokens": 10} for example in tokenized(tiny[1])]
         reference(tiny[0], examples, logps, tmp_path / "reference.jsonl")
         return examples, len(computed)
     return call, tmp_path / "reference.jsonl"
@@ -643,4 +645,4 @@ def test_dpo_starts_from_its_reference(fresh_tiny, tiny, tmp_path):
     train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=1, batch_size=5, lr=1e-3)
     first = lines(tmp_path)[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["margin"] == pytest.approx(0, abs=1e-5)
-    assert np.isfinite(first["chosen_logp"]) and first["tokens"] == sum(2 * len(p) + len(c) + len(r) for p, c, r in zip(*columns(tokenized(tiny[1]))))
+    assert np.isfinite(first["chosen_logp"]) and first["tokens"] == sum(len(p) + len(c) + len(r) for p, c, r in zip(*columns(tokenized(tiny[1]))))
