@@ -137,12 +137,13 @@ def answer_logps(model, prompt_ids, answers):
     targets = [token for group in answers for answer in group for token in answer]
 
     ids, positions, sources, owners, targets = (torch.tensor(x, device=model.device) for x in (ids, positions, sources, owners, targets))
-    hidden = base.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=torch.ones_like(ids)[None], use_cache=False,
-                             layout=layout).last_hidden_state[0, sources]
+    with torch.autocast(model.device.type, base.dtype, enabled=base.dtype == torch.bfloat16):  # else each adapter keeps its input in float32
+        hidden = base.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=torch.ones_like(ids)[None], use_cache=False,
+                                 layout=layout).last_hidden_state[0, sources]
+        logps = [head_logps(base.get_output_embeddings(), h, t) for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))]
     if not layout.layers and base.config.num_hidden_layers:
         raise ValueError(f"{base.config.model_type} does not hand the packed row's layout on to its layers: choose another model")
-    logps = torch.cat([head_logps(base.get_output_embeddings(), h, t) for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))])
-    return logps.new_zeros(sum(map(len, answers)), dtype=torch.float64).index_add(0, owners, logps.double())
+    return logps[0].new_zeros(sum(map(len, answers)), dtype=torch.float64).index_add(0, owners, torch.cat(logps).double())
 
 
 def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
@@ -235,6 +236,7 @@ class Budget:
     def __init__(self, model, examples):
         self.model, self.tokens, self.recomputing = model, PASS_TOKENS[model.device.type], False
         if model.device.type == "cuda":
+            model.gradient_checkpointing_disable()
             fits = int(0.8 * free_memory() / activation_bytes(model))
             if fits < max(example["tokens"] for example in examples):
                 self.recompute()

@@ -54,26 +54,27 @@ def our_model():
     return add_lora(llama(), 16)
 
 
-def trl_trainer(workload, folder, per_pass, checkpointing, steps, callback):
-    """TRL's trainer on the same pairs, as texts of which its tokenizer makes the same tokens."""
+def trl_trainer(model, examples, folder, per_pass, checkpointing, steps, callback, bf16=False):
+    """TRL's trainer on the same pairs, as texts of which its tokenizer makes the same tokens. A step takes all examples."""
     from datasets import Dataset
     from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
     from trl import DPOConfig, DPOTrainer
     words = {0: "<unknown>", 1: "<end>", 2: "<padding>"}
-    tokenizer = Tokenizer(models.WordLevel({words.get(i, str(i)): i for i in range(VOCABULARY)}, unk_token="<unknown>"))
+    tokenizer = Tokenizer(models.WordLevel({words.get(i, str(i)): i for i in range(model.config.vocab_size)}, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unknown>", eos_token="<end>", pad_token="<padding>")
     texts = [{"prompt": " ".join(map(str, pair["prompt_ids"])) + " ", "chosen": " ".join(map(str, pair["chosen_ids"][:-1])),
-              "rejected": " ".join(map(str, pair["rejected_ids"][:-1]))} for pair in pairs(workload)]
-    settings = DPOConfig(output_dir=folder, use_cpu=True, bf16=False, max_length=None, precompute_ref_log_probs=True, precompute_ref_batch_size=1,
-                         per_device_train_batch_size=per_pass, gradient_accumulation_steps=PAIRS // per_pass, gradient_checkpointing=checkpointing,
-                         max_steps=steps, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no")
+              "rejected": " ".join(map(str, pair["rejected_ids"][:-1]))} for pair in examples]
+    settings = DPOConfig(
+        output_dir=folder, use_cpu=model.device.type == "cpu", bf16=bf16, max_length=None, precompute_ref_log_probs=True, precompute_ref_batch_size=1,
+        per_device_train_batch_size=per_pass, gradient_accumulation_steps=len(examples) // per_pass, gradient_checkpointing=checkpointing,
+        max_steps=steps, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no")
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = DPOTrainer(model=llama(), args=settings, processing_class=tokenizer, train_dataset=Dataset.from_list(texts), peft_config=lora,
+    trainer = DPOTrainer(model=model, args=settings, processing_class=tokenizer, train_dataset=Dataset.from_list(texts), peft_config=lora,
                          callbacks=[callback])
-    made = [{key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in trainer.train_dataset]
-    assert made == pairs(workload), "TRL trains on other tokens"
+    if any(row[key] != pair[key] for row, pair in zip(trainer.train_dataset, examples) for key in ("prompt_ids", "chosen_ids", "rejected_ids")):
+        raise RuntimeError("TRL trains on other tokens")
     return trainer
 
 
@@ -94,7 +95,7 @@ def work(trainer, workload, per_pass, checkpointing, steps):
     stepper = Stepper()
     with tempfile.TemporaryDirectory() as folder:
         if trainer == "TRL":
-            trl_trainer(workload, folder, per_pass, checkpointing, steps, stepper).train()
+            trl_trainer(llama(), pairs(workload), folder, per_pass, bool(checkpointing), steps, stepper).train()
         else:
             import dpo
             take_step = dpo.take_step
@@ -139,7 +140,7 @@ def values(workload):
     """Loss and LoRA gradient of a policy that has left its reference, TRL's and ours: (losses, cosine, relative distance)."""
     from dpo import dpo_loss, pair_logps, trainable
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(workload, folder, PAIRS, False, 1, Stepper())
+        trainer = trl_trainer(llama(), pairs(workload), folder, PAIRS, False, 1, Stepper())
     theirs = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" in name and ".default." in name}
     model = our_model()
     columns = [[pair[key] for pair in pairs(workload)] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]

@@ -2,9 +2,12 @@
 
 Prints the card, its bandwidth and matrix rate as measured; whether CUDA graphs draw what plain steps draw and greedy answers are generate's;
 tokens per second on the judge's workload beside transformers' generate, its continuous batching and the physical limit; how much a smaller
-card's cache holds; and memory and speed of DPO. --small does it all with a small model on any machine, to see that the script runs.
+card's cache holds; whether packed pairs are separate sequences; memory and speed of DPO, its share of the matrix rate, and the same on a card
+of 24 GB and for TRL, where it is installed. --small does it all with a small model on any machine, to see that the script runs.
 """
 import argparse
+import json
+import statistics
 import sys
 import tempfile
 import time
@@ -18,7 +21,8 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import sampling  # noqa: E402
-from dpo import add_lora, train_dpo  # noqa: E402
+from benchmarks.dpo import Stepper, trl_trainer  # noqa: E402
+from dpo import activation_bytes, add_lora, free_memory, pair_logps, train_dpo, trainable  # noqa: E402
 
 logging.set_verbosity_error()
 CUDA = torch.cuda.is_available()
@@ -167,16 +171,89 @@ def smaller_cards(model, small):
             print(f"  {size} GB: {str(error).splitlines()[0]}", flush=True)
 
 
-def dpo(model, small):
-    """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500: memory and speed of two optimizer steps on 32 pairs."""
+def pairs(model, prompt, answer, count):
+    """Token ids as train_dpo takes them."""
+    columns = [tokens(model, count, length) for length in (prompt, answer, answer)]
+    return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row)) for row in zip(*columns)]
+
+
+def packed(model, small):
+    """Packed pairs on this device against separate sequences, float32 and bfloat16, a small model: log-probabilities and gradients."""
+    prompts, chosen, rejected = [[5] * 70, [6, 7]], [[8] * 130, [9]], [[10, 11], [12] * 64]
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=4096, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=2)
+        other = add_lora(LlamaForCausalLM(config).to(DEVICE, dtype).requires_grad_(False), 4).train()
+        weights = list(trainable(other).values())
+        for weight in weights:
+            torch.nn.init.normal_(weight, std=0.05)
+        ours = torch.stack(pair_logps(other, prompts, chosen, rejected), 1).flatten()
+        theirs = []
+        for prompt, *answers in zip(prompts, chosen, rejected):
+            for answer in answers:
+                logits = other(input_ids=torch.tensor([prompt + answer], device=DEVICE)).logits[0, len(prompt) - 1: -1].float()
+                theirs.append(logits.log_softmax(-1).gather(-1, torch.tensor(answer, device=DEVICE)[:, None]).sum())
+        theirs = torch.stack(theirs)
+        a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(logps.sum(), weights)]) for logps in (ours, theirs))
+        print(f"  packed pairs, {dtype}: log-probabilities off by {((ours - theirs) / theirs).abs().max().item():.1e}, "
+              f"gradient by {((a - b).norm() / b.norm()).item():.1e} of its norm", flush=True)
+
+
+def steps(model, examples):
+    """Median seconds of DPO steps on all examples, the first left out; tokens of a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds(lambda: train_dpo(model, [dict(example) for example in examples], [], folder, beta=0.1, epochs=4, batch_size=len(examples), lr=1e-6))
+        records = [json.loads(line) for line in open(Path(folder) / "train.jsonl")]
+    records = [record for record in records if "step" in record][1:]
+    return statistics.median(record["tokens"] / record["tokens_per_second"] for record in records), records[0]["tokens"]
+
+
+def dpo(model, bandwidth, rate, small):
+    """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500, 16 a step."""
+    flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head")
+    head = 2 * model.config.vocab_size * model.config.hidden_size
     model = add_lora(model, 16)
     for name, prompt, answer in (("judge", 900, 200), ("actor", 100, 500)):
-        scale, count = (20, 4) if small else (1, 32)
-        examples = [{"prompt_id": f"{i}", "prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for i, (p, c, r) in enumerate(zip(
-            tokens(model, count, prompt // scale), tokens(model, count, answer // scale), tokens(model, count, answer // scale)))]
-        with tempfile.TemporaryDirectory() as folder:
-            took, _ = seconds(lambda: train_dpo(model, examples, [], Path(folder), beta=0.1, epochs=2, batch_size=count, lr=1e-5, seed=0))
-        print(f"  DPO, {name} pairs of {prompt} + 2 x {answer}: {2 * count / took:.2f} pairs/s with reference, {peak()}", flush=True)
+        scale = 20 if small else 1
+        examples = pairs(model, prompt // scale, answer // scale, 4 if small else 16)
+        for size in (None, 24) if CUDA else (None,):
+            torch.cuda.empty_cache()
+            ballast = torch.empty(int(torch.cuda.mem_get_info()[1] - size * 1e9), dtype=torch.uint8, device=DEVICE) if size else None
+            took, count = steps(model, examples)
+            useful = 2 * (count * flops + 2 * len(examples) * answer // scale * head)  # forward, and backward to what goes into frozen weights
+            taken = 0 if ballast is None else ballast.numel()
+            memory = f"peak {(torch.cuda.max_memory_allocated() - taken) / 1e9:.1f} GB" if CUDA else "peak not measured"
+            budget = f"{0.8 * free_memory() / activation_bytes(model):,.0f} tokens fit" if CUDA else "budget not measured"
+            print(f"  DPO, {name} pairs of {prompt} + 2 x {answer}{f', {size} GB' if size else ''}: {len(examples) / took:.2f} pairs/s, "
+                  f"{count / took:,.0f} tokens/s, {useful / took / rate:.0%} of the matrix rate, {memory}, {budget}", flush=True)
+            del ballast
+    peer = model.unload()
+    for name, prompt, answer in (("judge", 900, 200), ("actor", 100, 500)):
+        examples = pairs(peer, prompt // scale, answer // scale, 4 if small else 16)
+        for example in examples:
+            example["chosen_ids"][-1] = example["rejected_ids"][-1] = 1
+        for per_pass, checkpointing in ((1, False), (1, True), (4, True)):
+            clock = Clock()
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    seconds(trl_trainer(peer, examples, folder, per_pass, checkpointing, 4, clock, bf16=CUDA).train)
+                print(f"  TRL, {name} pairs, {per_pass} per pass, checkpointing {'on' if checkpointing else 'off'}: "
+                      f"{len(examples) / statistics.median(clock.seconds[1:]):.2f} pairs/s, {peak()}", flush=True)
+            except Exception as error:  # not installed, or out of memory
+                print(f"  TRL, {name} pairs: does not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
+
+
+class Clock(Stepper):
+    """Seconds of each of TRL's steps."""
+
+    def on_step_begin(self, *args, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *args, **kwargs):
+        if CUDA:
+            torch.cuda.synchronize()
+        self.seconds = [*getattr(self, "seconds", []), time.perf_counter() - self.start]
 
 
 def main():
@@ -190,7 +267,7 @@ def main():
     for bits in args.bits:
         model = model_of(bits, args.small)
         print(f"{bits} bits: " + (f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB of weights" if CUDA else "on the CPU"), flush=True)
-        for part, more in ((check, ()), (speed, limits), (smaller_cards, ()), (dpo, ())):
+        for part, more in ((check, ()), (speed, limits), (smaller_cards, ()), (packed, ()), (dpo, limits)):
             try:
                 part(model, *more, args.small)
             except Exception:  # the other parts are still worth their time on the card

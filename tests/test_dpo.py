@@ -12,11 +12,21 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from conftest import TINY, random_model
+from conftest import FAMILIES, TINY, random_model
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import CohereConfig, Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen3NextConfig,
+)
 from trl import DPOConfig, DPOTrainer
 
 import dpo
@@ -25,6 +35,7 @@ from dpo import (
     add_lora,
     answer_logps,
     dpo_loss,
+    head_logps,
     learning_rate,
     pair_logps,
     reference,
@@ -198,31 +209,123 @@ def test_logps_by_hand():
     assert chosen.exp().tolist() == pytest.approx([0.03, 0.2]) and rejected.exp().tolist() == pytest.approx([0.8, 0.025])
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("logit_rows", [512, 5])
-def test_logps_are_those_of_plain_forward_passes(tiny, dtype, tolerance, logit_rows, monkeypatch):
-    """Ragged pairs in one padded batch, against each sequence alone; a neighbour's token would change some sum by more than 0.1."""
+RAGGED = [*TEXTS, ("Why?", "Because it rains.", "Because"), ("A" * 300, "No.", "B" * 200)]  # an answer that begins another; a long one
+
+
+def separate(model, prompts, answers):
+    """log p of each answer, every sequence a forward pass of its own, without packing, padding or chunks: the oracle."""
+    return torch.stack([plain_logp(model, prompt, answer) for prompt, group in zip(prompts, answers) for answer in group])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("logit_rows", [256, 5])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_pairs_are_separate_sequences(tiny, name, dtype, tolerance, logit_rows, monkeypatch):
+    """Seven ragged pairs in one row: log-probabilities and LoRA gradients, relative to the largest; one sequence that saw another's token
+    would be off by more than 0.01."""
     monkeypatch.setattr(dpo, "LOGIT_ROWS", logit_rows)
-    model = random_model(LlamaConfig, tiny[1], dtype=dtype)
-    prompts, chosen, rejected = columns(tokenized(tiny[1]))
-    rejected[3] = chosen[3][:2]  # a beginning of the other
+    config_class, settings = FAMILIES[name]
+    model = with_lora(random_model(config_class, tiny[1], dtype=dtype, **settings), fresh=False)
+    plain = with_lora(random_model(config_class, tiny[1], dtype=dtype, **settings), fresh=False)
+    prompts, chosen, rejected = columns(tokenized(tiny[1], RAGGED))
+    rejected[3] = chosen[3][:2]
+    ours, theirs = torch.stack(pair_logps(model, prompts, chosen, rejected), 1).flatten(), separate(plain, prompts, zip(chosen, rejected))
+    assert ours.shape == (14,) and (ours - theirs).abs().max() < tolerance * theirs.abs().max() and theirs.abs().min() > 1
+    weighed = torch.linspace(-1, 2, 14, dtype=torch.float64)  # so that no answer's gradient stands in for another's
+    ours, theirs = (torch.cat([g.flatten() for g in torch.autograd.grad((weighed * logps).sum(), list(trainable(m).values()))])
+                    for logps, m in ((ours, model), (theirs, plain)))
+    assert (ours - theirs).abs().max() < tolerance * theirs.abs().max() and theirs.abs().max() > 1
+
+
+def test_no_answer_sees_another_and_positions_restart(tiny):
+    """Any number of answers to a prompt, in any order, beside any others: the same numbers. Other tokens in one answer change that one only."""
+    model = random_model(LlamaConfig, tiny[1], dtype=torch.float64)
+    prompt, *answers = [[3, 4, 5], [7, 8, 9, 10], [11], [12, 13]]
+    one = answer_logps(model, [prompt], [answers])
+    assert torch.allclose(answer_logps(model, [[9], prompt, [8, 8]], [[], answers[::-1], [[1, 2]]])[:3], one.flip(0), rtol=0, atol=1e-12)
+    assert torch.allclose(answer_logps(model, [prompt] * 3, [[answer] for answer in answers]), one, rtol=0, atol=1e-12)
+    other = answer_logps(model, [prompt], [[answers[0], [14], answers[2]]])
+    assert ((other - one).abs() > 0.01).tolist() == [False, True, False]
+
+
+def test_sums_of_long_answers_are_exact(tiny):
+    """A thousand tokens at about -5: in float32, one after the other, the sum would be off by some thousandths, and the loss with it."""
+    prompt, answer = [[5, 6, 7]], [[torch.randint(100, 900, (1000,), generator=torch.Generator().manual_seed(0)).tolist()]]
     with torch.no_grad():
-        got = pair_logps(model, prompts, chosen, rejected)
-        for logps, answers in zip(got, (chosen, rejected)):
-            expected = torch.stack([plain_logp(model, prompt, answer) for prompt, answer in zip(prompts, answers)])
-            assert torch.allclose(logps, expected, rtol=0, atol=tolerance) and expected.abs().min() > 1
+        single, double = (answer_logps(random_model(LlamaConfig, tiny[1], dtype=dtype, max_position_embeddings=2048), prompt, answer)
+                          for dtype in (torch.float32, torch.float64))
+    assert single.dtype == torch.float64 and double.item() < -3000 and abs(single - double).item() < 3e-4
 
 
-def test_gradients_of_logps_survive_the_recomputed_head(tiny, monkeypatch):
-    """The head's logits are computed again in the backward pass, a few rows at a time: the gradients are those of plain passes, float64."""
+def test_the_model_attends_as_before_afterwards(tiny):
+    """Padded batches through the model itself, bit for bit: packing left its attention function behind, which is sdpa without a layout."""
+    ids, mask = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    model = random_model(LlamaConfig, tiny[1])
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        pair_logps(model, [[1, 2]], [[3]], [[4]])
+        assert model.config._attn_implementation == "packed_answers" and torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+
+
+def test_gradient_checkpointing_computes_layers_again_in_the_same_way(tiny):
+    """The backward pass comes after pair_logps has returned, and must attend by the layout as well."""
+    model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False).train()
+    weights, gradients, calls = list(trainable(model).values()), [], []
+    model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    for checkpointing in (False, True):
+        if checkpointing:
+            Budget(model, []).recompute()
+        chosen, rejected = pair_logps(model, *columns(tokenized(tiny[1], RAGGED)))
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad((chosen - 2 * rejected).sum(), weights)]))
+    assert len(calls) == 3 and torch.allclose(*gradients, rtol=1e-12, atol=1e-12) and gradients[0].abs().max() > 1
+
+
+def test_a_head_that_trains_gets_its_gradient(tiny, monkeypatch):
+    """FrozenHead has none for it, and is not asked: full fine-tuning with a copy of this file."""
     monkeypatch.setattr(dpo, "LOGIT_ROWS", 5)
-    model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
-    weights = list(trainable(model).values())
+    model = random_model(LlamaConfig, tiny[1], dtype=torch.float64).requires_grad_(True)
     prompts, chosen, _ = columns(tokenized(tiny[1]))
-    ours = torch.autograd.grad(answer_logps(model, prompts, [[y] for y in chosen]).sum(), weights)
-    plain = torch.autograd.grad(sum(plain_logp(model, p, y) for p, y in zip(prompts, chosen)), weights)
-    for a, b in zip(ours, plain):
+    ours = torch.autograd.grad(answer_logps(model, prompts, [[y] for y in chosen]).sum(), list(model.parameters()))
+    plain = torch.autograd.grad(separate(model, prompts, [[y] for y in chosen]).sum(), list(model.parameters()))
+    for a, b in zip(ours, plain, strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9) and b.abs().max() > 1e-6
+
+
+def test_heads_with_a_bias_and_in_bfloat16():
+    """Against autograd through log_softmax. In bfloat16 both round the same logits, and the gradient to three digits."""
+    torch.manual_seed(0)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.bfloat16, 1e-2)):
+        head = torch.nn.Linear(8, 50, dtype=dtype).requires_grad_(False)
+        hidden, targets = torch.randn(6, 8, dtype=dtype, requires_grad=True), torch.arange(6)
+        (ours,) = torch.autograd.grad((head_logps(head, hidden, targets) * torch.arange(6)).sum(), hidden)
+        (theirs,) = torch.autograd.grad((dpo.token_logps(head, hidden, targets) * torch.arange(6)).sum(), hidden)
+        assert torch.allclose(head_logps(head, hidden, targets), dpo.token_logps(head, hidden, targets), rtol=1e-6)
+        assert ours.dtype == dtype and (ours - theirs).norm() < tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize("prompts, answers", [([[]], [[[1]]]), ([[1]], [[[]]]), ([[1], [2]], [[[1]]])])
+def test_nothing_to_predict_or_to_predict_from_is_refused(tiny, prompts, answers):
+    with pytest.raises(ValueError):
+        answer_logps(tiny[0], prompts, answers)
+
+
+@pytest.mark.parametrize("config_class, settings, message", [
+    (MistralConfig, {"sliding_window": 8}, "mistral.*sliding_window"),
+    (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "qwen3_next"),
+    (BloomConfig, {"n_head": 4}, "bloom")])
+def test_models_that_attend_in_other_ways_are_refused(tiny, config_class, settings, message):
+    """By name: windows, recurrent layers, and an old model that does not take an attention function."""
+    with pytest.raises(ValueError, match=message):
+        pair_logps(random_model(config_class, tiny[1], **settings), [[1]], [[2]], [[3]])
+
+
+def test_a_model_that_keeps_the_layout_from_its_layers_is_refused(tiny, monkeypatch):
+    """Its answers would see each other, and nothing else would show it."""
+    model = random_model(LlamaConfig, tiny[1])
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *args, layout, **kwargs: forward(*args, **kwargs))
+    with pytest.raises(ValueError, match="llama does not hand"):
+        pair_logps(model, [[1]], [[2]], [[3]])
 
 
 def test_logps_of_another_architecture(tiny):
@@ -232,7 +335,7 @@ def test_logps_of_another_architecture(tiny):
     model = random_model(lambda **_: config, tiny[1], dtype=torch.float64)
     prompts, answers = [[3, 4, 5], [6]], [[7], [8, 9, 10]]
     with torch.no_grad():
-        expected = torch.stack([plain_logp(model, p, y) for p, y in zip(prompts, answers)])
+        expected = separate(model, prompts, [[y] for y in answers])
         assert torch.allclose(answer_logps(model, prompts, [[y] for y in answers]), expected, rtol=0, atol=1e-9)
 
 
@@ -360,6 +463,96 @@ def test_passes_keep_order_and_limit(tiny, monkeypatch):
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 7)
     runs = Budget(tiny[0], []).passes(len, [{"tokens": size} for size in sizes])
     assert [([example["tokens"] for example in run], count) for run, count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
+
+
+def out_of_memory(monkeypatch, *when):
+    """Let pair_logps fail as CUDA does on its calls number `when`: returns the list of the calls' sizes, in pairs."""
+    calls = []
+
+    def failing(model, prompts, chosen, rejected):
+        calls.append(len(prompts))
+        logps = pair_logps(model, prompts, chosen, rejected)
+        if len(calls) in when:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return logps
+    monkeypatch.setattr(dpo, "pair_logps", failing)
+    return calls
+
+
+def test_a_step_that_ran_out_of_memory_has_the_same_gradient(tiny, tmp_path, monkeypatch, capsys):
+    """Five pairs at once, then fewer: twice the pass is halved, once in the midst of the batch. float64, and the log is the same too."""
+    gradients = recorded_gradients(monkeypatch)
+    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 300)
+    for number, when in enumerate([(), (2, 4)]):  # the first call is the reference's
+        calls = out_of_memory(monkeypatch, *when)
+        model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
+        (tmp_path / f"{number}").mkdir()
+        train_dpo(model, tokenized(tiny[1]), [], tmp_path / f"{number}", beta=0.1, epochs=1, batch_size=5, lr=1e-3)
+        assert calls == [[5, 5], [5, 5, 2, 2, 1, 1, 1]][number] or print(calls)
+    assert (gradients[0] - gradients[1]).norm() < 1e-12 * gradients[0].norm()
+    told = capsys.readouterr().err
+    assert told.count("out of memory: training goes on with passes half as large") == 2
+    whole, halved = (lines(tmp_path / f"{number}")[0] for number in (0, 1))
+    assert whole.keys() == halved.keys() and halved["loss"] == pytest.approx(whole["loss"], rel=1e-12)
+
+
+def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refused(fresh_tiny, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 1)
+    model = with_lora(fresh_tiny)
+    examples = tokenized(tiny[1], TEXTS[:1])
+    out_of_memory(monkeypatch, 2)
+    train_dpo(model, examples, [], tmp_path, beta=0.1, epochs=1, batch_size=1, lr=1e-3)
+    assert "gradient checkpointing" in capsys.readouterr().err and len(lines(tmp_path)) == 2
+    (tmp_path / "again").mkdir()
+    out_of_memory(monkeypatch, 2, 3)
+    with pytest.raises(ValueError, match=f"an example of {examples[0]['tokens']} tokens does not fit"):
+        train_dpo(model, examples, [], tmp_path / "again", beta=0.1, epochs=1, batch_size=1, lr=1e-3)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny):
+    def work(part):
+        raise RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(Budget(tiny[0], []).passes(work, [{"tokens": 1}] * 2))
+
+
+class OnCuda:
+    """As much of a model on CUDA as a Budget asks for."""
+    device, recomputed = torch.device("cuda"), False
+
+    def gradient_checkpointing_enable(self, **settings):
+        self.recomputed = True
+
+    def gradient_checkpointing_disable(self):
+        self.recomputed = False
+
+
+@pytest.mark.parametrize("free, tokens, recomputed", [(10**9, 800, False), (10**12, 16384, False), (4 * 10**8, 16384, True)])
+def test_the_budget_comes_from_free_memory(monkeypatch, free, tokens, recomputed):
+    """A megabyte a token, and 80 % of what is free: where the largest example does not fit, layers are computed again."""
+    monkeypatch.setattr(dpo, "free_memory", lambda: free)
+    monkeypatch.setattr(dpo, "activation_bytes", lambda model: 10**6)
+    model = OnCuda()
+    budget = Budget(model, [{"tokens": 200}, {"tokens": 500}])
+    assert (budget.tokens, model.recomputed) == (tokens, recomputed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_token_keeps_is_estimated_well(tiny, name, dtype):
+    """Against what autograd saves, every storage counted once: not less, for that would run out of memory, and at most twice as much."""
+    config_class, settings = FAMILIES[name]
+    model = with_lora(random_model(config_class, tiny[1], dtype=dtype, **settings))
+    own, saved = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logps = pair_logps(model, [[5] * 300], [[6] * 50], [[7] * 50])
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / 400
+    assert logps[0].requires_grad and 1 < dpo.activation_bytes(model) / measured < 2
 
 
 def recorded_gradients(monkeypatch):
