@@ -41,7 +41,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 LOGIT_ROWS = 256                                  # answer tokens whose vocabulary-wide logits exist at the same time
-PASS_TOKENS = {"cuda": 16384, "cpu": 1024}        # most tokens per pass: more are not faster, and take memory
+PASS_TOKENS = {"cuda": 16384, "cpu": 512}         # most tokens per pass: more are not faster, and take memory
 
 
 # ---- the losses
@@ -140,7 +140,8 @@ def answer_logps(model, prompt_ids, answers):
     with torch.autocast(model.device.type, base.dtype, enabled=base.dtype == torch.bfloat16):  # else each adapter keeps its input in float32
         hidden = base.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=torch.ones_like(ids)[None], use_cache=False,
                                  layout=layout).last_hidden_state[0, sources]
-        logps = [head_logps(base.get_output_embeddings(), h, t) for h, t in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS))]
+        chunks = math.ceil(len(targets) / LOGIT_ROWS)
+        logps = [head_logps(base.get_output_embeddings(), h, t) for h, t in zip(hidden.chunk(chunks), targets.chunk(chunks))]
     if not layout.layers and base.config.num_hidden_layers:
         raise ValueError(f"{base.config.model_type} does not hand the packed row's layout on to its layers: choose another model")
     return logps[0].new_zeros(sum(map(len, answers)), dtype=torch.float64).index_add(0, owners, torch.cat(logps).double())
@@ -159,9 +160,13 @@ def head_logps(head, hidden, targets):
 
 
 def token_logps(head, hidden, targets):
+    return all_logps(head, hidden).gather(-1, targets[:, None])[:, 0]
+
+
+def all_logps(head, hidden):
+    """Log-probabilities of all tokens, in fp32 or better: (N, V)."""
     logits = head(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 class FrozenHead(torch.autograd.Function):
@@ -169,12 +174,10 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, targets):
-        logits = head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = logits.logsumexp(-1, keepdim=True)
-        logps = (logits.gather(-1, targets[:, None]) - total)[:, 0]
+        every = all_logps(head, hidden)
+        logps = every.gather(-1, targets[:, None])[:, 0]
         if ctx.needs_input_grad[0]:
-            shares = logits.sub_(total).exp_()  # d log p(target) / d logits = 1[target] - shares
+            shares = every.exp_()  # d log p(target) / d logits = 1[target] - shares
             shares[torch.arange(len(targets), device=targets.device), targets] -= 1
             ctx.save_for_backward(shares.to(hidden.dtype) @ head.weight)
         return logps
@@ -286,10 +289,10 @@ class Budget:
 
 
 def activation_bytes(model):
-    """Roughly what a token of a training pass keeps for the backward pass: what goes into and comes out of the adapted layers, and half as
-    much again for norms, rotations and gates."""
+    """Roughly what a token of a training pass keeps for the backward pass: what goes into and comes out of the adapted layers, and three
+    quarters more for norms, rotations and gates."""
     features = sum(layer.in_features + layer.out_features for layer in model.modules() if isinstance(layer, LoraLayer))
-    return 1.5 * features * model.get_input_embeddings().weight.element_size()
+    return 1.75 * features * model.get_input_embeddings().weight.element_size()
 
 
 def free_memory():
