@@ -11,8 +11,10 @@ A prompt and its answers stand in one row, `prompt chosen rejected prompt chosen
 and nothing is padded (prefix sharing, Wang and Hegde 2024, arXiv 2410.20305). Logits exist for answers only, a few hundred rows at a time.
 The reference needs no second model: its log-probabilities are computed once, before the first step, and kept in a file.
 Adapters never touch the base weights, so the base may be in 4 bits. Left out: other losses, several GPUs, and 8-bit AdamW, which would save
-a quarter of a gigabyte on an 8B model's adapter of rank 16 and cost bit-exact resuming.
+no more than a quarter of a gigabyte on an 8B model's adapter of rank 16.
 """
+import hashlib
+import itertools
 import json
 import logging
 import math
@@ -20,6 +22,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it recommends a package that nobody here needs
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
@@ -40,6 +44,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+warnings.filterwarnings("ignore", message="`gradient_checkpointing_")  # of a new name, which models of older versions do not have
 LOGIT_ROWS = 256                                  # answer tokens whose vocabulary-wide logits exist at the same time
 PASS_TOKENS = {"cuda": 16384, "cpu": 512}         # most tokens per pass: more are not faster, and take memory
 
@@ -82,6 +87,8 @@ def packed_attention(module, query, key, value, attention_mask, scaling, dropout
     for option in ("sliding_window", "softcap", "s_aux"):
         if kwargs.get(option) is not None:
             raise ValueError(f"{module.config.model_type} attends with {option}, which this packing does not do: choose another model")
+    if not getattr(module, "is_causal", True):
+        raise ValueError(f"{module.config.model_type} attends in both directions, which this packing does not do: choose another model")
     layout.layers += 1
     settings = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     pieces = zip(*(x.split([length for group in layout.groups for length in group], 2) for x in (query, key, value)))
@@ -100,13 +107,23 @@ AttentionInterface.register("packed_answers", packed_attention)
 AttentionMaskInterface.register("packed_answers", sdpa_mask)
 
 
-def attend_packed(model):
-    """Let the model attend by `packed_attention` from now on: also in a backward pass that computes layers again."""
-    if model.config._attn_implementation != "packed_answers":
-        model.set_attn_implementation("packed_answers")  # older models keep their own
-        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-        if model.config._attn_implementation != "packed_answers" or kinds != {"full_attention"} or model._is_stateful:
-            raise ValueError(f"{model.config.model_type} attends in a way that this packing does not do: choose another model")
+def attend_packed(model, longest):
+    """Let the model attend by `packed_attention` from now on: also in a backward pass that computes layers again. longest: a sequence, in tokens.
+
+    Raises ValueError that names the model if its sequences cannot be packed.
+    """
+    config = model.config
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"} and not model._is_stateful:
+        if config._attn_implementation != "packed_answers":
+            model.set_attn_implementation("packed_answers")  # older models keep their own
+    if config._attn_implementation != "packed_answers":
+        raise ValueError(f"{config.model_type} attends in a way that this packing does not do: choose another model")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if longest > limit:
+            raise ValueError(f"{config.model_type} rotates all sequences of a pass in another way when one has more than {limit} tokens, and there "
+                             f"is one of {longest}: shorten the prompts or the answers")
 
 
 # ---- log-probabilities of answers
@@ -116,15 +133,16 @@ def answer_logps(model, prompt_ids, answers):
 
     prompt_ids: B lists of token ids; answers: B lists of lists of token ids. Returns torch (number of answers,), prompt after prompt, in
     float64: of a sum of 4,000 nats float32 keeps no more than three decimals, and the loss is a difference of such sums.
-    Raises ValueError for an empty prompt, which the first token of an answer could not be predicted from, and for an empty answer.
+    Raises ValueError for an empty prompt, which the first token of an answer could not be predicted from, for an empty answer, for token ids
+    that the model does not have, and for models whose sequences cannot be packed.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    check_logits(base)
-    attend_packed(base)
-    if not all(prompt_ids) or not all(answer for group in answers for answer in group):
+    if len(prompt_ids) != len(answers):
+        raise ValueError("prompt_ids and answers must have the same length")
+    if not all(map(len, prompt_ids)) or not all(map(len, itertools.chain(*answers))) or not any(map(len, answers)):
         raise ValueError("prompt_ids and answers must not be empty")
     ids, positions, sources, owners = [], [], [], []  # sources: where the token stands that an answer's token is predicted from
-    layout = Layout([[len(prompt), *map(len, group)] for prompt, group in zip(prompt_ids, answers, strict=True)])
+    layout = Layout([[len(prompt), *map(len, group)] for prompt, group in zip(prompt_ids, answers)])
     for prompt, group in zip(prompt_ids, answers):
         last = len(ids) + len(prompt) - 1
         ids += prompt
@@ -134,10 +152,15 @@ def answer_logps(model, prompt_ids, answers):
             owners += [owners[-1] + 1 if owners else 0] * len(answer)
             ids += answer
             positions += range(len(prompt), len(prompt) + len(answer))
-    targets = [token for group in answers for answer in group for token in answer]
+    targets = [token for answer in itertools.chain(*answers) for token in answer]
+    if min(ids) < 0 or max(ids) >= base.config.vocab_size:
+        raise ValueError(f"prompt_ids and answers must be token ids from 0 to {base.config.vocab_size - 1}")
+    check_logits(base)
+    attend_packed(base, max(positions) + 1)
 
     ids, positions, sources, owners, targets = (torch.tensor(x, device=model.device) for x in (ids, positions, sources, owners, targets))
-    with torch.autocast(model.device.type, base.dtype, enabled=base.dtype == torch.bfloat16):  # else each adapter keeps its input in float32
+    half = base.dtype == torch.bfloat16  # as it is, each adapter would keep a copy of its input in float32
+    with torch.autocast(model.device.type, base.dtype, enabled=half), disable_input_dtype_casting(base, active=half):
         hidden = base.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=torch.ones_like(ids)[None], use_cache=False,
                                  layout=layout).last_hidden_state[0, sources]
         chunks = math.ceil(len(targets) / LOGIT_ROWS)
@@ -149,7 +172,9 @@ def answer_logps(model, prompt_ids, answers):
 
 def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
     """Summed log-probabilities of the chosen and the rejected answers. Lists of B token-id lists -> two torch (B,), float64."""
-    return answer_logps(model, prompt_ids, list(zip(chosen_ids, rejected_ids, strict=True))).view(-1, 2).unbind(1)
+    if not len(prompt_ids) == len(chosen_ids) == len(rejected_ids):
+        raise ValueError("prompt_ids, chosen_ids and rejected_ids must have the same length")
+    return answer_logps(model, prompt_ids, list(zip(chosen_ids, rejected_ids))).view(-1, 2).unbind(1)
 
 
 def head_logps(head, hidden, targets):
@@ -183,6 +208,7 @@ class FrozenHead(torch.autograd.Function):
         return logps
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         (slope,) = ctx.saved_tensors
         return (-grad[:, None] * slope).to(slope.dtype), None, None
@@ -241,7 +267,7 @@ class Budget:
         if model.device.type == "cuda":
             model.gradient_checkpointing_disable()
             fits = int(0.8 * free_memory() / activation_bytes(model))
-            if fits < max(example["tokens"] for example in examples):
+            if fits < max((example["tokens"] for example in examples), default=0):
                 self.recompute()
             else:
                 self.tokens = min(self.tokens, fits)
@@ -311,13 +337,18 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
 
     examples, held_out: lists of dicts with "tokens", their number of tokens, and perhaps "line", by which train.jsonl calls them (default:
     their place, from 1). `compute(list of examples)` returns (losses (B,), figures: name -> (B,)). Steps go to folder/train.jsonl as they
-    are done. AdamW without decay, cosine schedule with warm-up, gradients clipped to norm 1, a fresh optimizer each call. Every
-    `save_every` steps all state goes to folder/checkpoint.safetensors; the same call on the same folder goes on from there, bit for bit as
-    if it had never stopped. Delete that file once the result is safe.
+    are done. AdamW without decay, cosine schedule with warm-up, gradients clipped to norm 1, a fresh optimizer each call. No dropout: where
+    training begins, the policy is its reference. Every `save_every` steps all state goes to folder/checkpoint.safetensors; the same call on
+    the same folder goes on from there, on a CPU bit for bit as if it had never stopped. Delete that file once the result is safe.
     Returns the figures of the best epoch.
     Raises FloatingPointError when a loss is not finite.
     """
+    if not examples or epochs < 1 or batch_size < 1:
+        raise ValueError("examples must not be empty, and epochs and batch_size must be at least 1")
     folder = Path(folder)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     state = State(model, folder)
     steps = math.ceil(len(examples) / batch_size)
     budget = Budget(model, [*examples, *held_out])
@@ -440,6 +471,7 @@ class State:
         """Leave the best epoch in the model and in folder/adapter."""
         for name, weight in self.weights.items():
             weight.data.copy_(self.best_weights[name])
+            weight.grad = None
         save_adapter(self.model, self.folder / "adapter")
         return self.best
 
@@ -482,6 +514,10 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
 def reference(model, examples, logps, file):
     """Give every example its "ref_chosen" and "ref_rejected", from the file as far as it goes, the rest from the model as it is."""
     lines, done = whole_lines(file), 0
+    names = [hashlib.sha256(json.dumps([example[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]).encode()).hexdigest()[:8]
+             for example in examples]
+    if [line.get("pair") for line in lines] != names[:len(lines)]:
+        raise ValueError(f"{file} belongs to other pairs: delete it, or choose another folder")
 
     def work(part):  # over passes that begin where they did in a process before this one, so that the last bits are the same too
         return zip(*(x.tolist() for x in logps(part))) if len(lines) < done + len(part) else ()
@@ -489,14 +525,16 @@ def reference(model, examples, logps, file):
     model.eval()
     with open(file, "a") as out, tqdm(total=len(examples), desc="reference", unit="pair") as bar:
         for part, computed in Budget(model, examples).passes(work, examples):
-            fresh = [{"ref_chosen": c, "ref_rejected": r} for c, r in computed][max(0, len(lines) - done):]
+            fresh = [{"pair": name, "ref_chosen": c, "ref_rejected": r} for name, (c, r) in zip(names[done:], computed)][max(0, len(lines) - done):]
+            if not all(math.isfinite(value) for line in fresh for value in (line["ref_chosen"], line["ref_rejected"])):
+                raise FloatingPointError("the model as it is gives log-probabilities that are not finite: choose another model, or other --bits")
             out.write("".join(json.dumps(line) + "\n" for line in fresh))
             out.flush()
             lines += fresh
             done += len(part)
             bar.update(len(part))
-    for example, line in zip(examples, lines, strict=True):
-        example |= line
+    for example, line in zip(examples, lines):
+        example |= {"ref_chosen": line["ref_chosen"], "ref_rejected": line["ref_rejected"]}
 
 
 def whole_lines(file):

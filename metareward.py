@@ -626,10 +626,11 @@ def train(run, t, pairs):
 
 
 def encoded(run, examples):
-    """Texts of pairs, or of EFT examples, as token ids: "prompt_ids", and "chosen_ids" and "rejected_ids" or "answer_ids"."""
+    """Texts of pairs, or of EFT examples, as token ids: "prompt_ids", and "chosen_ids" and "rejected_ids" or "answer_ids". "line": in their file."""
     names = {"chosen": "chosen_ids", "rejected": "rejected_ids", "completion": "answer_ids"}
-    return [{"prompt_id": example["prompt_id"], "prompt_ids": run.chat.prompt(example["prompt"][0]["content"])}
-            | {names[key]: run.chat.answer(example[key][0]["content"]) for key in names.keys() & example.keys()} for example in examples]
+    return [{"prompt_id": example["prompt_id"], "line": line, "prompt_ids": run.chat.prompt(example["prompt"][0]["content"])}
+            | {names[key]: run.chat.answer(example[key][0]["content"]) for key in names.keys() & example.keys()}
+            for line, example in enumerate(examples, 1)]
 
 
 def warm_start(run):

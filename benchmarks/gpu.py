@@ -78,6 +78,7 @@ def model_of(bits, small):
             new.weight = bitsandbytes.nn.Params4bit(old.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True)
             new.support_avx512bf16_for_cpu = False
             model.set_submodule(name, new.to(DEVICE))
+        model.is_loaded_in_4bit = True  # as transformers would say, so that PEFT takes its adapters for such layers
         if CUDA:
             torch.cuda.empty_cache()
     return model
@@ -229,15 +230,20 @@ def dpo(model, bandwidth, rate, small):
                   f"{count / took:,.0f} tokens/s, {useful / took / rate:.0%} of the matrix rate, {memory}, {budget}", flush=True)
             del ballast
     peer = model.unload()
+    peer.set_attn_implementation("sdpa")
     for name, prompt, answer in (("judge", 900, 200), ("actor", 100, 500)):
+        scale = 20 if small else 1
         examples = pairs(peer, prompt // scale, answer // scale, 4 if small else 16)
         for example in examples:
             example["chosen_ids"][-1] = example["rejected_ids"][-1] = 1
         for per_pass, checkpointing in ((1, False), (1, True), (4, True)):
             clock = Clock()
+            peer.gradient_checkpointing_disable()  # TRL would only ever enable it
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    seconds(trl_trainer(peer, examples, folder, per_pass, checkpointing, 4, clock, bf16=CUDA).train)
+                    trainer = trl_trainer(peer, examples, folder, per_pass, checkpointing, 4, clock, bf16=CUDA)
+                    seconds(trainer.train)
+                    peer = trainer.model.unload()
                 print(f"  TRL, {name} pairs, {per_pass} per pass, checkpointing {'on' if checkpointing else 'off'}: "
                       f"{len(examples) / statistics.median(clock.seconds[1:]):.2f} pairs/s, {peak()}", flush=True)
             except Exception as error:  # not installed, or out of memory

@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
+    BertConfig,
     BloomConfig,
     CohereConfig,
     Gemma2Config,
@@ -270,7 +271,7 @@ def test_sums_of_long_answers_are_exact(tiny):
 
 
 def test_the_model_attends_as_before_afterwards(tiny):
-    """Padded batches through the model itself, bit for bit: packing left its attention function behind, which is sdpa without a layout."""
+    """A model that attended by sdpa still does, bit for bit and with padding: the function that packing left behind is sdpa without a layout."""
     ids, mask = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     model = random_model(LlamaConfig, tiny[1])
     with torch.no_grad():
@@ -315,20 +316,74 @@ def test_heads_with_a_bias_and_in_bfloat16():
         assert ours.dtype == dtype and (ours - theirs).norm() < tolerance * theirs.norm()
 
 
-@pytest.mark.parametrize("prompts, answers", [([[]], [[[1]]]), ([[1]], [[[]]]), ([[1], [2]], [[[1]]])])
+@pytest.mark.parametrize("prompts, answers", [([[]], [[[1]]]), ([[1]], [[[]]]), ([[1], [2]], [[[1]]]), ([], []), ([[1]], [[]]),
+                                              ([[1]], [[[-1]]]), ([[10**6]], [[[1]]])])
 def test_nothing_to_predict_or_to_predict_from_is_refused(tiny, prompts, answers):
-    with pytest.raises(ValueError):
+    """And so are token ids that the model does not have, which CUDA would answer with an assertion that ends the process."""
+    with pytest.raises(ValueError, match="prompt_ids and answers must"):
         answer_logps(tiny[0], prompts, answers)
+
+
+def test_lists_of_other_lengths_are_refused(tiny):
+    with pytest.raises(ValueError, match="prompt_ids, chosen_ids and rejected_ids must have the same length"):
+        pair_logps(tiny[0], [[1], [2]], [[3], [4]], [[5]])
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0, "batch_size": 1}, {"epochs": 1, "batch_size": 0}, {"epochs": 1, "batch_size": 1}])
+def test_training_on_nothing_is_refused(tiny, fresh_tiny, tmp_path, settings):
+    examples = tokenized(tiny[1]) if 0 in settings.values() else []
+    with pytest.raises(ValueError, match="examples must not be empty, and epochs and batch_size must be at least 1"):
+        train_dpo(with_lora(fresh_tiny), examples, [], tmp_path, beta=0.1, lr=1e-3, **settings)
+
+
+def test_dropout_is_off_in_training(tiny, tmp_path):
+    """GPT-2 has some by default; with it the policy would differ from its reference before the first step."""
+    model = with_lora(random_model(lambda **_: GPT2Config(vocab_size=len(tiny[1]), n_embd=32, n_layer=2, n_head=2, n_positions=256), tiny[1]))
+    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=1, batch_size=5, lr=1e-3)
+    assert lines(tmp_path)[0]["margin"] == pytest.approx(0, abs=1e-6) and lines(tmp_path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_bfloat16_is_close_to_float64(tiny, checkpointing):
+    """What a GPU trains in: base in bfloat16, adapters in float32. Each adapter would keep a float32 copy of its input; none is kept."""
+    gradients, kept = [], []
+    for dtype in (torch.float64, torch.bfloat16):
+        model = with_lora(random_model(LlamaConfig, tiny[1], initializer_range=0.1), fresh=False).train()
+        for name, weight in model.named_parameters():
+            weight.data = weight.data.to(torch.bfloat16).to(dtype if "lora_" not in name or dtype == torch.float64 else torch.float32)
+        if checkpointing:
+            Budget(model, []).recompute()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            chosen, rejected = pair_logps(model, *columns(tokenized(tiny[1], RAGGED)))
+        gradients.append(torch.cat([g.flatten().double() for g in torch.autograd.grad((chosen - rejected).sum(), list(trainable(model).values()))]))
+        assert {weight.dtype for weight in trainable(model).values()} == {torch.float64 if dtype == torch.float64 else torch.float32}
+        inputs = {x.untyped_storage().data_ptr() for x in kept if x.dtype == torch.float32 and x.shape[-1] in (64, 96) and x.numel() > 100 * 64}
+        kept.clear()
+    assert F.cosine_similarity(*gradients, dim=0) > 0.998 and gradients[0].norm() > 1
+    assert checkpointing or len(inputs) == 4  # of the norms; seven adapters in two layers would add 14
 
 
 @pytest.mark.parametrize("config_class, settings, message", [
     (MistralConfig, {"sliding_window": 8}, "mistral.*sliding_window"),
     (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "qwen3_next"),
-    (BloomConfig, {"n_head": 4}, "bloom")])
+    (BloomConfig, {"n_head": 4}, "bloom"), (BertConfig, {}, "bert.*both directions")])
 def test_models_that_attend_in_other_ways_are_refused(tiny, config_class, settings, message):
-    """By name: windows, recurrent layers, and an old model that does not take an attention function."""
-    with pytest.raises(ValueError, match=message):
-        pair_logps(random_model(config_class, tiny[1], **settings), [[1]], [[2]], [[3]])
+    """By name: windows, recurrent layers, an old model that does not take an attention function, an encoder."""
+    model = random_model(config_class, tiny[1], **settings)
+    for _ in range(2):  # the second time as well
+        with pytest.raises(ValueError, match=message):
+            pair_logps(model, [[1]], [[2]], [[3]])
+
+
+def test_a_rotation_that_depends_on_the_longest_sequence_is_refused_beyond_its_limit(tiny):
+    """Up to there a pair beside longer ones has the numbers that it has alone; beyond, it would have others."""
+    model = random_model(LlamaConfig, tiny[1], rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+                         max_position_embeddings=32, dtype=torch.float64)
+    short = ([3, 4], [5, 6], [7])
+    alone, beside = (torch.stack(pair_logps(model, *zip(*rows)))[:, 0] for rows in ([short], [short, ([1] * 20, [2] * 12, [3])]))
+    assert torch.allclose(alone, beside, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="more than 32 tokens, and there is one of 33"):
+        pair_logps(model, *zip(short, ([1] * 20, [2] * 13, [3])))
 
 
 def test_a_model_that_keeps_the_layout_from_its_layers_is_refused(tiny, monkeypatch):
@@ -478,14 +533,19 @@ def test_passes_keep_order_and_limit(tiny, monkeypatch):
 
 
 def out_of_memory(monkeypatch, *when):
-    """Let pair_logps fail as CUDA does on its calls number `when`: returns the list of the calls' sizes, in pairs."""
+    """Let passes fail as CUDA does, late in the backward pass, on calls of pair_logps number `when`: returns the calls' sizes, in pairs."""
     calls = []
+
+    def fail(gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
     def failing(model, prompts, chosen, rejected):
         calls.append(len(prompts))
+        if len(calls) not in when:
+            return pair_logps(model, prompts, chosen, rejected)
+        first = model.get_base_model().model.layers[0].register_forward_hook(lambda module, args, out: out.register_hook(fail) and None)
         logps = pair_logps(model, prompts, chosen, rejected)
-        if len(calls) in when:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+        first.remove()
         return logps
     monkeypatch.setattr(dpo, "pair_logps", failing)
     return calls
@@ -835,13 +895,22 @@ def test_a_torn_reference_is_completed(referenced, pairs_in_a_pass, keep, again)
     assert call(pairs_in_a_pass) == (examples, again) and file.read_bytes() == whole
 
 
-def test_a_reference_of_other_pairs_is_refused(referenced):
-    """More lines than pairs: the file belongs to another set."""
+@pytest.mark.parametrize("other", [lambda lines: lines * 2, lambda lines: lines[::-1], lambda lines: lines[1:], lambda lines: [b'{"a": 1}\n']])
+def test_a_reference_of_other_pairs_is_refused(referenced, other):
+    """More lines than pairs, other pairs, or none that are known: training would start from another policy than its reference."""
     call, file = referenced
     call()
-    file.write_bytes(file.read_bytes() * 2)
-    with pytest.raises(ValueError):
+    file.write_bytes(b"".join(other(file.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(ValueError, match="reference.jsonl belongs to other pairs"):
         call()
+
+
+def test_a_reference_that_is_not_finite_is_refused(tiny, tmp_path):
+    """Before it is written: the remedy is no other learning rate."""
+    examples = [{**example, "tokens": 1} for example in tokenized(tiny[1])]
+    with pytest.raises(FloatingPointError, match="the model as it is"):
+        reference(tiny[0], examples, lambda part: (torch.full((len(part),), math.nan),) * 2, tmp_path / "reference.jsonl")
+    assert (tmp_path / "reference.jsonl").read_bytes() == b""
 
 
 def test_dpo_starts_from_its_reference(fresh_tiny, tiny, tmp_path):

@@ -101,6 +101,16 @@ def test_adapters_differ_and_the_reference_is_the_model_before(whole):
         assert abs(read_jsonl(run / f"iter{t}" / "train.jsonl")[0]["loss"] - 0.693147) < 1e-4
 
 
+def test_steps_name_the_lines_of_their_pairs(whole):
+    """The first epoch sees every pair once but for those of held-out prompts, and calls it by its line in pairs.jsonl."""
+    pairs, steps = (read_jsonl(whole[0] / "iter1" / name) for name in ("pairs.jsonl", "train.jsonl"))
+    seen = [line for step in steps if step.get("step") and step["epoch"] == 1 for line in step["lines"]]
+    trained = {pairs[line - 1]["prompt_id"] for line in seen}
+    held_out = {pair["prompt_id"] for line, pair in enumerate(pairs, 1) if line not in seen}
+    assert len(seen) == len(set(seen)) and held_out and not held_out & trained
+    assert all(step["tokens_per_second"] > 0 for step in steps if "step" in step)
+
+
 def differences(a, b):
     """Files that differ between two runs, timings aside."""
     def names(run):
@@ -111,6 +121,8 @@ def differences(a, b):
             return [{**record, "seconds": None} for record in json.loads(path.read_text())]
         if path.name == "config.json":
             return {**json.loads(path.read_text())["settings"], "out": None}
+        if path.name == "train.jsonl":
+            return [{**record, "tokens_per_second": None} for record in read_jsonl(path)]
         return None
 
     wrong = sorted(names(a) ^ names(b))
