@@ -128,6 +128,25 @@ def attend_packed(model, longest):
 
 # ---- log-probabilities of answers
 
+def pack(prompt_ids, answers):
+    """One row of token ids, prompt after prompt with its answers, as lists: (ids, positions, sources, targets, owners).
+
+    The answer token targets[i] is predicted from where ids[sources[i]] stands, and is one of answer number owners[i].
+    """
+    ids, positions, sources, targets, owners = [], [], [], [], []
+    for prompt, group in zip(prompt_ids, answers):
+        ids += prompt
+        positions += range(len(prompt))
+        last = len(ids) - 1  # the first tokens of all its answers are predicted from the prompt's last
+        for answer in group:
+            sources += [last, *range(len(ids), len(ids) + len(answer) - 1)]
+            targets += answer
+            owners += [owners[-1] + 1 if owners else 0] * len(answer)
+            ids += answer
+            positions += range(len(prompt), len(prompt) + len(answer))
+    return ids, positions, sources, targets, owners
+
+
 def answer_logps(model, prompt_ids, answers):
     """log p(answer | prompt), summed over the answer's tokens, of any number of answers to each of B prompts.
 
@@ -141,24 +160,14 @@ def answer_logps(model, prompt_ids, answers):
         raise ValueError("prompt_ids and answers must have the same length")
     if not all(map(len, prompt_ids)) or not all(map(len, itertools.chain(*answers))) or not any(map(len, answers)):
         raise ValueError("prompt_ids and answers must not be empty")
-    ids, positions, sources, owners = [], [], [], []  # sources: where the token stands that an answer's token is predicted from
-    layout = Layout([[len(prompt), *map(len, group)] for prompt, group in zip(prompt_ids, answers)])
-    for prompt, group in zip(prompt_ids, answers):
-        last = len(ids) + len(prompt) - 1
-        ids += prompt
-        positions += range(len(prompt))
-        for answer in group:
-            sources += [last, *range(len(ids), len(ids) + len(answer) - 1)]
-            owners += [owners[-1] + 1 if owners else 0] * len(answer)
-            ids += answer
-            positions += range(len(prompt), len(prompt) + len(answer))
-    targets = [token for answer in itertools.chain(*answers) for token in answer]
-    if min(ids) < 0 or max(ids) >= base.config.vocab_size:
-        raise ValueError(f"prompt_ids and answers must be token ids from 0 to {base.config.vocab_size - 1}")
+    packed, vocabulary = pack(prompt_ids, answers), base.get_input_embeddings().num_embeddings
+    if min(packed[0]) < 0 or max(packed[0]) >= vocabulary:
+        raise ValueError(f"prompt_ids and answers must be token ids from 0 to {vocabulary - 1}")
     check_logits(base)
-    attend_packed(base, max(positions) + 1)
+    attend_packed(base, max(packed[1]) + 1)
 
-    ids, positions, sources, owners, targets = (torch.tensor(x, device=model.device) for x in (ids, positions, sources, owners, targets))
+    layout = Layout([[len(prompt), *map(len, group)] for prompt, group in zip(prompt_ids, answers)])
+    ids, positions, sources, targets, owners = (torch.tensor(x, device=model.device) for x in packed)
     half = base.dtype == torch.bfloat16  # as it is, each adapter would keep a copy of its input in float32
     with torch.autocast(model.device.type, base.dtype, enabled=half), disable_input_dtype_casting(base, active=half):
         hidden = base.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=torch.ones_like(ids)[None], use_cache=False,

@@ -250,6 +250,13 @@ def test_packed_pairs_are_separate_sequences(tiny, name, dtype, tolerance, logit
     assert (ours - theirs).abs().max() < tolerance * theirs.abs().max() and theirs.abs().max() > 1
 
 
+def test_packing_by_hand():
+    """Prompt 7 8 with answers 1 2 3 and 4; prompt 9 with answer 5 6. The first token of each answer comes from its prompt's last."""
+    ids, positions, sources, targets, owners = dpo.pack([[7, 8], [9]], [[[1, 2, 3], [4]], [[5, 6]]])
+    assert ids == [7, 8, 1, 2, 3, 4, 9, 5, 6] and positions == [0, 1, 2, 3, 4, 2, 0, 1, 2]
+    assert (sources, targets, owners) == ([1, 2, 3, 1, 6, 7], [1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 2, 2])
+
+
 def test_no_answer_sees_another_and_positions_restart(tiny):
     """Any number of answers to a prompt, in any order, beside any others: the same numbers. Other tokens in one answer change that one only."""
     model = random_model(LlamaConfig, tiny[1], dtype=torch.float64)
