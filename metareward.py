@@ -61,12 +61,17 @@ def position_weights(first_wins, second_wins):
 
 def battle_matrix(verdicts, w1, w2):
     """How much each judgment won against each other, (N, N) [E3]. verdicts[m, n]: with m shown first, 1 if m won, -1 if n did, 0 if neither."""
-    r = np.asarray(verdicts)
-    if r.ndim != 2 or r.shape[0] != r.shape[1] or not np.isin(r, (-1, 0, 1)).all():
-        raise ValueError("verdicts must be a square matrix of -1, 0 and 1")
+    r = checked_verdicts(verdicts)
     if not (0 <= w1 <= 1 and 0 <= w2 <= 1):
         raise ValueError("w1 and w2 must be in [0, 1]")
     return w1 * (r == 1) + w2 * (r.T == -1)  # [E3]
+
+
+def checked_verdicts(verdicts):
+    r = np.asarray(verdicts)
+    if r.ndim != 2 or r.shape[0] != r.shape[1] or not np.isin(r, (-1, 0, 1)).all():
+        raise ValueError("verdicts must be a square matrix of -1, 0 and 1")
+    return r
 
 
 def elo(battles, ridge=1e-6):
@@ -99,6 +104,34 @@ def elo(battles, ridge=1e-6):
         if np.abs(step).max() < 1e-10:
             break
     return e - e.mean()
+
+
+def elo_with_advantage(verdicts, ridge=1e-6):
+    """Ratings (N,), mean zero, and what being shown first is worth, from one fit instead of weights [E2]: (ratings, advantage).
+
+    P(m, shown first, beats n) = sigmoid(e_m - e_n + d): Bradley-Terry with an order effect (Davidson and Beaver 1977), natural-log scale.
+    verdicts as in `battle_matrix`; scaling and ridge, on d as well, as in `elo`. Positive d: the first place helps.
+    """
+    r = checked_verdicts(verdicts)
+    first, second = np.nonzero(r * (1 - np.eye(len(r))))
+    x = np.concatenate([np.eye(len(r))[first] - np.eye(len(r))[second], np.ones((len(first), 1))], 1)  # (comparisons, N + 1)
+    y = np.where(r[first, second] == 1, 1.0, -1.0)
+    theta, scale = np.zeros(len(r) + 1), len(r) * (len(r) - 1) / 2 / max(1, len(y))
+
+    def objective(theta):
+        return -scale * np.logaddexp(0, -y * (x @ theta)).sum() - ridge / 2 * (theta @ theta)
+
+    for _ in range(200):
+        lost = 1 / (1 + np.exp(np.clip(y * (x @ theta), -500, 500)))  # the probability of what did not happen
+        gradient = scale * x.T @ (y * lost) - ridge * theta
+        step = np.linalg.solve(scale * x.T @ (x * (lost * (1 - lost))[:, None]) + ridge * np.eye(len(theta)), gradient)
+        step *= min(1, 2 / max(np.abs(step).max(), 1e-300))
+        while objective(theta + step) < objective(theta) and np.abs(step).max() > 1e-12:
+            step /= 2
+        theta = theta + step
+        if np.abs(step).max() < 1e-10:
+            break
+    return theta[:-1] - theta[:-1].mean(), float(theta[-1])
 
 
 def actor_pair(scores, lengths, rho):
@@ -177,6 +210,7 @@ class Settings:
     rubric: str = option(None, "a file with another rubric; needs --max-score")
     max_score: int = option(5, "the rubric's highest score")
     eft: str = option(None, "JSONL of human-ranked replies for the warm start (default: oasst1 from the hub)")
+    position_advantage: bool = option(False, "rate judgments by one fit with an advantage of the first place, instead of position weights")
     no_meta_judge: bool = option(False, "ablation: train the actor only (Self-Rewarding with length control)")
     no_position_weights: bool = option(False, "ablation: a win counts the same shown first or second")
     no_eft: bool = option(False, "ablation: no warm start")
@@ -194,6 +228,7 @@ class Settings:
                             "epochs": 1, "eft_epochs": 1, "lora_rank": 1, "max_score": 1}.items():
             check(getattr(self, name) >= least, name, f"at least {least}")
         check(self.max_tokens_in_cache is None or self.max_tokens_in_cache >= 1, "max_tokens_in_cache", "at least 1")
+        check(not (self.position_advantage and self.no_position_weights), "position_advantage", "without --no-position-weights")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         check(0 < self.beta < math.inf, "beta", "above 0")
         check(0 < self.lr < math.inf, "lr", "above 0")
@@ -578,13 +613,18 @@ def most_varied(answers, seed):
     return items, dropped
 
 
+def judgment_ratings(verdicts, weights):
+    """Ratings of one answer's judgments by position weights [E3] [E4], or, where there are none, by the fit with an advantage."""
+    return elo_with_advantage(verdicts)[0] if weights is None else elo(battle_matrix(verdicts, *weights))
+
+
 def judge_pairs(battles, rubric, weights, max_chars):
-    """One pair of judgments per compared answer, by their ratings [E3] [E4]: returns (pairs, what was dropped)."""
+    """One pair of judgments per compared answer, by `judgment_ratings`: returns (pairs, what was dropped)."""
     pairs, dropped = [], Counter()
     for battle in battles:
         dropped["verdict malformed or cut off"] += sum(not v for m, row in enumerate(battle["verdicts"]) for n, v in enumerate(row) if m != n)
         texts = battle["texts"]
-        ratings = elo(battle_matrix(battle["verdicts"], *weights))
+        ratings = judgment_ratings(battle["verdicts"], weights)
         pair = judge_pair(ratings, [len(text) for text in texts], max_chars)
         if pair is None:
             equal = judge_pair(ratings, [len(text) for text in texts]) is None
@@ -879,7 +919,7 @@ def iterate(run, t):
         with run.timed(t, "comparisons"):
             battles = meta_judge(run, t, varied)
         wins = Counter(v for b in battles for row in b["verdicts"] for v in row)
-        weights = (0.5, 0.5) if settings.no_position_weights else position_weights(wins[1], wins[-1])
+        weights = (0.5, 0.5) if settings.no_position_weights else None if settings.position_advantage else position_weights(wins[1], wins[-1])
         more, lost = judge_pairs(battles, run.rubric, weights, settings.at("max_judgment_chars", t))
         dropped += lost
         pairs += more

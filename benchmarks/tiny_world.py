@@ -23,6 +23,7 @@ VARIANTS = {
     "no meta-judge": ["--no-meta-judge"],
     "no meta-judge, rho 0": ["--no-meta-judge", "--rho", "0"],
     "no position weights": ["--no-position-weights"],
+    "advantage fit": ["--position-advantage"],
     "no EFT": ["--no-eft"],
 }
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f"}

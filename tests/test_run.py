@@ -327,13 +327,14 @@ def test_short_numbers(number, shown):
 
 # ---- ablations, and models that judge badly
 
-@pytest.mark.parametrize("flags, judge_pairs", [(["--no-meta-judge", "--no-eft"], False), (["--no-position-weights", "--rho", "0"], True)])
-def test_every_part_can_be_switched_off(flags, judge_pairs, tmp_path, capsys):
+@pytest.mark.parametrize("flags, judge_pairs, weights", [(["--no-meta-judge", "--no-eft"], False, None), (["--position-advantage"], True, None),
+                                                         (["--no-position-weights", "--rho", "0"], True, [0.5, 0.5])])
+def test_every_part_can_be_switched_off(flags, judge_pairs, weights, tmp_path, capsys):
     arguments = small(tmp_path, *flags, "--out", str(tmp_path / "run"), "--iters", "1", "--prompts-per-iter", "4")
     metareward.main(arguments)
     record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
     assert (record["pairs"]["judge"] > 0) == judge_pairs == (record["meta_judge"] is not None)
-    assert record["meta_judge"] is None or record["meta_judge"]["weights"] == [0.5, 0.5]
+    assert record["meta_judge"] is None or record["meta_judge"]["weights"] == weights
 
 
 def test_a_judge_that_never_ends_trains_nothing_and_says_so(tmp_path, capsys):

@@ -1,0 +1,58 @@
+"""How well three ways of rating judgments survive a meta-judge that prefers a place: `python benchmarks/position.py` (a minute)
+
+Judgments of known quality (normal, of standard deviation --spread) are compared in both orders by a judge that says "the first" with the
+probability sigmoid(difference + bias), and one time in twenty nothing that parses. From the verdicts on --answers answers, as in an iteration:
+how often the judgment with the highest rating is the truly best and the lowest the truly worst, and how far apart the chosen and the
+rejected one truly are, against the best possible. Plain counting has weights 1/2; the paper's come from all verdicts [E2]; the fit is
+`elo_with_advantage`. 95 % intervals over the answers.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from metareward import battle_matrix, elo, elo_with_advantage, judge_pair, position_weights  # noqa: E402
+
+
+def verdicts(quality, bias, rng):
+    """What a meta-judge says of one answer's judgments: (N, N) of 1, -1 and 0."""
+    first = rng.random((len(quality), len(quality))) < 1 / (1 + np.exp(-(quality[:, None] - quality + bias)))
+    return np.where(first, 1, -1) * (rng.random(first.shape) > 0.05) * (1 - np.eye(len(quality), dtype=int))
+
+
+def outcome(quality, ratings):
+    """Whether the chosen judgment is the best, whether the rejected one is the worst, and their true distance as a share of the largest."""
+    pair = judge_pair(ratings, np.arange(len(ratings)))  # equal ratings: any, here the first and the last
+    if pair is None:
+        return 0.0, 0.0, 0.0
+    chosen, rejected = pair
+    return float(chosen == quality.argmax()), float(rejected == quality.argmin()), (quality[chosen] - quality[rejected]) / np.ptp(quality)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--answers", type=int, default=1000, help="simulated answers for each bias")
+    parser.add_argument("--judgments", type=int, default=11, help="of each answer (N)")
+    parser.add_argument("--spread", type=float, default=1.0, help="standard deviation of the judgments' quality, in log-odds")
+    parser.add_argument("--biases", type=float, nargs="+", default=[0, 0.5, 1, 2, 4], help="of the first place, in log-odds")
+    args = parser.parse_args()
+    print(f"{'bias':>5}{'first wins':>12}  {'rated by':18}{'best found':>18}{'worst found':>18}{'distance':>18}")
+    for bias in args.biases:
+        rng = np.random.default_rng(0)
+        qualities = rng.normal(0, args.spread, (args.answers, args.judgments))
+        said = [verdicts(quality, bias, rng) for quality in qualities]
+        first, second = (sum(int((r == sign).sum()) for r in said) for sign in (1, -1))
+        weights = position_weights(first, second)
+        ways = {"plain counting": lambda r: elo(battle_matrix(r, 0.5, 0.5)),
+                "the paper's weights": lambda r: elo(battle_matrix(r, *weights)),
+                "the fit": lambda r: elo_with_advantage(r)[0]}
+        for name, rate in ways.items():
+            figures = np.array([outcome(quality, rate(r)) for quality, r in zip(qualities, said)])
+            shown = [f"{m:.1%} +- {e:.1%}" for m, e in zip(figures.mean(0), 1.96 * figures.std(0, ddof=1) / np.sqrt(len(figures)))]
+            print(f"{bias:5.1f}{first / (first + second):12.0%}  {name:20}" + "".join(f"{text:>17} " for text in shown), flush=True)
+
+
+if __name__ == "__main__":
+    main()
