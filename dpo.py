@@ -10,8 +10,8 @@
 A prompt and its answers stand in one row, `prompt chosen rejected prompt chosen ...`: the prompt is computed once, no answer sees another,
 and nothing is padded (prefix sharing, Wang and Hegde 2024, arXiv 2410.20305). Logits exist for answers only, a few hundred rows at a time.
 The reference needs no second model: its log-probabilities are computed once, before the first step, and kept in a file.
-Adapters never touch the base weights, so the base may be in 4 bits. Left out: other losses, several GPUs, and 8-bit AdamW, which would save
-no more than a quarter of a gigabyte on an 8B model's adapter of rank 16.
+Adapters never touch the base weights, so the base may be in 4 bits, on CUDA or a CPU. Left out: other losses, several GPUs, and 8-bit AdamW,
+which would save no more than a quarter of a gigabyte on an 8B model's adapter of rank 16.
 """
 import hashlib
 import itertools
@@ -44,7 +44,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-warnings.filterwarnings("ignore", message="`gradient_checkpointing_")  # of a new name, which models of older versions do not have
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing")  # of a new name, which older versions and peft do not have
 LOGIT_ROWS = 256                                  # answer tokens whose vocabulary-wide logits exist at the same time
 PASS_TOKENS = {"cuda": 16384, "cpu": 512}         # most tokens per pass: more are not faster, and take memory
 
@@ -344,25 +344,24 @@ def learning_rate(step, total, peak, warmup=0.1):
 def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr, seed=0, save_every=20, label="train", unit="examples"):
     """Train the model's adapter on `examples`, keep the epoch that is best on `held_out`, and write it to folder/adapter.
 
-    examples, held_out: lists of dicts with "tokens", their number of tokens, and perhaps "line", by which train.jsonl calls them (default:
-    their place, from 1). `compute(list of examples)` returns (losses (B,), figures: name -> (B,)). Steps go to folder/train.jsonl as they
-    are done. AdamW without decay, cosine schedule with warm-up, gradients clipped to norm 1, a fresh optimizer each call. No dropout: where
-    training begins, the policy is its reference. Every `save_every` steps all state goes to folder/checkpoint.safetensors; the same call on
-    the same folder goes on from there, on a CPU bit for bit as if it had never stopped. Delete that file once the result is safe.
-    Returns the figures of the best epoch.
-    Raises FloatingPointError when a loss is not finite.
+    examples, held_out: lists of dicts with "tokens", their number of tokens, and perhaps "line", by which train.jsonl calls them.
+    `compute(list of examples)` returns (losses (B,), figures: name -> (B,)). Steps go to folder/train.jsonl as they are done. AdamW without
+    decay, cosine schedule with warm-up, gradients clipped to norm 1, a fresh optimizer each call; `seed` orders the examples. No dropout:
+    where training begins, the policy is its reference. Every `save_every` steps all state goes to folder/checkpoint.safetensors; the same
+    call on the same folder goes on from there, on a CPU bit for bit as if it had never stopped, if its model is the same, a fresh adapter
+    included (torch.manual_seed before `add_lora`). Delete the checkpoint when this has returned: a further call would return the old result.
+    Returns the figures of the best epoch, which is the last one where nothing is held out.
+    Raises FloatingPointError when a loss is not finite, and ValueError when the folder's checkpoint is that of another call.
     """
-    if not examples or epochs < 1 or batch_size < 1:
-        raise ValueError("examples must not be empty, and epochs and batch_size must be at least 1")
     folder = Path(folder)
+    tokens = [[[example[key] for key in sorted(example) if key.endswith("_ids")] for example in part] for part in (examples, held_out)]
+    call = {"examples": digest(tokens), "loss": label, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    state = State(model, folder)
+    state = State(model, folder, call)
     steps = math.ceil(len(examples) / batch_size)
     budget = Budget(model, [*examples, *held_out])
-    for line, example in enumerate(examples, 1):
-        example.setdefault("line", line)
     model.train()
     with tqdm(total=epochs * steps, initial=state.step, desc=label, unit="step") as bar:
         while state.step < epochs * steps:
@@ -374,7 +373,7 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
             figures = take_step(state, batch, compute, rate, budget)
             seconds, tokens = time.perf_counter() - start, sum(example["tokens"] for example in batch)
             state.log({"step": state.step, "epoch": epoch + 1, "lr": rate, **figures, "tokens": tokens, "tokens_per_second": round(tokens / seconds),
-                       "lines": [example["line"] for example in batch]})
+                       "lines": [example.get("line") for example in batch]})
             bar.set_postfix_str(f"loss {figures['loss']:.3f}, {len(batch) / seconds:.1f} {unit}/s, {tokens / seconds:.0f} tokens/s", refresh=False)
             bar.update()
             if nth == steps - 1:
@@ -433,11 +432,12 @@ def add_means(totals, figures, count):
 class State:
     """What training must not lose: adapter, optimizer, best epoch so far, log. One file holds it, so that it is never half written."""
 
-    def __init__(self, model, folder):
+    def __init__(self, model, folder, call):
         self.model, self.folder, self.file = model, folder, folder / "checkpoint.safetensors"
         self.weights = trainable(model)
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=0.0, weight_decay=0.0)
         self.step, self.records, self.best, self.best_weights = 0, [], None, {}
+        self.call = {**call, "adapter": digest([[name, list(weight.shape)] for name, weight in self.weights.items()])}
         if self.file.exists():
             self.load()
         text = "".join(json.dumps(record) + "\n" for record in self.records)
@@ -447,6 +447,9 @@ class State:
         tensors = load_file(self.file, device=str(self.model.device))
         with safe_open(self.file, "pt") as file:
             told = json.loads(file.metadata()["state"])
+        other = [name for name, value in self.call.items() if told["call"].get(name) != value]
+        if other:
+            raise ValueError(f"{self.file} belongs to a training with other {', '.join(other)}: choose another folder")
         self.step, self.records, self.best = told["step"], told["records"], told["best"]
         for name, weight in self.weights.items():
             weight.data.copy_(tensors[f"weight.{name}"])
@@ -459,7 +462,7 @@ class State:
         for name, weight in self.weights.items():
             tensors[f"weight.{name}"] = weight.detach()
             tensors |= {f"{key}.{name}": self.optimizer.state[weight][key] for key in ("exp_avg", "exp_avg_sq")}
-        told = json.dumps({"step": self.step, "records": self.records, "best": self.best})
+        told = json.dumps({"call": self.call, "step": self.step, "records": self.records, "best": self.best})
         beside = Path(f"{self.file}.part")  # safetensors' own save_file leaves a file of a random name when it is killed
         beside.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"state": told}))
         os.replace(beside, self.file)
@@ -485,21 +488,27 @@ class State:
         return self.best
 
 
+def digest(data):
+    """A few hexadecimal digits that tell data from other data."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
+
+
 def train_sft(model, examples, held_out, folder, **settings):
     """Supervised fine-tuning. examples: dicts with "prompt_ids" and "answer_ids". See `train` for the rest."""
     def compute(part):
         answers = [example["answer_ids"] for example in part]
         return sft_loss(answer_logps(model, [example["prompt_ids"] for example in part], [[answer] for answer in answers]), answers), {}
 
-    for example in [*examples, *held_out]:
-        example["tokens"] = len(example["prompt_ids"]) + len(example["answer_ids"])
+    prepare(model, examples, held_out, folder, settings)
     return train(model, examples, held_out, compute, folder, label="SFT", unit="judgments", **settings)
 
 
 def train_dpo(model, examples, held_out, folder, *, beta, **settings):
-    """DPO from the model as it is, which is also the reference. examples: dicts with "prompt_ids", "chosen_ids" and "rejected_ids".
+    """DPO from the model as it is, which is also the reference. examples: dicts with "prompt_ids", "chosen_ids" and "rejected_ids", lists of ints,
+    and perhaps "line" (default: the place in [*examples, *held_out], from 1); they receive "tokens", "ref_chosen" and "ref_rejected" as well.
 
-    Reference log-probabilities go to folder/reference.jsonl, one line a pair in the order of [*examples, *held_out].
+    Reference log-probabilities go to folder/reference.jsonl, one line a pair in the order of [*examples, *held_out]. A call that resumes
+    must come with the same model: the files know the pairs and the settings, but not the weights. See `train` for the rest.
     """
     def logps(part):
         return pair_logps(model, *([example[key] for example in part] for key in ("prompt_ids", "chosen_ids", "rejected_ids")))
@@ -510,23 +519,33 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
         chosen, rejected = logps(part)
         losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta)
         figures = {"margin": chosen_rewards - rejected_rewards, "accuracy": (chosen_rewards > rejected_rewards).float(),
-                   "chosen_logp": chosen, "rejected_logp": rejected}
+                   "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards, "chosen_logp": chosen, "rejected_logp": rejected}
         return losses, {name: values.detach() for name, values in figures.items()}
 
-    for example in [*examples, *held_out]:
-        example["tokens"] = sum(len(example[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    prepare(model, examples, held_out, folder, settings)
     reference(model, [*examples, *held_out], logps, Path(folder) / "reference.jsonl")
-    return train(model, examples, held_out, compute, folder, label="DPO", unit="pairs", **settings)
+    return train(model, examples, held_out, compute, folder, label=f"DPO, beta {beta:g}", unit="pairs", **settings)
+
+
+def prepare(model, examples, held_out, folder, settings):
+    """Check a training before anything is computed, make its folder, and give every example its "tokens" and, if it has none, a "line"."""
+    if not examples or settings["epochs"] < 1 or settings["batch_size"] < 1:
+        raise ValueError("examples must not be empty, and epochs and batch_size must be at least 1")
+    if not trainable(model):
+        raise ValueError("the model has no LoRA adapter to train: call add_lora first")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for line, example in enumerate([*examples, *held_out], 1):
+        example["tokens"] = sum(len(ids) for key, ids in example.items() if key.endswith("_ids"))
+        example.setdefault("line", line)
 
 
 @torch.no_grad()
 def reference(model, examples, logps, file):
     """Give every example its "ref_chosen" and "ref_rejected", from the file as far as it goes, the rest from the model as it is."""
     lines, done = whole_lines(file), 0
-    names = [hashlib.sha256(json.dumps([example[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]).encode()).hexdigest()[:8]
-             for example in examples]
+    names = [digest([example[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]) for example in examples]
     if [line.get("pair") for line in lines] != names[:len(lines)]:
-        raise ValueError(f"{file} belongs to other pairs: delete it, or choose another folder")
+        raise ValueError(f"{file} belongs to other pairs: choose another folder")
 
     def work(part):  # over passes that begin where they did in a process before this one, so that the last bits are the same too
         return zip(*(x.tolist() for x in logps(part))) if len(lines) < done + len(part) else ()
@@ -534,7 +553,8 @@ def reference(model, examples, logps, file):
     model.eval()
     with open(file, "a") as out, tqdm(total=len(examples), desc="reference", unit="pair") as bar:
         for part, computed in Budget(model, examples).passes(work, examples):
-            fresh = [{"pair": name, "ref_chosen": c, "ref_rejected": r} for name, (c, r) in zip(names[done:], computed)][max(0, len(lines) - done):]
+            fresh = [{"line": example.get("line"), "pair": name, "ref_chosen": c, "ref_rejected": r}
+                     for example, name, (c, r) in zip(part, names[done:], computed)][max(0, len(lines) - done):]
             if not all(math.isfinite(value) for line in fresh for value in (line["ref_chosen"], line["ref_rejected"])):
                 raise FloatingPointError("the model as it is gives log-probabilities that are not finite: choose another model, or other --bits")
             out.write("".join(json.dumps(line) + "\n" for line in fresh))

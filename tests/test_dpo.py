@@ -343,6 +343,28 @@ def test_training_on_nothing_is_refused(tiny, fresh_tiny, tmp_path, settings):
         train_dpo(with_lora(fresh_tiny), examples, [], tmp_path, beta=0.1, lr=1e-3, **settings)
 
 
+def test_a_model_without_an_adapter_is_refused(fresh_tiny, tiny, tmp_path):
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        train_dpo(fresh_tiny, tokenized(tiny[1]), [], tmp_path / "new" / "folder", beta=0.1, epochs=1, batch_size=5, lr=1e-3)
+
+
+@pytest.mark.parametrize("name, other", [("epochs", {"epochs": 2}), ("batch_size", {"batch_size": 2}), ("lr", {"lr": 2e-3}), ("loss", {"beta": 0.2}),
+                                         ("seed", {"seed": 1}), ("adapter", {"rank": 4}), ("examples", {"held_out": 1})])
+def test_a_checkpoint_of_another_call_is_refused(tiny, tmp_path, name, other):
+    """By the name of what differs. The old result would otherwise be returned as that of the new call, or two trainings be mixed."""
+    settings = {"epochs": 1, "batch_size": 5, "lr": 1e-3, "beta": 0.1, "rank": 2, "held_out": 0}
+
+    def call(rank, held_out, **settings):
+        examples = tokenized(tiny[1])
+        return train_dpo(with_lora(load(str(TINY))[0], rank), examples[held_out:], examples[:held_out], tmp_path, **settings)
+    first = call(**settings)
+    (tmp_path / "reference.jsonl").unlink()
+    assert call(**settings) == first
+    (tmp_path / "reference.jsonl").unlink()
+    with pytest.raises(ValueError, match=f"checkpoint.safetensors belongs to a training with other {name}: choose another folder"):
+        call(**{**settings, **other})
+
+
 def test_dropout_is_off_in_training(tiny, tmp_path):
     """GPT-2 has some by default; with it the policy would differ from its reference before the first step."""
     model = with_lora(random_model(lambda **_: GPT2Config(vocab_size=len(tiny[1]), n_embd=32, n_layer=2, n_head=2, n_positions=256), tiny[1]))
@@ -745,6 +767,18 @@ def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny, tmp_pa
     dpo.train(model, examples, [], compute, tmp_path, epochs=2, batch_size=6, lr=1e-3)
     assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20)) and len({tuple(seen[:20]), tuple(seen[20:]), tuple(range(20))}) == 3
     assert [line["step"] for line in lines(tmp_path) if "step" in line] == list(range(1, 9))
+
+
+def test_rewards_and_lines_in_the_log(fresh_tiny, tiny, tmp_path):
+    """The rewards' difference is the margin, and the references stand under the lines by which the steps call their pairs."""
+    train_dpo(with_lora(fresh_tiny), tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=2, batch_size=2, lr=5e-3)
+    references = {line["line"]: line for line in map(json.loads, open(tmp_path / "reference.jsonl"))}
+    steps = [line for line in lines(tmp_path) if "step" in line]
+    for step in steps:
+        drift = np.mean([references[line]["ref_chosen"] for line in step["lines"]])
+        assert step["margin"] == pytest.approx(step["chosen_reward"] - step["rejected_reward"], abs=1e-9)
+        assert step["chosen_reward"] == pytest.approx(0.1 * (step["chosen_logp"] - drift), abs=1e-6)
+    assert sorted(references) == [1, 2, 3, 4, 5] and abs(steps[-1]["chosen_reward"]) > 0.01
 
 
 # ---- being interrupted
