@@ -354,8 +354,8 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
     Raises FloatingPointError when a loss is not finite, and ValueError when the folder's checkpoint is that of another call.
     """
     folder = Path(folder)
-    tokens = [[[example[key] for key in sorted(example) if key.endswith("_ids")] for example in part] for part in (examples, held_out)]
-    call = {"examples": digest(tokens), "loss": label, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    ids = [list(map(token_ids, part)) for part in (examples, held_out)]
+    call = {"examples": digest(ids), "loss": label, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -493,17 +493,22 @@ def digest(data):
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
 
 
-def train_sft(model, examples, held_out, folder, **settings):
+def token_ids(example):
+    """The lists of token ids of a pair or of an SFT example, whichever it has."""
+    return [example[key] for key in sorted(example) if key.endswith("_ids")]
+
+
+def train_sft(model, examples, held_out, folder, *, epochs, batch_size, **settings):
     """Supervised fine-tuning. examples: dicts with "prompt_ids" and "answer_ids". See `train` for the rest."""
     def compute(part):
         answers = [example["answer_ids"] for example in part]
         return sft_loss(answer_logps(model, [example["prompt_ids"] for example in part], [[answer] for answer in answers]), answers), {}
 
-    prepare(model, examples, held_out, folder, settings)
-    return train(model, examples, held_out, compute, folder, label="SFT", unit="judgments", **settings)
+    prepare(model, examples, held_out, folder, epochs, batch_size)
+    return train(model, examples, held_out, compute, folder, epochs=epochs, batch_size=batch_size, label="SFT", unit="judgments", **settings)
 
 
-def train_dpo(model, examples, held_out, folder, *, beta, **settings):
+def train_dpo(model, examples, held_out, folder, *, beta, epochs, batch_size, **settings):
     """DPO from the model as it is, which is also the reference. examples: dicts with "prompt_ids", "chosen_ids" and "rejected_ids", lists of ints,
     and perhaps "line" (default: the place in [*examples, *held_out], from 1); they receive "tokens", "ref_chosen" and "ref_rejected" as well.
 
@@ -522,20 +527,21 @@ def train_dpo(model, examples, held_out, folder, *, beta, **settings):
                    "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards, "chosen_logp": chosen, "rejected_logp": rejected}
         return losses, {name: values.detach() for name, values in figures.items()}
 
-    prepare(model, examples, held_out, folder, settings)
+    prepare(model, examples, held_out, folder, epochs, batch_size)
     reference(model, [*examples, *held_out], logps, Path(folder) / "reference.jsonl")
-    return train(model, examples, held_out, compute, folder, label=f"DPO, beta {beta:g}", unit="pairs", **settings)
+    return train(model, examples, held_out, compute, folder, epochs=epochs, batch_size=batch_size, label=f"DPO, beta {beta}", unit="pairs",
+                 **settings)
 
 
-def prepare(model, examples, held_out, folder, settings):
+def prepare(model, examples, held_out, folder, epochs, batch_size):
     """Check a training before anything is computed, make its folder, and give every example its "tokens" and, if it has none, a "line"."""
-    if not examples or settings["epochs"] < 1 or settings["batch_size"] < 1:
+    if not examples or epochs < 1 or batch_size < 1:
         raise ValueError("examples must not be empty, and epochs and batch_size must be at least 1")
     if not trainable(model):
         raise ValueError("the model has no LoRA adapter to train: call add_lora first")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for line, example in enumerate([*examples, *held_out], 1):
-        example["tokens"] = sum(len(ids) for key, ids in example.items() if key.endswith("_ids"))
+        example["tokens"] = sum(map(len, token_ids(example)))
         example.setdefault("line", line)
 
 
@@ -543,7 +549,7 @@ def prepare(model, examples, held_out, folder, settings):
 def reference(model, examples, logps, file):
     """Give every example its "ref_chosen" and "ref_rejected", from the file as far as it goes, the rest from the model as it is."""
     lines, done = whole_lines(file), 0
-    names = [digest([example[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]) for example in examples]
+    names = [digest(token_ids(example)) for example in examples]
     if [line.get("pair") for line in lines] != names[:len(lines)]:
         raise ValueError(f"{file} belongs to other pairs: choose another folder")
 

@@ -92,18 +92,30 @@ def elo(battles, ridge=1e-6):
     def objective(e):
         return (B * -np.logaddexp(0, e[None, :] - e[:, None])).sum() - ridge / 2 * (e @ e)  # [E4]
 
-    for _ in range(200):
+    def slopes(e):
         p = 1 / (1 + np.exp(np.clip(e[:, None] - e[None, :], -500, 500)))  # P(m loses to n)
-        gradient = (B * p).sum(1) - (B * p).sum(0) - ridge * e
         weight = (B + B.T) * p * (1 - p)
-        step = np.linalg.solve(np.diag(weight.sum(1)) - weight + ridge * np.eye(len(e)), gradient)
+        return (B * p).sum(1) - (B * p).sum(0) - ridge * e, np.diag(weight.sum(1)) - weight + ridge * np.eye(len(e))
+
+    e = newton(objective, slopes, e)
+    return e - e.mean()
+
+
+def newton(objective, slopes, x):
+    """The maximum of a concave objective(x), from x on, by Newton's method with steps that are cut where they lead downhill.
+
+    slopes(x): the gradient, and the Hessian with its sign changed.
+    """
+    for _ in range(200):
+        gradient, curvature = slopes(x)
+        step = np.linalg.solve(curvature, gradient)
         step *= min(1, 2 / max(np.abs(step).max(), 1e-300))
-        while objective(e + step) < objective(e) and np.abs(step).max() > 1e-12:
+        while objective(x + step) < objective(x) and np.abs(step).max() > 1e-12:
             step /= 2
-        e = e + step
+        x = x + step
         if np.abs(step).max() < 1e-10:
             break
-    return e - e.mean()
+    return x
 
 
 def elo_with_advantage(verdicts, ridge=1e-6):
@@ -116,21 +128,16 @@ def elo_with_advantage(verdicts, ridge=1e-6):
     first, second = np.nonzero(r * (1 - np.eye(len(r))))
     x = np.concatenate([np.eye(len(r))[first] - np.eye(len(r))[second], np.ones((len(first), 1))], 1)  # (comparisons, N + 1)
     y = np.where(r[first, second] == 1, 1.0, -1.0)
-    theta, scale = np.zeros(len(r) + 1), len(r) * (len(r) - 1) / 2 / max(1, len(y))
+    scale = len(r) * (len(r) - 1) / 2 / max(1, len(y))
 
     def objective(theta):
         return -scale * np.logaddexp(0, -y * (x @ theta)).sum() - ridge / 2 * (theta @ theta)
 
-    for _ in range(200):
+    def slopes(theta):
         lost = 1 / (1 + np.exp(np.clip(y * (x @ theta), -500, 500)))  # the probability of what did not happen
-        gradient = scale * x.T @ (y * lost) - ridge * theta
-        step = np.linalg.solve(scale * x.T @ (x * (lost * (1 - lost))[:, None]) + ridge * np.eye(len(theta)), gradient)
-        step *= min(1, 2 / max(np.abs(step).max(), 1e-300))
-        while objective(theta + step) < objective(theta) and np.abs(step).max() > 1e-12:
-            step /= 2
-        theta = theta + step
-        if np.abs(step).max() < 1e-10:
-            break
+        return scale * x.T @ (y * lost) - ridge * theta, scale * x.T @ (x * (lost * (1 - lost))[:, None]) + ridge * np.eye(len(theta))
+
+    theta = newton(objective, slopes, np.zeros(len(r) + 1))
     return theta[:-1] - theta[:-1].mean(), float(theta[-1])
 
 
@@ -613,18 +620,16 @@ def most_varied(answers, seed):
     return items, dropped
 
 
-def judgment_ratings(verdicts, weights):
-    """Ratings of one answer's judgments by position weights [E3] [E4], or, where there are none, by the fit with an advantage."""
-    return elo_with_advantage(verdicts)[0] if weights is None else elo(battle_matrix(verdicts, *weights))
-
-
 def judge_pairs(battles, rubric, weights, max_chars):
-    """One pair of judgments per compared answer, by `judgment_ratings`: returns (pairs, what was dropped)."""
+    """One pair of judgments per compared answer, by their ratings [E3] [E4]: returns (pairs, what was dropped).
+
+    weights None: the ratings are those of the fit with an advantage of the first place.
+    """
     pairs, dropped = [], Counter()
     for battle in battles:
         dropped["verdict malformed or cut off"] += sum(not v for m, row in enumerate(battle["verdicts"]) for n, v in enumerate(row) if m != n)
         texts = battle["texts"]
-        ratings = judgment_ratings(battle["verdicts"], weights)
+        ratings = elo_with_advantage(battle["verdicts"])[0] if weights is None else elo(battle_matrix(battle["verdicts"], *weights))
         pair = judge_pair(ratings, [len(text) for text in texts], max_chars)
         if pair is None:
             equal = judge_pair(ratings, [len(text) for text in texts]) is None
@@ -804,7 +809,7 @@ def training_cost(run, train, examples, epochs, count):
     for n in (1, 2):
         lots.append((n, *clocked(run, work)[1]))
     cost = fitted(lots)
-    tokens = sum(len(ids) for example in part for name, ids in example.items() if name.endswith("_ids")) * epochs / len(part)
+    tokens = sum(example["tokens"] for example in part) * epochs / len(part)
     return Cost(0, (cost.fixed + cost.each * epochs) / len(part), tokens, lots[0][3] / count, cost.memory)  # the adapter, whatever the count
 
 
@@ -919,7 +924,9 @@ def iterate(run, t):
         with run.timed(t, "comparisons"):
             battles = meta_judge(run, t, varied)
         wins = Counter(v for b in battles for row in b["verdicts"] for v in row)
-        weights = (0.5, 0.5) if settings.no_position_weights else None if settings.position_advantage else position_weights(wins[1], wins[-1])
+        weights = (0.5, 0.5) if settings.no_position_weights else position_weights(wins[1], wins[-1])
+        if settings.position_advantage:
+            weights = None
         more, lost = judge_pairs(battles, run.rubric, weights, settings.at("max_judgment_chars", t))
         dropped += lost
         pairs += more

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from transformers.utils import logging
 
+from benchmarks.memory import peak_memory
+
 logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 SEED, PAIRS, VOCABULARY = 0, 4, 32768
@@ -107,7 +109,7 @@ def work(trainer, workload, per_pass, checkpointing, steps):
                 return figures
             dpo.take_step = timed
             dpo.train_dpo(our_model(), pairs(workload), [], folder, beta=0.1, epochs=steps, batch_size=PAIRS, lr=1e-6)
-    print(1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]), flush=True)
+    print(peak_memory(), flush=True)
 
 
 class Process:

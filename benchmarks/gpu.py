@@ -16,12 +16,13 @@ from pathlib import Path
 
 import bitsandbytes
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import sampling  # noqa: E402
-from benchmarks.dpo import Stepper, trl_trainer  # noqa: E402
+from benchmarks.dpo import trl_trainer  # noqa: E402
+from benchmarks.sampling import generate, ours  # noqa: E402
 from dpo import activation_bytes, add_lora, free_memory, pair_logps, train_dpo, trainable  # noqa: E402
 
 logging.set_verbosity_error()
@@ -89,10 +90,6 @@ def tokens(model, count, length):
     return torch.randint(100, model.config.vocab_size, (count, length)).tolist()
 
 
-def ours(model, prompts, n, new, **more):
-    return sum(len(ids) for samples in sampling.sample_tokens(model, prompts, n, stops=(), max_new_tokens=new, **more) for ids in samples)
-
-
 def check(model, small):
     """Draws with graphs against draws without; greedy answers against generate's, which rounding may part at some token."""
     prompts, stops = tokens(model, 6, 40), set(range(0, model.config.vocab_size, 50))
@@ -111,15 +108,6 @@ def check(model, small):
     print(f"  graphs and plain steps: {same} of 30 samples the same; greedy tokens until one differs from generate's, of 30: {agree}", flush=True)
 
 
-def generate(model, prompts, n, new, per_call):
-    settings = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0, "num_return_sequences": n, "max_new_tokens": new, "pad_token_id": 0}
-    count = 0
-    for first in range(0, len(prompts), per_call):
-        ids = torch.tensor(prompts[first: first + per_call], device=DEVICE)
-        count += model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[:, ids.shape[1]:].numel()
-    return count
-
-
 def continuous(model, prompts, n, new):
     """transformers' continuous batching."""
     settings = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.95, top_k=0, max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
@@ -132,9 +120,9 @@ def speed(model, bandwidth, rate, small):
     count, length, n, new = (4, 60, 3, 8) if small else (64, 900, 11, 200)
     prompts, config = tokens(model, count, length), model.config
     figures = {}
-    ours(model, prompts[:2], n, new)
-    for name, work in {"ours": lambda: ours(model, prompts, n, new),
-                       **{f"generate, {k * n} samples per call": lambda k=k: generate(model, prompts, n, new, k) for k in (1, 4, 16)},
+    ours(model, prompts[:2], n, new, ())
+    for name, work in {"ours": lambda: ours(model, prompts, n, new, ()),
+                       **{f"generate, {k * n} samples per call": lambda k=k: generate(model, prompts, n, new, (), k * n) for k in (1, 4, 16)},
                        "generate_batch": lambda: continuous(model, prompts, n, new)}.items():
         try:
             took, drawn = seconds(work)
@@ -165,7 +153,7 @@ def smaller_cards(model, small):
             prompts = tokens(model, 64, 900)
             capacity = sampling.cache_capacity(model)
             rows = sampling.make_rows(prompts, 11, [[None] * 11] * 64)
-            took, drawn = seconds(lambda: ours(model, prompts, 11, 200))
+            took, drawn = seconds(lambda: ours(model, prompts, 11, 200, ()))
             print(f"  {size} GB: cache of {capacity:,} tokens, {sampling.slot_counts(rows, 200, capacity, sampling.ROWS['cuda'])[0]} rows, "
                   f"{drawn / took:,.0f} tokens/s", flush=True)
         except RuntimeError as error:
@@ -215,9 +203,10 @@ def dpo(model, bandwidth, rate, small):
     flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head")
     head = 2 * model.config.vocab_size * model.config.hidden_size
     model = add_lora(model, 16)
-    for name, prompt, answer in (("judge", 900, 200), ("actor", 100, 500)):
-        scale = 20 if small else 1
-        examples = pairs(model, prompt // scale, answer // scale, 4 if small else 16)
+    scale, a_step = (20, 4) if small else (1, 16)
+    workloads = {"judge": (900, 200), "actor": (100, 500)}
+    for name, (prompt, answer) in workloads.items():
+        examples = pairs(model, prompt // scale, answer // scale, a_step)
         for size in (None, 24) if CUDA else (None,):
             torch.cuda.empty_cache()
             ballast = torch.empty(int(torch.cuda.mem_get_info()[1] - size * 1e9), dtype=torch.uint8, device=DEVICE) if size else None
@@ -231,9 +220,8 @@ def dpo(model, bandwidth, rate, small):
             del ballast
     peer = model.unload()
     peer.set_attn_implementation("sdpa")
-    for name, prompt, answer in (("judge", 900, 200), ("actor", 100, 500)):
-        scale = 20 if small else 1
-        examples = pairs(peer, prompt // scale, answer // scale, 4 if small else 16)
+    for name, (prompt, answer) in workloads.items():
+        examples = pairs(peer, prompt // scale, answer // scale, a_step)
         for example in examples:
             example["chosen_ids"][-1] = example["rejected_ids"][-1] = 1
         for per_pass, checkpointing in ((1, False), (1, True), (4, True)):
@@ -250,8 +238,11 @@ def dpo(model, bandwidth, rate, small):
                 print(f"  TRL, {name} pairs: does not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
 
 
-class Clock(Stepper):
+class Clock(TrainerCallback):
     """Seconds of each of TRL's steps."""
+
+    def __init__(self):
+        self.seconds = []
 
     def on_step_begin(self, *args, **kwargs):
         self.start = time.perf_counter()
@@ -259,7 +250,7 @@ class Clock(Stepper):
     def on_step_end(self, *args, **kwargs):
         if CUDA:
             torch.cuda.synchronize()
-        self.seconds = [*getattr(self, "seconds", []), time.perf_counter() - self.start]
+        self.seconds.append(time.perf_counter() - self.start)
 
 
 def main():

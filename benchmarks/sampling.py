@@ -6,7 +6,6 @@ BATCHES (num_return_sequences where prompts repeat) on a quarter of the work, an
 which makes the model and runs the workload once: ours, generate with its fastest batch, and generate with all samples in one call.
 """
 import argparse
-import re
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.memory import peak_memory  # noqa: E402
 from sampling import sample_tokens  # noqa: E402
 
 logging.set_verbosity_error()
@@ -59,11 +59,11 @@ def generate(model, prompts, n, new, stops, batch):
     """transformers' own: `batch` samples per call, tokens after a sample's end not counted. All prompts of a workload are equally long."""
     count, per_call = 0, max(1, batch // n)
     for first in range(0, len(prompts), per_call):
-        ids = torch.tensor(prompts[first: first + per_call])
+        ids = torch.tensor(prompts[first: first + per_call], device=model.device)
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_p=0.95, top_k=0, num_return_sequences=n,
                              max_new_tokens=new, eos_token_id=stops or None, pad_token_id=0)[:, ids.shape[1]:]
         if stops:
-            ends = torch.isin(out, torch.tensor(stops)).int()
+            ends = torch.isin(out, torch.tensor(stops, device=model.device)).int()
             count += int(((ends.cumsum(-1) - ends) == 0).sum())
         else:
             count += out.numel()
@@ -102,8 +102,7 @@ def main():
     if args.peak_of:
         work = workloads()[args.only[0]]
         ours(model, *work) if args.peak_of == "ours" else generate(model, *work, args.batch)
-        status = Path("/proc/self/status").read_text()  # unlike getrusage it starts anew in a new process
-        return print(1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1]))
+        return print(peak_memory())
     print(f"PyTorch {torch.__version__}, {args.threads} threads, {sum(w.numel() for w in model.parameters()) / 1e6:.1f} M parameters, fp32")
     print(f"{'workload':12}{'ours':>12}{'generate':>12}{'ratio':>8}{'lowest, highest':>17}{'batch':>8}{'peak: ours':>15}{'generate':>12}"
           f"{'all at once':>18}")
