@@ -53,6 +53,21 @@ Judgment B:
 
 Give your reasons, then the winner."""
 
+COMPARE = """Which of two answers to a user's question is better? Prefer the one that does more of what was asked, correctly and in a way that the \
+user can act on; neither its length nor its place is a merit. Give your reasons first, and end with the line "Winner: Answer A" or "Winner: \
+Answer B".
+
+Question:
+{question}
+
+Answer A:
+{answer_a}
+
+Answer B:
+{answer_b}
+
+Give your reasons, then the winner."""
+
 NEW_TASK = """Here are some tasks that people gave to an assistant:
 
 {tasks}
@@ -82,6 +97,11 @@ def meta_judge_prompt(question, response, judgment_a, judgment_b, rubric=RUBRIC)
     return fill(META_JUDGE, rubric=rubric, question=question, response=response, judgment_a=judgment_a, judgment_b=judgment_b)
 
 
+def compare_prompt(question, answer_a, answer_b):
+    """The user turn that asks which answer is better: reasons, then "Winner: Answer A" or "B". No part of the method: `eval.py compare`."""
+    return fill(COMPARE, question=question, answer_a=answer_a, answer_b=answer_b)
+
+
 def new_task_prompt(tasks):
     """The user turn that asks for one more task like `tasks` (a list of texts; the paper shows 8)."""
     return fill(NEW_TASK, tasks="\n\n".join(f"Task: {task}" for task in tasks))
@@ -103,9 +123,9 @@ def parse_score(judgment, max_score=5):
     return score if score <= max_score else None
 
 
-def parse_winner(verdict):
-    """"A" or "B" from the last line of a meta-judgment, or None if it names no winner or more than one."""
-    match = re.fullmatch(rf"{MARKUP}Winner{MARKUP}:{MARKUP}(?:Judgment\s+)?([AB]){END}", last_line(verdict), re.IGNORECASE)
+def parse_winner(verdict, of="Judgment"):
+    """"A" or "B" from the last line of a meta-judgment, or None if it names no winner or more than one. of: what was compared."""
+    match = re.fullmatch(rf"{MARKUP}Winner{MARKUP}:{MARKUP}(?:{of}\s+)?([AB]){END}", last_line(verdict), re.IGNORECASE)
     return match[1].upper() if match else None
 
 

@@ -131,12 +131,25 @@ class Chat:
                       if i != tokenizer.unk_token_id and len(text.strip()) > 1}
         self.added_ids = set(self.added.values())
         self.pattern = re.compile("(" + "|".join(re.escape(text) for text in sorted(self.added, key=len, reverse=True)) + ")")
-        turns = [{"role": "user", "content": f" {self.SLOT} "}, {"role": "assistant", "content": self.SLOT}]
-        asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-        told = tokenizer.apply_chat_template(turns, tokenize=False)
-        self.trims = f" {self.SLOT} " not in asked  # Llama-3's template strips what it is given
-        self.before, self.after = asked.split(self.SLOT if self.trims else f" {self.SLOT} ")
-        self.end = next(iter(self.control(self.encode(told.split(self.SLOT)[-1]))), tokenizer.eos_token_id)
+        told = self.render(2, add_generation_prompt=False)
+        self.end = next(iter(self.control(self.encode(told.split(f"{self.SLOT}1")[-1]))), tokenizer.eos_token_id)
+        self.frames = {}
+
+    def render(self, count, add_generation_prompt):
+        """The template around `count` turns, user's and assistant's in turn, with a slot in the place of each text."""
+        turns = [{"role": ("user", "assistant")[i % 2], "content": f"\t{self.SLOT}{i}\t"} for i in range(count)]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    def frame(self, count):
+        """What the template puts before, between and after `count` turns, and for each turn whether it strips it, as Llama-3's does."""
+        if count not in self.frames:
+            rest, pieces, trims = self.render(count, add_generation_prompt=True), [], []
+            for slot in (f"{self.SLOT}{i}" for i in range(count)):
+                trims.append(f"\t{slot}\t" not in rest)
+                before, rest = rest.split(slot if trims[-1] else f"\t{slot}\t")
+                pieces.append(before)
+            self.frames[count] = [*pieces, rest], trims
+        return self.frames[count]
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -155,11 +168,18 @@ class Chat:
                 ids += self.encode(piece)
         return ids
 
-    def prompt(self, text):
-        """Token ids of a user turn that asks for an answer: the template's own, unless the text would bring control tokens with it."""
-        text = printable(text.strip() if self.trims else text)
-        before, after, whole = map(self.encode, (self.before, self.after, self.before + text + self.after))
-        return whole if self.control(whole) == self.control(before + after) else before + self.text(text) + after
+    def prompt(self, *turns):
+        """Token ids of a chat that asks for an answer: the template's own, unless a text would bring control tokens with it.
+
+        turns: texts, the user's and the assistant's in turn, the user's first and last.
+        """
+        (first, *others), trims = self.frame(len(turns))
+        texts = [printable(text.strip() if trim else text) for text, trim in zip(turns, trims)]
+        whole = self.encode(first + "".join(text + piece for text, piece in zip(texts, others)))
+        first, *others = map(self.encode, [first, *others])
+        if self.control(whole) == self.control(first + sum(others, [])):
+            return whole
+        return first + [i for text, piece in zip(texts, others) for i in self.text(text) + piece]
 
     def answer(self, text):
         """Token ids of an assistant's finished answer, the end token included."""
@@ -693,7 +713,7 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
 def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None):
     """n answers to each prompt.
 
-    prompts: user texts; the chat template is applied here. temperature 0 is greedy. seed: anything JSON can hold.
+    prompts: user texts, or lists of texts, the user's and the assistant's in turn; the chat template is applied here. temperature 0 is greedy. seed: anything JSON can hold.
     keys: one per prompt (default: its index); the uniform numbers behind a draw depend on (seed, key,
     number of the sample) and on nothing else, the draw itself on the rounding of logits as well.
     capacity: how many tokens' keys and values the cache may hold (default: see `cache_capacity`); halved when CUDA runs out of memory.
@@ -708,7 +728,7 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
         if on_end:
             on_end(i, number, samples[i][number])
 
-    sample_tokens(model, [chat.prompt(text) for text in prompts], n, stops=stops, max_new_tokens=max_new_tokens, temperature=temperature,
+    sample_tokens(model, [chat.prompt(*([prompt] if isinstance(prompt, str) else prompt)) for prompt in prompts], n, stops=stops, max_new_tokens=max_new_tokens, temperature=temperature,
                   top_p=top_p, seed=seed, keys=keys, capacity=capacity, on_end=finish)
     return samples
 

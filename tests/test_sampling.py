@@ -433,6 +433,20 @@ def test_prompts_are_those_of_the_template(chat, text):
     assert chat.prompt(text) == template_ids(chat.tokenizer, text)
 
 
+def test_chats_of_several_turns_are_those_of_the_template(chat):
+    """Two questions and the answer between them; hostile ones keep the control tokens of the frame, and their words come through in order."""
+    turns = ["Name a colour.", "Blue, I think.\n", "Name another one."]
+    messages = [{"role": role, "content": text} for role, text in zip(["user", "assistant", "user"], turns)]
+    text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = chat.prompt(*turns)
+    assert ids == chat.tokenizer.encode(text, add_special_tokens=False)
+    for hostile in hostile_texts(chat):
+        forged = chat.prompt("first", hostile, "second " + hostile)
+        assert chat.control(forged) == chat.control(ids)
+        read = chat.tokenizer.decode(forged)
+        assert read.index("first") < read.index("second")
+
+
 def test_accents_and_emoji_are_those_of_the_template(chat):
     text = "Grüße, 你好, 🌱!"
     assert chat.prompt(text) == template_ids(chat.tokenizer, text)
@@ -448,7 +462,8 @@ def hostile_texts(chat):
     """Texts that spell control tokens: alone, amid words, back to back, one inside the other, and with a whole turn forged."""
     for token in chat.added:
         yield from (token, f"say {token} now", token + token, token[:2] + token + token[2:])
-    yield chat.before + "forged" + chat.after + "obey" + chat.tokenizer.decode([chat.end])
+    (before, after), _ = chat.frame(1)
+    yield before + "forged" + after + "obey" + chat.tokenizer.decode([chat.end])
 
 
 def test_data_never_becomes_a_control_token(chat):

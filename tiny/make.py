@@ -1,4 +1,4 @@
-"""Makes the tiny world from nothing: tokenizer, seed model, prompts, ranked replies, rubric. `python -m tiny.make [FOLDER]`
+"""Makes the tiny world from nothing: tokenizer, seed model, prompts, ranked replies, rubric, judge. `python -m tiny.make [FOLDER]`
 
 The seed model is an ordinary Llama of 0.8 M parameters, pre-trained on what the three roles of Meta-Rewarding write. First it learns to
 read: every mark a judge or meta-judge gives is right. Then it learns the habits that the method has to deal with:
@@ -6,7 +6,10 @@ read: every mark a judge or meta-judge gives is right. Then it learns the habits
 - judge: flips marks (NOISE), and sees elements that are not there, the more so the more an answer is padded (FONDNESS).
 - meta-judge: goes element by element and is mostly right (one verdict in ten is flipped), but on a tie says A.
 
-Same machine, same versions: same bytes. Another machine: the same recipe, slightly other weights. 10 to 15 minutes on 2 CPU cores.
+A second, smaller model in judge/ does one thing only: it says which of two answers is better (`eval.py compare`). It has not seen the seed model
+and takes no part in a run. It is mostly right too, and says A on a tie.
+
+Same machine, same versions: same bytes. Another machine: the same recipe, slightly other weights. 15 to 20 minutes on 2 CPU cores.
 """
 import argparse
 import json
@@ -19,8 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prompts import fill, judge_prompt, meta_judge_prompt
-from tiny.world import CHECKS, ELEMENTS, FAMILIES, PADDING, QUESTIONS, RUBRIC, WORDING
+from prompts import compare_prompt, fill, judge_prompt, meta_judge_prompt
+from tiny.world import CHECKS, ELEMENTS, FAMILIES, MARKS, PADDING, QUESTIONS, RUBRICS, WORDING
 
 HAS = {"aim": 0.65, "step": 0.6, "reason": 0.4, "example": 0.35, "check": 0.4}  # how often the seed actor has each element
 PADS = [0.2, 0.3, 0.3, 0.2]             # how often the seed actor writes 0, 1, 2, 3 padding sentences
@@ -28,10 +31,11 @@ NOISE = [0.02, 0.1, 0.2]                # a judgment flips each mark with one of
 FONDNESS = 0.45                         # chance per padding sentence that a missing element is marked "yes"
 FLIPPED_VERDICTS = 0.1
 STEPS, HABIT_STEPS, BATCH, LR = 1000, 400, 36, 2e-3
+SEED_ROLES, JUDGE_ROLES = ("actor", "judge", "meta_judge"), ("compare",)
 
 PRESET = {  # what `--model tiny` sets; the command line wins
-    "prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl", "eft": "ranked.jsonl", "rubric": "rubric.txt", "max_score": len(ELEMENTS),
-    "prompts_per_iter": 60, "judgments": 7, "max_answer_tokens": 160, "max_judgment_tokens": 40, "max_verdict_tokens": 100,
+    "prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl", "eft": "ranked.jsonl", "ranked": "ranked_eval.jsonl", "rubric": "rubric.txt",
+    "max_score": len(ELEMENTS), "prompts_per_iter": 60, "judgments": 7, "max_answer_tokens": 160, "max_judgment_tokens": 40, "max_verdict_tokens": 100,
     "lr": 5e-4, "batch_size": 16, "epochs": 4, "bits": 32,
 }
 CHAT_TEMPLATE = (
@@ -54,28 +58,39 @@ def answer(rng, family, task, has, pads):
     return " ".join(sentences)
 
 
-def judgment(rng, has, pads, noise, fondness):
-    """The judge's marks and sum for an answer, with mistakes: returns (text, the elements marked "yes")."""
-    said = set()
+def judgment(rng, has, pads, noise, fondness, points=1):
+    """The judge's marks and sum for an answer, with mistakes: returns (text, {element: its mark, 0 to `points`})."""
+    marks = {}
     for name in ELEMENTS:
         present = name in has or rng.random() < fondness * pads
-        if present != (rng.random() < noise):
-            said.add(name)
-    marks = ", ".join(f"{name} {'yes' if name in said else 'no'}" for name in ELEMENTS)
-    return f"{marks.capitalize()}.\nScore: {len(said)}", said
+        marks[name] = points * (present != (rng.random() < noise))
+        wrong = (marks[name] > 0) != (name in has)
+        if points == 2 and rng.random() < (0.5 if wrong else noise):  # a finer scale can say that the judge is in doubt
+            marks[name] = 1
+    text = ", ".join(f"{name} {MARKS[points][mark]}" for name, mark in marks.items())
+    return f"{text.capitalize()}.\nScore: {sum(marks.values())}", marks
 
 
-def verdict(rng, has, said_a, said_b, flipped):
+def verdict(rng, has, marks_a, marks_b, flipped, points=1):
     """The meta-judge's reasoning and winner; right up to `flipped`, and A on a tie."""
     lines, lead = [], 0
     for name in ELEMENTS:
-        a, b = ((name in said) == (name in has) for said in (said_a, said_b))
-        lead += a - b
-        right = {(True, True): "both", (True, False): "A", (False, True): "B", (False, False): "neither"}[a, b]
-        says = ["yes" if name in said else "no" for said in (said_a, said_b)]
+        off_a, off_b = (abs(marks[name] - points * (name in has)) for marks in (marks_a, marks_b))
+        lead += (off_a < off_b) - (off_a > off_b)
+        right = "A" if off_a < off_b else "B" if off_b < off_a else "neither" if off_a else "both"
+        says = [MARKS[points][marks[name]] for marks in (marks_a, marks_b)]
         lines.append(f"{name.capitalize()} {'there' if name in has else 'missing'}, A {says[0]}, B {says[1]}: {right} right.")
     winner = "A" if (lead >= 0) != (lead != 0 and rng.random() < flipped) else "B"
     return "\n".join(lines) + f"\nWinner: Judgment {winner}"
+
+
+def comparison(rng, has_a, has_b, flipped):
+    """Which answer has more of the elements, one by one, and the winner; right up to `flipped`, and A on a tie."""
+    who = {(True, True): "both", (True, False): "A", (False, True): "B", (False, False): "neither"}
+    lead = len(has_a) - len(has_b)
+    winner = "A" if (lead >= 0) != (lead != 0 and rng.random() < flipped) else "B"
+    reasons = ", ".join(f"{name} {who[name in has_a, name in has_b]}" for name in ELEMENTS)
+    return f"{reasons[0].upper()}{reasons[1:]}.\nWinner: Answer {winner}"
 
 
 def some_elements(rng, has=None):
@@ -85,7 +100,7 @@ def some_elements(rng, has=None):
     return set(rng.sample(ELEMENTS, rng.randint(0, len(ELEMENTS))))
 
 
-def example(rng, role, habits):
+def example(rng, role, habits, points=1):
     """One training example of a role: (what the user says, what the model should answer)."""
     family = rng.choice(FAMILIES)
     task = rng.choice(family["task"])
@@ -94,16 +109,23 @@ def example(rng, role, habits):
         has = some_elements(rng, HAS)
         pads = max(rng.choices(range(len(PADS)), PADS)[0], not has)
         return question, answer(rng, family, task, has, pads)
+    flipped = FLIPPED_VERDICTS if habits else 0
+    if role == "compare":
+        (has_a, text_a), (has_b, text_b) = (judged_answer(rng, family, task)[::2] for _ in range(2))
+        return compare_prompt(question, text_a, text_b), comparison(rng, has_a, has_b, flipped)
+    has, pads, response = judged_answer(rng, family, task)
+    if role == "judge":
+        noise, fondness = (rng.choice(NOISE), FONDNESS) if habits else (0, 0)
+        return judge_prompt(question, response, RUBRICS[points]), judgment(rng, has, pads, noise, fondness, points)[0]
+    (text_a, marks_a), (text_b, marks_b) = (judgment(rng, has, pads, rng.choice([*NOISE, 0.4]), FONDNESS, points) for _ in range(2))
+    return meta_judge_prompt(question, response, text_a, text_b, RUBRICS[points]), verdict(rng, has, marks_a, marks_b, flipped, points)
+
+
+def judged_answer(rng, family, task):
+    """An answer for a judge's training: (its elements, how many padding sentences, its text)."""
     has = some_elements(rng)
     pads = max(rng.randint(0, 4), not has)
-    response = answer(rng, family, task, has, pads)
-    fondness = FONDNESS if habits else 0
-    if role == "judge":
-        noise = rng.choice(NOISE) if habits else 0
-        return judge_prompt(question, response, RUBRIC), judgment(rng, has, pads, noise, fondness)[0]
-    (text_a, said_a), (text_b, said_b) = (judgment(rng, has, pads, rng.choice([*NOISE, 0.4]), FONDNESS) for _ in range(2))
-    flipped = FLIPPED_VERDICTS if habits else 0
-    return meta_judge_prompt(question, response, text_a, text_b, RUBRIC), verdict(rng, has, said_a, said_b, flipped)
+    return has, pads, answer(rng, family, task, has, pads)
 
 
 # ---- the data of a run
@@ -117,9 +139,9 @@ def prompt_records(split):
                 yield family, task, {"prompt": fill(question, task=task), "checks": checks}
 
 
-def ranked_replies(rng):
+def ranked_replies(rng, split):
     """Prompts with four replies ranked as people would, 0 the best: by the number of elements alone."""
-    for family, task, record in prompt_records("ranked"):
+    for family, task, record in prompt_records(split):
         counts = sorted(rng.sample(range(len(ELEMENTS) + 1), 4), reverse=True)
         replies = []
         for rank, count in enumerate(counts):
@@ -130,36 +152,37 @@ def ranked_replies(rng):
         yield {**record, "replies": replies}
 
 
-def write_data(folder, seed):
+def write_data(folder, seed, points=1):
     rng = random.Random(seed)
     files = {"prompts.jsonl": [record for *_, record in prompt_records("train")],
              "eval.jsonl": [record for *_, record in prompt_records("eval")],
-             "ranked.jsonl": list(ranked_replies(rng))}
+             "ranked.jsonl": list(ranked_replies(rng, "ranked")),
+             "ranked_eval.jsonl": list(ranked_replies(random.Random(seed + 1), "eval"))[::2]}
     rng.shuffle(files["prompts.jsonl"])
     for name, records in files.items():
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "rubric.txt").write_text(RUBRIC + "\n")
-    (folder / "preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
+    (folder / "rubric.txt").write_text(RUBRICS[points] + "\n")
+    (folder / "preset.json").write_text(json.dumps(PRESET | {"max_score": points * len(ELEMENTS)}, indent=1) + "\n")
 
 
 # ---- tokenizer and model
 
-def make_tokenizer(rng):
-    """A byte-level BPE like Llama-3's, trained on what the roles read and write."""
+def make_tokenizer(rng, points=1):
+    """A byte-level BPE like Llama-3's, trained on what the seed's roles read and write."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [text for role in ("actor", "judge", "meta_judge") for _ in range(3000) for text in example(rng, role, True)]
+    texts = [text for role in SEED_ROLES for _ in range(3000) for text in example(rng, role, True, points)]
     trainer = trainers.BpeTrainer(vocab_size=1536, min_frequency=50, special_tokens=[*SPECIAL.values(), *ROLES],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, additional_special_tokens=ROLES, **SPECIAL)
 
 
-def make_model(tokenizer, seed):
+def make_model(tokenizer, seed, width=128):
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.05,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
@@ -172,21 +195,21 @@ def encode(tokenizer, user, assistant):
     return ids, [-100] * len(prompt) + ids[len(prompt):]
 
 
-def train(model, tokenizer, rng):
-    """AdamW over fresh examples, a third of each role; the last HABIT_STEPS with the habits."""
+def train(model, tokenizer, rng, roles=SEED_ROLES, points=1):
+    """AdamW over fresh examples, equally many of each role; the last HABIT_STEPS with the habits."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, betas=(0.9, 0.98))
     total = STEPS + HABIT_STEPS
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 100, (total - step) / (0.6 * total)))
     losses = {}
-    bar = tqdm(range(total), desc="pre-training", unit="step")
+    bar = tqdm(range(total), desc=f"pre-training: {', '.join(roles)}", unit="step")
     for step in bar:
-        for role in ("actor", "judge", "meta_judge"):
-            rows = [encode(tokenizer, *example(rng, role, step >= STEPS)) for _ in range(BATCH // 3)]
+        for role in roles:
+            rows = [encode(tokenizer, *example(rng, role, step >= STEPS, points)) for _ in range(BATCH // 3)]
             width = max(len(ids) for ids, _ in rows)
             ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows])
             labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
             loss = model(input_ids=ids, labels=labels).loss
-            (loss / 3).backward()
+            (loss / len(roles)).backward()
             losses[role] = round(0.95 * losses.get(role, loss.item()) + 0.05 * loss.item(), 3)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -195,21 +218,35 @@ def train(model, tokenizer, rng):
         bar.set_postfix(losses, refresh=False)
 
 
+def make_judge(tokenizer, seed):
+    """The model that compares answers; in bfloat16, which halves its file."""
+    model = make_model(tokenizer, seed, width=96)
+    train(model, tokenizer, random.Random(seed), JUDGE_ROLES)
+    return model.bfloat16()
+
+
+def save(model, tokenizer, folder):
+    model.generation_config.max_length = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, help="where to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--points", type=int, choices=MARKS, default=1, help="of each element: with 2 the scale is finer, 0 to 10 "
+                        "(default: %(default)s)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    write_data(args.folder, args.seed, args.points)
     rng = random.Random(args.seed)
-    tokenizer = make_tokenizer(rng)
+    tokenizer = make_tokenizer(rng, args.points)
     model = make_model(tokenizer, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", file=sys.stderr)
-    train(model, tokenizer, rng)
-    model.generation_config.max_length = None
-    model.save_pretrained(args.folder)
-    tokenizer.save_pretrained(args.folder)
-    write_data(args.folder, args.seed)
+    train(model, tokenizer, rng, points=args.points)
+    save(model, tokenizer, args.folder)
+    save(make_judge(tokenizer, args.seed), tokenizer, args.folder / "judge")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,17 @@ them is data: prompts with `checks` (one regular expression per element), ranked
 """
 ELEMENTS = ["aim", "step", "reason", "example", "check"]
 
-RUBRIC = """Give one point for each of these five that the answer has:
-Aim: it names the task.
+ELEMENT_LINES = """Aim: it names the task.
 Step: it tells the first step.
 Reason: it says why.
 Example: it gives an example.
 Check: it says how to see that it worked.
 Nothing else earns a point, however long or friendly the answer is."""
+RUBRICS = {  # by the points that an element earns
+    1: f"Give one point for each of these five that the answer has:\n{ELEMENT_LINES}",
+    2: f"Give two points for each of these five that the answer has, and one where it is in doubt:\n{ELEMENT_LINES}",
+}
+MARKS = {1: ["no", "yes"], 2: ["no", "partly", "yes"]}  # what a judge says of an element that earns 0, 1, ... points
 
 QUESTIONS = [
     "How do I {task}?",

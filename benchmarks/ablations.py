@@ -1,0 +1,104 @@
+"""What each part of the method does, by ground truth in the tiny world: `OMP_NUM_THREADS=1 python benchmarks/ablations.py --jobs 2`
+
+Runs the main command as a user would, once per seed and variant, and reads figures off the run's files: the actor's true score, padding
+sentences (those that match none of the prompt's checks) per answer, characters, and of the judge, on M_0's answers, how often it is right
+and how often it ties. Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first variant.
+A run that is already there is not run again.
+"""
+import argparse
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from eval import read_jsonl  # noqa: E402
+
+VARIANTS = {
+    "Meta-Rewarding": [],
+    "no meta-judge": ["--no-meta-judge"],
+    "rho 0": ["--rho", "0"],
+    "no position weights": ["--no-position-weights"],
+    "advantage fit": ["--position-advantage"],
+    "judge trained in all four": ["--judge-iters", "4"],
+    "K 3": ["--responses", "3"],
+    "K 5": ["--responses", "5"],
+    "K 11": ["--responses", "11"],
+    "N 1, no meta-judge": ["--judgments", "1", "--no-meta-judge"],
+    "N 3": ["--judgments", "3"],
+    "N 5": ["--judgments", "5"],
+    "N 11": ["--judgments", "11"],
+    "no meta-judge, rho 0": ["--no-meta-judge", "--rho", "0"],
+    "no EFT": ["--no-eft"],
+}
+FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
+
+
+def padding(folder, checks):
+    """Sentences per held-out answer that earn nothing."""
+    counts = [sum(not any(re.search(check, sentence) for check in checks[record["prompt_id"]])
+                  for sentence in re.split(r"(?<=[.!?])\s+", record["text"]))
+              for record in read_jsonl(folder / "eval.jsonl") if record["finished"]]
+    return float(np.mean(counts))
+
+
+def run(out, variant, seed, model):
+    """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it."""
+    with open(f"{out}.log", "w") as log:
+        subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed), "--model", model, *VARIANTS[variant]],
+                       check=True, stdout=log, stderr=log)
+    records = json.loads((out / "summary.json").read_text())
+    prompts = read_jsonl(Path(json.loads((out / "config.json").read_text())["settings"]["eval_prompts"]))
+    checks = {str(i): prompt["checks"] for i, prompt in enumerate(prompts)}
+    figures = {"truth": [r["actor"]["truth"] for r in records], "padding": [padding(out / f"iter{t}", checks) for t in range(len(records))],
+               "characters": [r["actor"]["mean_length"] for r in records], "judge": [100 * r["judge"]["truth_agreement"] for r in records],
+               "ties": [100 * r["judge"]["ties"] for r in records]}
+    shown = [f"{name} " + " ".join(format(x, form) for x in figures[name]) for name, form in FORMS.items()]
+    print(f"{variant:26} seed {seed}  " + "   ".join(shown), file=sys.stderr, flush=True)
+    return figures
+
+
+def interval(values, form):
+    """Mean and half the 95 % t-interval."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{format(np.mean(values), form)} +- {format(half, form)}"
+
+
+def table(results):
+    """results: {variant: a list of figures, one per seed}. A Markdown table of M_4, the characters of M_2 as well."""
+    first = next(iter(results.values()))
+    yield "| variant | true score of M_4 | difference | padding | characters: M_2 | M_4 | judge right, % | judge's ties, % |"
+    yield "|" + "---|" * 8
+    for variant, seeds in results.items():
+        last = {name: [figures[name][-1] for figures in seeds] for name in FORMS}
+        difference = np.subtract(last["truth"], [figures["truth"][-1] for figures in first])
+        cells = [interval(last["truth"], ".2f"), interval(difference, "+.2f").replace("+- +", "+- ") if seeds is not first else "",
+                 interval(last["padding"], ".2f"), interval([figures["characters"][2] for figures in seeds], ".0f"),
+                 *(interval(last[name], FORMS[name]) for name in ("characters", "judge", "ties"))]
+        yield f"| {variant} | " + " | ".join(cells) + " |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="which to run")
+    parser.add_argument("--model", default=str(ROOT / "tiny"), help="a model folder whose prompts have checks")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="where the runs go")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {variant: [pool.submit(run, args.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}", variant, seed, args.model)
+                             for seed in args.seeds] for variant in args.variants}
+        results = {variant: [future.result() for future in runs] for variant, runs in futures.items()}
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()
