@@ -1,10 +1,16 @@
-"""Measuring: win rates, agreement, the biases of judge and meta-judge, and the report of a run. `python eval.py report runs/x`
+"""Measuring: win rates, agreement with people, the biases of judge and meta-judge; comparing models, exporting answers, the report of a run.
+
+    python eval.py report runs/x                                  # (re)draw the report of a run
+    python eval.py compare A B --judge MODEL                      # which of two models, or files of answers, does a judge prefer?
+    python eval.py export runs/x --format alpaca --questions FILE # answers in the files that the official tools read
 
 Numbers in, numbers out; the ground truth, where there is one, is data: a prompt record may carry "checks", regular expressions of which a
 good answer matches many. Left out: leaderboards. A model's opinion of itself is not evidence, and no figure here pretends that it is.
 """
 import argparse
 import base64
+import gc
+import hashlib
 import html
 import io
 import json
@@ -12,35 +18,59 @@ import math
 import os
 import re
 import sys
+import time
+from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from prompts import compare_prompt, parse_winner, read_prompts
+from sampling import load, sample
 
 try:
+    import matplotlib
     from matplotlib.figure import Figure
 except ImportError:  # plots are an extra: the report has its tables without them
     Figure = None
 
+HERE = Path(os.path.relpath(Path(__file__).parent))
+
 
 # ---- files of a run
 
-def read_jsonl(file):
-    """The records of a JSONL file, [] if there is none. A torn last line (the process died in it) is left out.
+def each_line(file, notes=None):
+    """The records of a JSONL file, one after the other; none if there is no such file. A torn last line (the process died in it) is left out.
 
-    Raises ValueError that names the line if any other is not JSON.
+    Raises ValueError that names the line if any other is not JSON. notes: a list that is told instead, also of a file that is missing or torn.
     """
+    notes, strict = ([], True) if notes is None else (notes, False)
     try:
-        lines = Path(file).read_bytes().split(b"\n")
+        lines = open(file, "rb")
     except FileNotFoundError:
-        return []
-    records = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
-    return records
+        notes.append(f"{file} is missing")
+        return
+    with lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                notes.append(f"{file}, line {number}: torn, left out")
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                if strict:
+                    raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+                notes.append(f"{file}, line {number}: not JSON, left out")
+            else:
+                yield record
+
+
+def read_jsonl(file, notes=None):
+    """A list of what `each_line` gives."""
+    return list(each_line(file, notes))
 
 
 def write_whole(file, text):
@@ -100,6 +130,23 @@ def length_controlled_win_rate(preferences, our_lengths, their_lengths):
     return float(1 / (1 + np.exp(-np.clip(weights[1], -700, 700))))
 
 
+def bootstrap(statistic, *columns, groups=None, resamples=2000, seed=0):
+    """95 % interval of statistic(*columns) by the percentile bootstrap (Efron 1979), (low, high).
+
+    columns: lists of the same length. groups: which rows belong together, such as the answers to one prompt: these are drawn as one.
+    """
+    columns = [np.asarray(column) for column in columns]
+    rows = defaultdict(list)
+    for row, group in enumerate(range(len(columns[0])) if groups is None else groups):
+        rows[group].append(row)
+    rows, rng = [np.array(group) for group in rows.values()], np.random.default_rng(seed)
+    values = []
+    for _ in range(resamples):
+        drawn = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+        values.append(statistic(*(column[drawn] for column in columns)))
+    return tuple(float(edge) for edge in np.percentile(values, [2.5, 97.5]))
+
+
 def ranks(values):
     """Ranks from 1, ties share their mean."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -150,27 +197,55 @@ def measure_actor(answers):
 
 
 def measure_judge(answers):
-    """Figures of a judge from answers it judged: the share of judgments that parse, the mean score, and among pairs of answers to the same
-    prompt the share that it scores the same and, where the truth tells them apart, the share that it orders as the truth does (a tie
-    counts one half, so that a judge who says the same of everything has 0.5)."""
+    """Figures of a judge from answers it judged: the share of judgments that parse, the mean score, how often each score was given, Spearman's
+    correlation of score and length; among pairs of answers to the same prompt the share that it scores the same and, where the truth tells
+    them apart, the share that it orders as the truth does (a tie counts one half, so that a judge who says the same of everything has 0.5)."""
     scores = [score for answer in answers for score in answer["scores"]]
+    scored = [answer for answer in answers if answer["score"] is not None]
     ties, right = [], []
-    for a, b in same_prompt(answers):
-        if a["score"] is None or b["score"] is None:
-            continue
+    for a, b in same_prompt(scored):
         order = np.sign(a["score"] - b["score"])
         ties.append(float(order == 0))
         if a.get("truth") != b.get("truth"):
             right.append(0.5 + 0.5 * order * np.sign(a["truth"] - b["truth"]))
-    figures = {"valid_rate": mean(float(score is not None) for score in scores), "mean_score": mean(scores), "ties": mean(ties)}
-    return figures | ({"truth_agreement": mean(right)} if any("truth" in answer for answer in answers) else {})
+    counts = Counter(score for score in scores if score is not None)
+    figures = {"valid_rate": mean(float(score is not None) for score in scores), "mean_score": mean(scores), "ties": mean(ties),
+               "histogram": {f"{score:g}": counts[score] for score in sorted(counts)}, "length_correlation": length_correlation(scored, "score")}
+    if any("truth" in answer for answer in answers):
+        figures |= {"truth_agreement": mean(right), "truth_length_correlation": length_correlation(scored, "truth")}
+    return figures
+
+
+def length_correlation(answers, number):
+    """Spearman's correlation of a number with the characters of the answers that have it, or None."""
+    pairs = [(answer[number], len(answer["text"])) for answer in answers if number in answer]
+    return agreement(*zip(*pairs))["spearman"] if pairs else None
+
+
+def measure_people(answers):
+    """How far a judge orders replies as people did (records with "score", and "rank" within their prompt, 0 the best): of the pairs of replies
+    to one prompt, the share ordered alike, with a judge's tie as an order that people do not have, and without its ties; and Spearman's
+    correlation, the mean over prompts, those left out to whose replies it gives all the same score. None where nothing is left."""
+    scored = [answer for answer in answers if answer["score"] is not None]
+    alike, untied = [], []
+    for a, b in same_prompt(scored):
+        mine, theirs = np.sign(a["score"] - b["score"]), np.sign(b["rank"] - a["rank"])
+        alike.append(float(mine == theirs))
+        if mine and theirs:
+            untied.append(float(mine == theirs))
+    correlations = [agreement([a["score"] for a in group], [-a["rank"] for a in group])["spearman"] for group in by_prompt(scored).values()]
+    return {"human_agreement": mean(untied), "human_agreement_with_ties": mean(alike), "human_spearman": mean(correlations)}
+
+
+def by_prompt(answers):
+    groups = defaultdict(list)
+    for answer in answers:
+        groups[answer["prompt_id"]].append(answer)
+    return groups
 
 
 def same_prompt(answers):
-    groups = {}
-    for answer in answers:
-        groups.setdefault(answer["prompt_id"], []).append(answer)
-    return [pair for group in groups.values() for pair in combinations(group, 2)]
+    return [pair for group in by_prompt(answers).values() for pair in combinations(group, 2)]
 
 
 def measure_meta_judge(battles):
@@ -197,31 +272,275 @@ def measure_meta_judge(battles):
     return figures | ({"truth_accuracy": mean(right)} if any("truth" in battle for battle in battles) else {})
 
 
-# ---- the report
+def measure_repeats(battles, repeats):
+    """How far comparisons come out the same when they are made again. battles: records with "texts", "verdicts" and "pair", the (chosen,
+    rejected) judgments or None; repeats: the same answers with their judgments shuffled, and "order", where each stood before. Of the
+    comparisons that parsed both times, the share whose winner changed; of the answers, the share whose pair became another."""
+    def pair(battle):
+        return battle["pair"] and [battle["texts"][i] for i in battle["pair"]]
 
-STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #8884}
-th{font-weight:600}td:first-child,th:first-child{text-align:left}img{max-width:100%;background:#fff;border-radius:.5rem}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;border-radius:.4rem;margin:.3rem 0}
-details{margin:.6rem 0}summary{cursor:pointer}.good{border-left:4px solid #2a2}.bad{border-left:4px solid #c33}small{opacity:.75}"""
+    winners = []
+    for battle, again in zip(battles, repeats, strict=True):
+        before, now, order = battle["verdicts"], again["verdicts"], again["order"]
+        for m, n in ((m, n) for m in range(len(order)) for n in range(len(order)) if m != n):
+            if now[m][n] and before[order[m]][order[n]]:
+                winners.append(float(now[m][n] != before[order[m]][order[n]]))
+    pairs = [float(pair(battle) != pair(again)) for battle, again in zip(battles, repeats)]
+    return {"repeat_winner_changed": mean(winners), "repeat_pair_changed": mean(pairs)}
 
-FIGURES = [  # name, where in a record of summary.json, how shown
-    ("actor: true score", "actor.truth", ".2f"), ("actor: score by its own judgment", "actor.mean_score", ".2f"),
-    ("actor: characters per answer", "actor.mean_length", ".0f"), ("judge: valid", "judge.valid_rate", ".0%"),
-    ("judge: mean score", "judge.mean_score", ".2f"), ("judge: ties", "judge.ties", ".0%"),
-    ("judge: right about the truth", "judge.truth_agreement", ".1%"), ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
-    ("meta-judge: prefers the first", "meta_judge.first_position_rate", ".0%"),
-    ("meta-judge: prefers the higher score", "meta_judge.higher_score_rate", ".0%"),
-    ("meta-judge: same in both orders", "meta_judge.consistent_rate", ".0%"),
-    ("meta-judge: right about the truth", "meta_judge.truth_accuracy", ".0%"),
-    ("training: actor pairs", "pairs.actor", "d"), ("training: judge pairs", "pairs.judge", "d"),
-]
+
+STOPPED = {"position": 0.68, "higher": 0.98, "mean": 4.7 / 5}  # where the paper's second iteration stood, after which its judge trains no more
+
+
+def drifts(record, max_score):
+    """Warnings, a line each, where a record of summary.json has drifted as far as the paper's when it stopped training the judge."""
+    first, higher, score = (look_up(record, path) for path in ("meta_judge.first_position_rate", "meta_judge.higher_score_rate", "judge.mean_score"))
+    lines = []
+    if first is not None and max(first, 1 - first) >= STOPPED["position"]:
+        lines.append(f"the meta-judge prefers the {'first' if first > 0.5 else 'second'} judgment in {max(first, 1 - first):.0%} of its verdicts "
+                     f"(the paper stopped training the judge at {STOPPED['position']:.0%})")
+    if higher is not None and higher >= STOPPED["higher"]:
+        lines.append(f"the meta-judge prefers the higher score in {higher:.0%} of its verdicts (the paper: {STOPPED['higher']:.0%})")
+    if score is not None and score > STOPPED["mean"] * max_score:
+        lines.append(f"the judge's mean score is {score:.2f} of {max_score} (the paper's had passed {STOPPED['mean'] * max_score:g})")
+    return lines
 
 
 def look_up(record, path):
     for key in path.split("."):
         record = (record or {}).get(key)
     return record
+
+
+# ---- comparing models
+
+def drawn(model, tokenizer, prompts, label, **settings):
+    """One sample for each prompt, with a bar."""
+    tokens, start = 0, time.perf_counter()
+
+    def ended(i, number, sample):
+        nonlocal tokens
+        tokens += len(sample.tokens)
+        bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
+        bar.update()
+
+    with tqdm(total=len(prompts), desc=label, unit="sample") as bar:
+        return [samples[0] for samples in sample(model, tokenizer, prompts, on_end=ended, **settings)]
+
+
+def load_alone(model, bits=None):
+    """Load a model in the place of the one before, which nobody may hold any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return load(model, bits=bits)
+
+
+def answers_of(source, name, prompts, args):
+    """{prompt: its answers} by a model, or from a JSONL file of "prompt" and "text" such as a run's eval.jsonl; how many were cut off."""
+    answers, cut = defaultdict(list), 0
+    if Path(source).is_file():
+        for number, record in enumerate(read_prompts(source, name), 1):
+            if not isinstance(record.get("text"), str):
+                raise ValueError(f"{name} {source}: record {number} needs \"text\", the answer")
+            answers[record["prompt"]].append(record["text"])
+            cut += record.get("finished") is False
+        return answers, cut
+    model, tokenizer = load_alone(source, args.bits)
+    for prompt, answer in zip(prompts, drawn(model, tokenizer, prompts, f"{name}: answers", max_new_tokens=args.max_new_tokens,
+                                             temperature=args.temperature, top_p=args.top_p, seed=[args.seed, "compare"])):
+        answers[prompt].append(answer.text)
+        cut += not answer.finished
+    return answers, cut
+
+
+def judge_both_orders(judge, pairs, bits=None, max_new_tokens=512):
+    """Have a model compare pairs (prompt, answer a, answer b) in both orders, greedily: records with "winners", "a", "b" or None for each order."""
+    model, tokenizer = load_alone(judge, bits)
+    asked = [compare_prompt(prompt, *answers) for prompt, a, b in pairs for answers in ((a, b), (b, a))]
+    said = drawn(model, tokenizer, asked, "comparisons", max_new_tokens=max_new_tokens, temperature=0)
+    winners = [parse_winner(s.text, "Answer") if s.finished else None for s in said]
+    return [{"prompt": prompt, "a": a, "b": b, "winners": [{"A": "a", "B": "b"}.get(winners[2 * i]), {"A": "b", "B": "a"}.get(winners[2 * i + 1])],
+             "said": [said[2 * i].text, said[2 * i + 1].text]} for i, (prompt, a, b) in enumerate(pairs)]
+
+
+def measure_comparisons(records):
+    """Figures of answers a against answers b, from records with "prompt", "a", "b" and "winners" in both orders (a first, b first).
+
+    A pair counts 1 if a won both, 0 if b did, 1/2 if the orders disagree; one that did not parse in both orders is left out and counted.
+    Intervals: 95 %, bootstrap over prompts. first_position_rate: of all verdicts that parsed.
+    """
+    first = [float(winner == place) for record in records for winner, place in zip(record["winners"], "ab") if winner]
+    both = [record for record in records if None not in record["winners"]]
+    figures = {"compared": len(both), "unparsed": len(records) - len(both), "first_position_rate": mean(first)}
+    if not both:
+        return figures
+    wins = [sum(winner == "a" for winner in record["winners"]) / 2 for record in both]
+    lengths = [[len(record[side]) for record in both] for side in "ab"]
+    groups = [record["prompt"] for record in both]
+    rate, error = win_rate(wins)
+    return figures | {
+        "consistent_rate": mean(float(len(set(record["winners"])) == 1) for record in both),
+        "win_rate": rate, "standard_error": error, "win_rate_interval": bootstrap(np.mean, wins, groups=groups),
+        "length_controlled_win_rate": length_controlled_win_rate(wins, *lengths),
+        "length_controlled_interval": bootstrap(length_controlled_win_rate, wins, *lengths, groups=groups),
+        "mean_lengths": [mean(side) for side in lengths]}
+
+
+def compare(args):
+    """`eval.py compare A B --judge MODEL`."""
+    sources = {"A": args.a, "B": args.b}
+    files = [source for source in sources.values() if Path(source).is_file()]
+    prompts_file = args.prompts or (files[0] if files else HERE / "data" / "eval.jsonl")
+    prompts = list(dict.fromkeys(record["prompt"] for record in read_prompts(prompts_file)))
+    (a, cut_a), (b, cut_b) = (answers_of(source, name, prompts, args) for name, source in sources.items())
+    wanted = prompts if args.prompts else list(a)
+    pairs = [(prompt, *texts) for prompt in wanted for texts in zip(a.get(prompt, ()), b.get(prompt, ()))]
+    if not pairs:
+        raise ValueError("A and B have no prompt in common: compare answers to the same prompts")
+    alone = sum(map(len, a.values())) + sum(map(len, b.values())) - 2 * len(pairs)
+    records = judge_both_orders(args.judge, pairs, args.bits, args.max_verdict_tokens)
+    if args.out:
+        write_jsonl(args.out, records)
+    f = measure_comparisons(records)
+    print(f"A = {args.a}, B = {args.b}, judge {args.judge}: {f['compared']} pairs of answers to {len({prompt for prompt, *_ in pairs})} prompts, "
+          f"in both orders\nleft out: {f['unparsed']} pairs without two verdicts, {alone} answers without a counterpart; "
+          f"cut off, and compared as they are: {cut_a} of A, {cut_b} of B")
+    if not f["compared"]:
+        raise ValueError(f"no verdict of {args.judge} named a winner: choose a stronger judge, or raise --max-verdict-tokens")
+    for name, value, (low, high) in [("A wins", f["win_rate"], f["win_rate_interval"]),
+                                     ("A wins, length-controlled", f["length_controlled_win_rate"], f["length_controlled_interval"])]:
+        print(f"{name:38}{value:>7.1%}   95 % interval {low:.1%} to {high:.1%}")
+    print(f"{'characters per answer: A, B':38}{f['mean_lengths'][0]:>7.0f} {f['mean_lengths'][1]:.0f}\n"
+          f"{'judge prefers the first':38}{f['first_position_rate']:>7.1%}\n{'judge says the same in both orders':38}{f['consistent_rate']:>7.1%}")
+    if args.judge in sources.values():
+        print("The judge is one of the two: models prefer their own answers.")
+    print("These figures are this judge's opinion on these prompts. They are not AlpacaEval's nor any other leaderboard's, whose judges and prompts "
+          "are others.")
+
+
+# ---- answers for the official tools
+
+def read_questions(file, form):
+    """The questions of an official file: (the texts of its turns, the record itself), one after the other."""
+    text = Path(file).read_text(encoding="utf-8")
+    try:
+        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError:
+        raise ValueError(f"--questions {file}: neither a JSON list nor JSON lines") from None
+    questions = []
+    for number, record in enumerate(records, 1):
+        try:
+            turns = {"alpaca": lambda: [record["instruction"]], "mt-bench": lambda: record["turns"],
+                     "arena-hard": lambda: [record["prompt"]] if "uid" in record else [turn["content"] for turn in record["turns"]]}[form]()
+            assert turns and all(isinstance(turn, str) for turn in turns) and (form == "alpaca" or "uid" in record or "question_id" in record)
+        except (KeyError, TypeError, AssertionError):
+            needs = {"alpaca": "instruction", "mt-bench": "question_id and turns", "arena-hard": "question_id and turns, or uid and prompt"}[form]
+            raise ValueError(f"--questions {file}: question {number} is none of {form}: it needs {needs}") from None
+        questions.append((turns, record))
+    if not questions:
+        raise ValueError(f"--questions {file}: no questions in it")
+    return questions
+
+
+def style_counts(text):
+    """What Arena-Hard's style control reads: Markdown headers, list items and bold passages outside code blocks."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return {"header_count": {f"h{n}": len(re.findall(rf"(?m)^#{{{n}}}\s", text)) for n in range(1, 7)},
+            "list_count": {"ordered": len(re.findall(r"(?m)^[ \t]*\d+\.\s", text)), "unordered": len(re.findall(r"(?m)^[ \t]*[-*+]\s", text))},
+            "bold_count": {"**": len(re.findall(r"\*\*[^*\n]+\*\*", text)), "__": len(re.findall(r"__[^_\n]+__", text))}}
+
+
+def official(form, name, record, answers):
+    """One line, or entry, of an official tool's file. answers: the Samples of the question's turns."""
+    texts = [answer.text for answer in answers]
+    number = record.get("uid", record.get("question_id"))
+    answer_id = hashlib.sha256(f"{name}/{number}".encode()).hexdigest()[:22]
+    if form == "alpaca":
+        return {"instruction": record["instruction"], "output": texts[0], "generator": name, "dataset": record.get("dataset", "alpaca_eval")}
+    if form == "arena-hard" and "uid" in record:
+        return {"uid": number, "ans_id": answer_id, "model": name, "tstamp": time.time(),
+                "messages": [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": {"answer": texts[0]}}],
+                "metadata": {"token_len": len(answers[0].tokens), **style_counts(texts[0])}}
+    turns = texts if form == "mt-bench" else [{"content": text, "token_len": len(answer.tokens)} for text, answer in zip(texts, answers)]
+    return {"question_id": number, "answer_id": answer_id, "model_id": name, "choices": [{"index": 0, "turns": turns}], "tstamp": time.time()}
+
+
+def export(args):
+    """`eval.py export RUN --format ... --questions FILE`: one file per iteration."""
+    run, questions = Path(args.run), read_questions(args.questions, args.format)
+    there = sorted(int(folder.parent.name[4:]) for folder in run.glob("iter*/adapter") if folder.parent.name[4:].isdigit())
+    if not there:
+        raise ValueError(f"{run} has no iteration with an adapter: it is no run's folder, or the run has not finished iteration 0")
+    missing = sorted(set(args.iterations or there) - set(there))
+    if missing:
+        raise ValueError(f"{run} has no adapter of iteration {missing[0]}, only of {' '.join(map(str, there))}")
+    out = Path(args.out or run / "export" / args.format)
+    for t in args.iterations or there:
+        name = f"{run.resolve().name}-iter{t}"
+        file = out / name / "model_outputs.json" if args.format == "alpaca" else out / "model_answer" / f"{name}.jsonl"
+        model, tokenizer = load_alone(run / f"iter{t}", args.bits)
+        said = [[] for _ in questions]
+        for turn in range(max(len(turns) for turns, _ in questions)):
+            asked = [i for i, (turns, _) in enumerate(questions) if len(turns) > turn]
+            chats = [[text for k in range(turn) for text in (questions[i][0][k], said[i][k].text)] + [questions[i][0][turn]] for i in asked]
+            samples = drawn(model, tokenizer, chats, f"{name}: answers" + (f", turn {turn + 1}" if args.format == "mt-bench" else ""),
+                            max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=[args.seed, "export", turn])
+            for i, answer in zip(asked, samples):
+                said[i].append(answer)
+        del model
+        lines = [official(args.format, name, record, answers) for (_, record), answers in zip(questions, said)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(lines, indent=1) + "\n") if args.format == "alpaca" else write_jsonl(file, lines)
+        cut = sum(not answer.finished for answers in said for answer in answers)
+        print(f"{file}: {len(lines)} questions, {cut} answers cut off after {args.max_new_tokens} tokens")
+
+
+# ---- the report
+
+INK = "#7a7a7a"  # of plots, whose background is the page's, light or dark: a grey that can be read on both
+COLORS = ["#3f87d9", "#e07b2e", "#3f9e57", "#cf4f78", "#8c6fd1", "#8a8a3a"]
+STYLE = """:root{color-scheme:light dark}
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:auto;padding:1rem}
+h1{margin-bottom:0}h2{margin-top:2.5rem;border-top:1px solid #8886;padding-top:1rem}
+nav a{margin-right:1rem;white-space:nowrap}small{opacity:.75}
+table{border-collapse:collapse;display:block;overflow-x:auto}
+td,th{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}
+th{font-weight:600}td:first-child,th:first-child{text-align:left}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}img{width:100%;max-width:34rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;border-radius:.4rem;margin:.3rem 0}
+details{margin:.4rem 0;padding-left:.6rem;border-left:2px solid #8884}summary{cursor:pointer}
+.good{border-left:4px solid #2a2}.bad{border-left:4px solid #c33}
+.note{border-left:4px solid #d90;padding:.2rem .8rem;background:#d901;margin:1rem 0}
+.h1{background:#3f87d922}.h2{background:#3f87d955}.h3{background:#3f87d988}.h4{background:#3f87d9bb}"""
+
+FIGURES = [  # name, where in a record of summary.json, how shown
+    ("actor: true score", "actor.truth", ".2f"), ("actor: score by its own judgment", "actor.mean_score", ".2f"),
+    ("actor: characters per answer", "actor.mean_length", ".0f"), ("judge: valid", "judge.valid_rate", ".0%"),
+    ("judge: mean score", "judge.mean_score", ".2f"), ("judge: ties", "judge.ties", ".0%"),
+    ("judge: right about the truth", "judge.truth_agreement", ".1%"), ("judge: agrees with people", "judge.human_agreement", ".1%"),
+    ("judge: agrees, ties count", "judge.human_agreement_with_ties", ".1%"), ("judge: Spearman with people", "judge.human_spearman", ".2f"),
+    ("judge: score with length", "judge.length_correlation", ".2f"), ("truth with length", "judge.truth_length_correlation", ".2f"),
+    ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
+    ("meta-judge: prefers the first", "meta_judge.first_position_rate", ".0%"),
+    ("meta-judge: prefers the higher score", "meta_judge.higher_score_rate", ".0%"),
+    ("meta-judge: same in both orders", "meta_judge.consistent_rate", ".0%"),
+    ("meta-judge: winner changes, repeated", "meta_judge.repeat_winner_changed", ".0%"),
+    ("meta-judge: pair changes, repeated", "meta_judge.repeat_pair_changed", ".0%"),
+    ("meta-judge: right about the truth", "meta_judge.truth_accuracy", ".0%"),
+    ("training: actor pairs", "pairs.actor", "d"), ("training: judge pairs", "pairs.judge", "d"),
+]
+CURVES = {
+    "actor's score": {"true": "actor.truth", "by itself": "actor.mean_score"},
+    "actor: characters per answer": {"": "actor.mean_length"},
+    "judge: how often right": {"by the truth": "judge.truth_agreement", "by people's ranks": "judge.human_agreement"},
+    "judge: mean score": {"": "judge.mean_score"},
+    "judge: ties, and score with length": {"ties": "judge.ties", "score with length": "judge.length_correlation",
+                                           "truth with length": "judge.truth_length_correlation"},
+    "meta-judge: biases": {"prefers the first": "meta_judge.first_position_rate", "prefers the higher score": "meta_judge.higher_score_rate",
+                           "same in both orders": "meta_judge.consistent_rate"},
+    "meta-judge: when repeated": {"winner changes": "meta_judge.repeat_winner_changed", "pair changes": "meta_judge.repeat_pair_changed"},
+}
+SHOWN = 6  # prompts of each iteration in the browser of samples
 
 
 def cells(tag, values):
@@ -242,106 +561,287 @@ def figure_rows(records):
     return rows
 
 
-def count_table(records, pick, head):
-    names = list(dict.fromkeys(name for record in records for name in pick(record)))
-    rows = [[name, *(pick(record).get(name, 0) for record in records)] for name in names]
-    return html_table([head, *(f"iter {record['iteration']}" for record in records)], rows)
+def count_table(records, path, head):
+    counts = [look_up(record, path) or {} for record in records]
+    names = list(dict.fromkeys(name for count in counts for name in count))
+    rows = [[name, *(f"{count[name]:,}" if name in count else "" for count in counts)] for name in names]
+    return html_table([head, *(f"iter {record['iteration']}" for record in records)], rows) if rows else ""
 
 
-CURVES = {
-    "actor's score": {"true": "actor.truth", "by itself": "actor.mean_score"},
-    "characters per answer": {"": "actor.mean_length"},
-    "judge right about the truth": {"": "judge.truth_agreement"},
-    "meta-judge's biases": {"prefers the first": "meta_judge.first_position_rate", "prefers the higher score": "meta_judge.higher_score_rate"},
-}
+def plot(title, draw):
+    """What draw(axis) draws, as an image inside the page; "" without matplotlib."""
+    if Figure is None:
+        return ""
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
+                "axes.spines.right": False, "legend.frameon": False, "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+                **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK)}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.6, 3), layout="constrained")
+        axis = figure.subplots()
+        draw(axis)
+        axis.set_title(title)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=8)
+        image = io.BytesIO()
+        figure.savefig(image, format="svg", transparent=True, metadata={"Date": None})
+    return f'<img alt="{html.escape(title)}" src="data:image/svg+xml;base64,{base64.b64encode(image.getvalue()).decode()}">'
 
 
 def curves(records):
-    """The curves to look at first, as a PNG inside the page."""
-    if Figure is None:
-        return "<p>Plots: pip install matplotlib, then python eval.py report on this folder.</p>"
-    figure = Figure(figsize=(8.5, 6), layout="constrained")  # two by two, so that a phone shows them too
-    for axis, (title, paths) in zip(figure.subplots(2, 2).flat, CURVES.items()):
-        for label, path in paths.items():
-            points = [(r["iteration"], look_up(r, path)) for r in records if look_up(r, path) is not None]
-            if points:
-                axis.plot(*zip(*points), marker="o", label=label or None)
-        axis.set_title(title, fontsize=10)
-        axis.set_xticks([r["iteration"] for r in records])
-        if axis.get_legend_handles_labels()[1]:
-            axis.legend(fontsize=8)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    return f'<img alt="curves by iteration" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
+    """Figures by model, one plot for what belongs together."""
+    plots = []
+    for title, paths in CURVES.items():
+        lines = {label: [(r["iteration"], look_up(r, path)) for r in records if look_up(r, path) is not None] for label, path in paths.items()}
+
+        def draw(axis):
+            for label, points in lines.items():
+                if points:
+                    axis.plot(*zip(*points), marker="o", label=label or None)
+            axis.set_xticks([r["iteration"] for r in records], [f"M_{r['iteration']}" for r in records])
+
+        plots += [plot(title, draw)] if any(lines.values()) else []
+    return plots
+
+
+def histograms(records):
+    """How the judges of all models spread their scores over the same answers."""
+    counts = {r["iteration"]: look_up(r, "judge.histogram") for r in records if look_up(r, "judge.histogram")}
+
+    def draw(axis):
+        for t, count in counts.items():
+            axis.plot([float(score) for score in count], [n / sum(count.values()) for n in count.values()], marker="o", label=f"M_{t}")
+        axis.set_xlabel("score")
+
+    return [plot("judge: share of each score", draw)] if counts else []
+
+
+def training_curves(steps):
+    """Loss and rewards of DPO over the steps of all iterations. steps: {iteration: lines of train.jsonl}."""
+    ends = np.cumsum([sum("step" in line for line in lines) for lines in steps.values()])
+
+    def draw(names):
+        def draw_names(axis):
+            for name, label in names.items():
+                points, number = [], 0
+                for lines in steps.values():
+                    for line in lines:
+                        number += "step" in line
+                        if name in line:
+                            points.append((number, line[name]))
+                    points.append((number, math.nan))  # a gap between iterations
+                if len(points) > len(steps):
+                    axis.plot(*zip(*points), label=label, linewidth=1, marker="o" if name.startswith("held_out") else None, markersize=3)
+            for end in ends[:-1]:
+                axis.axvline(end + 0.5, color=INK, linewidth=0.5, linestyle=":")
+            axis.set_xlabel("steps, all iterations")
+        return draw_names
+
+    plots = [("DPO: loss", {"loss": "training", "held_out_loss": "held out"}),
+             ("DPO: rewards (nats times beta)", {"chosen_reward": "chosen", "rejected_reward": "rejected"}),
+             ("DPO: share of pairs in order", {"accuracy": "training", "held_out_accuracy": "held out"})]
+    return [plot(title, draw(names)) for title, names in plots] if any(steps.values()) else []
 
 
 def pre(text, kind=""):
     return f'<pre class="{kind}">{html.escape(text)}</pre>'
 
 
-def samples(folder, kind, count=3):
-    """A few of an iteration's pairs, to be read."""
-    pairs = [pair for pair in read_jsonl(folder / "pairs.jsonl") if pair["kind"] == kind][:count]
-    number = "score" if kind == "actor" else "rating"
-    def title(pair):
-        return pair["prompt"][0]["content"] if kind == "actor" else f"Judgments of an answer to prompt {pair['prompt_id']}"
-
-    return "".join(
-        f"<details><summary>{html.escape(title(pair))}</summary>{pre(pair['prompt'][0]['content'])}"
-        f"chosen, {number} {pair[f'chosen_{number}']:.2f}{pre(pair['chosen'][0]['content'], 'good')}"
-        f"rejected, {number} {pair[f'rejected_{number}']:.2f}{pre(pair['rejected'][0]['content'], 'bad')}</details>" for pair in pairs)
+def details(title, body):
+    return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
 
 
-def verdict_samples(folder, count=2):
-    """Who beat whom among the judgments of an answer, and two of the verdicts in full."""
-    page = []
-    for battle in read_jsonl(folder / "battles.jsonl")[:count]:
-        numbered = [f"{i}: {text}" for i, text in enumerate(battle["texts"])]
-        rows = [[m, *("" if m == n else {1: "first", -1: "second", 0: "?"}[verdict] for n, verdict in enumerate(row))]
+def matrix(head, rows, top):
+    """A table of numbers, shaded up to `top`."""
+    shade = [[min(4, math.ceil(4 * value / top)) for value in row] for row in rows]
+    body = "".join(f"<tr><td>{i}</td>" + "".join(f'<td class="h{shade[i][j]}">{value:.2g}</td>' if i != j else "<td></td>"
+                                                 for j, value in enumerate(row)) + "</tr>" for i, row in enumerate(rows))
+    return "<table>" + cells("th", [head, *range(len(rows))]) + body + "</table>"
+
+
+def rated(battle, rating):
+    """One answer's judgments, how they fared against each other, and their ratings."""
+    order = sorted(range(len(battle["texts"])), key=lambda i: -rating["ratings"][i])
+    rows = [[f"judgment {i}", f"{rating['ratings'][i]:+.2f}", f"{battle['scores'][i]:g}", len(battle["texts"][i])] for i in order]
+    body = html_table(["", "rating", "its score", "characters"], rows)
+    if rating.get("battles"):
+        body += "<p>Battles won by the row against the column [E3]:</p>" + matrix("", rating["battles"], 1)
+    verdicts = [[m, *("" if m == n else {1: "first", -1: "second", 0: "?"}[v] for n, v in enumerate(row))]
                 for m, row in enumerate(battle["verdicts"])]
-        grid = html_table(["first \\ second", *range(len(numbered))], rows)
-        said = "".join(f"{s['first']} shown first, {s['second']} second{pre(s['text'])}" for s in battle["said"][:2])
-        page.append(f"<details><summary>{html.escape(battle['prompt'][:90])}</summary>{pre(battle['text'])}{pre(chr(10).join(numbered))}"
-                    f"Who won:{grid}{said}</details>")
+    body += "<p>Who won, with the row shown first and the column second (?: no winner named):</p>" + html_table(
+        ["first \\ second", *range(len(verdicts))], verdicts)
+    kind = {order[0]: "good", order[-1]: "bad"}
+    body += "".join(f"judgment {i}{pre(battle['texts'][i], kind.get(i, ''))}" for i in order)
+    return body + "".join(f"{said['first']} shown first, {said['second']} second{pre(said['text'])}" for said in battle["said"][:2])
+
+
+def example(folder, notes):
+    """One answer whose judgments were compared, with everything that follows from it."""
+    rating = next(each_line(folder / "ratings.jsonl", notes), None)
+    battle = rating and next((b for b in each_line(folder / "battles.jsonl", notes) if b["id"] == rating["id"]), None)
+    return pre(battle["prompt"]) + "The answer" + pre(battle["text"]) + rated(battle, rating) if battle else ""
+
+
+def samples(folder, notes):
+    """Some prompts of an iteration: the chosen and the rejected answer with their judgments, and the judgments that were compared."""
+    groups = defaultdict(dict)
+    for pair in each_line(folder / "pairs.jsonl", notes):
+        if pair["prompt_id"] in groups or len(groups) < SHOWN:
+            groups[pair["prompt_id"]][pair["kind"]] = pair
+    judged = [record for record in each_line(folder / "judgments.jsonl", notes) if record["prompt_id"] in groups]
+    battles = {b["prompt_id"]: b for b in each_line(folder / "battles.jsonl", []) if b["prompt_id"] in groups}
+    ratings = {r["id"]: r for r in each_line(folder / "ratings.jsonl", [])}
+    page = []
+    for prompt_id, pairs in groups.items():
+        body, title = "", f"prompt {prompt_id}"
+        for side, kind in (("chosen", "good"), ("rejected", "bad")) if "actor" in pairs else ():
+            pair = pairs["actor"]
+            text, title = pair[side][0]["content"], pair["prompt"][0]["content"]
+            record = next((r for r in judged if r["prompt_id"] == prompt_id and r["text"] == text), {})
+            true = f", true score {record['truth']}" if "truth" in record else ""
+            said = "".join(pre(judgment["text"]) for judgment in record.get("judgments", [])[:3])
+            body += f"{side}, score {pair[f'{side}_score']:.2f}{true}{pre(text, kind)}" + details("its first judgments", said)
+        if "judge" in pairs:
+            pair, battle = pairs["judge"], battles.get(prompt_id)
+            for side, kind in (("chosen", "good"), ("rejected", "bad")):
+                body += f"{side} judgment, rating {pair[f'{side}_rating']:.2f}{pre(pair[side][0]['content'], kind)}"
+            if battle and battle["id"] in ratings:
+                body += details("all judgments of that answer, and the verdicts", pre(battle["text"]) + rated(battle, ratings[battle["id"]]))
+        page.append(details(title, body))
     return "".join(page)
 
 
-def report(run):
-    """Write runs/x/report.html, one self-contained page, from whatever the run has left so far. Raises ValueError if that is nothing."""
-    run = Path(run)
-    if not (run / "summary.json").is_file():
-        raise ValueError(f"{run} has no summary.json: it is no run's folder, or the run has not finished iteration 0")
-    records = json.loads((run / "summary.json").read_text())
-    settings = json.loads((run / "config.json").read_text())["settings"]
-    parts = [f"<h1>Meta-Rewarding: {html.escape(str(settings['model']))}</h1>",
-             f"<p>{len(records) - 1} iterations, seed {settings['seed']}. M_0 is the seed model "
-             "after its warm start; actor and judge are measured on prompts that never train, the judge always on M_0's answers.</p>",
-             curves(records), html_table(["", *(f"M_{record['iteration']}" for record in records)], figure_rows(records)),
-             "<p><small>True score: how many of a prompt's checks an answer matches. Own score: what the model gives itself; it proves nothing. "
-             "Right about the truth: the judge, the share of pairs of answers it orders as the truth does; the meta-judge, the share of "
-             "comparisons it gives to the judgment whose score is nearer to the truth. Prefers the first: 50 % would be no bias.</small></p>",
-             "<h2>Dropped</h2>", count_table(records, lambda r: r["pairs"]["dropped"], "reason"),
-             "<h2>Seconds</h2>", count_table(records, lambda r: r["seconds"], "stage")]
-    for record in records[1:]:
-        folder = run / f"iter{record['iteration']}"
-        for title, block in (("Answers", samples(folder, "actor")), ("Judgments", samples(folder, "judge")), ("Verdicts", verdict_samples(folder))):
-            parts.append(f"<h2>{title}, iteration {record['iteration']}</h2>{block}" if block else "")
-    write_whole(run / "report.html", "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-                f"<title>Meta-Rewarding run</title><style>{STYLE}</style>{''.join(parts)}</html>\n")
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Look at a run.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("report", help="(re)draw the report of a run")
-    command.add_argument("run", help="the run's folder")
-    args = parser.parse_args()
+def read_whole(file, kind, notes):
+    """The content of a JSON file, an empty `kind` if it is missing or broken, which notes are told."""
     try:
-        report(args.run)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        notes.append(f"{file} " + ("is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"))
+        return kind()
+    if not isinstance(content, kind):
+        notes.append(f"{file} holds no {'list' if kind is list else 'record'}")
+        return kind()
+    return content
+
+
+def report(run):
+    """Write runs/x/report.html, one self-contained page, from whatever the run has left so far.
+
+    Returns notes, a line on each thing that is missing or broken; they are on the page as well. Raises ValueError if there is no run at all.
+    """
+    run, notes = Path(run), []
+    folders = {int(folder.name[4:]): folder for folder in run.glob("iter*") if folder.name[4:].isdigit()}
+    if not (run / "summary.json").is_file() and not folders:
+        raise ValueError(f"{run} has no summary.json and no iterations: it is no run's folder, or the run has not finished iteration 0")
+    settings = read_whole(run / "config.json", dict, notes).get("settings") or {}
+    records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict) and "iteration" in record]
+    for t in sorted(folders.keys() - {record["iteration"] for record in records}):
+        notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
+        if (folders[t] / "figures.json").is_file():
+            records.append({"iteration": t, **read_whole(folders[t] / "figures.json", dict, notes)})
+    parts, links = [], []
+
+    def section(title, draw):
+        try:
+            body = draw()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            notes.append(f"{title}: cannot be drawn, a file is not as a run leaves it ({type(error).__name__}: {error})")
+            return
+        if body:
+            links.append(f'<a href="#s{len(links)}">{html.escape(title)}</a>')
+            parts.append(f'<h2 id="s{len(links) - 1}">{html.escape(title)}</h2>{body}')
+
+    warned = [f"M_{r['iteration']}: {line}" if line.startswith("the judge") else f"iteration {r['iteration']}: {line}"
+              for r in records for line in drifts(r, settings.get("max_score") or 5)]
+    trained = [record["iteration"] for record in records if record["iteration"]]
+    steps = {r["iteration"]: read_jsonl(run / f"iter{r['iteration']}" / "train.jsonl", notes)
+             for r in records if r["iteration"] and r.get("train")}
+    section("At a glance", lambda: html_table(["", *(f"M_{record['iteration']}" for record in records)], figure_rows(records)) + LEGEND)
+    section("Curves", lambda: plots(curves(records) + histograms(records)))
+    section("Training", lambda: plots(training_curves(steps)))
+    compared = [t for t in trained if (run / f"iter{t}" / "ratings.jsonl").is_file()]
+    section("Ratings of one answer's judgments", lambda: example(run / f"iter{compared[0]}", notes) if compared else "")
+    section("Dropped", lambda: count_table(records, "pairs.dropped", "reason"))
+    section("Seconds by stage", lambda: count_table(records, "seconds", "stage"))
+    section("Tokens by stage", lambda: count_table(records, "tokens", "stage"))
+    for t in trained:
+        section(f"Samples of iteration {t}", lambda: samples(run / f"iter{t}", notes))
+    model = html.escape(str(settings.get("model", "unknown model")))
+    seed = html.escape(str(settings.get("seed", "unknown")))
+    head = (f"<h1>Meta-Rewarding: {model}</h1><p>{len(trained)} iterations, seed {seed}. M_0 is the seed model after its warm start; "
+            "actor and judge are measured on prompts that never train, the judge always on M_0's answers.</p>"
+            f"<nav>{' '.join(links)}</nav>" + notice("Missing from this page", notes) + notice("Drift", warned)
+            + ("" if Figure else "<p>Plots: pip install matplotlib, then python eval.py report on this folder.</p>"))
+    write_whole(run / "report.html", "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+                f"<title>Meta-Rewarding: {model}</title><style>{STYLE}</style>{head}{''.join(parts)}</html>\n")
+    return notes
+
+
+LEGEND = ("<p><small>True score: how many of a prompt's checks an answer matches. Own score: what the model gives itself; it proves nothing. "
+          "Right about the truth: the judge, the share of pairs of answers it orders as the truth does; the meta-judge, the share of comparisons "
+          "it gives to the judgment whose score is nearer to the truth. Prefers the first: 50 % would be no bias. With length: Spearman's "
+          "correlation over M_0's held-out answers. README explains every figure.</small></p>")
+
+
+def plots(images):
+    return f'<div class="plots">{"".join(images)}</div>' if any(images) else ""
+
+
+def notice(title, lines):
+    return f'<div class="note"><b>{title}</b><br>{"<br>".join(map(html.escape, lines))}</div>' if lines else ""
+
+
+# ---- the command
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message}; --help shows what there is")
+
+
+def parse(argv=None):
+    parser = Parser(description="Look at a run, or compare models.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    shown = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    command = commands.add_parser("report", help="(re)draw the report of a run", **shown)
+    command.add_argument("run", help="the run's folder")
+
+    command = commands.add_parser("compare", help="which of two models' answers a judge prefers, in both orders", **shown)
+    command.add_argument("a", metavar="A", help="a model (hub name, folder, runs/x/iter4), or JSONL of \"prompt\" and \"text\", such as "
+                         "runs/x/iter4/eval.jsonl")
+    command.add_argument("b", metavar="B", help="what to compare it with")
+    command.add_argument("--judge", required=True, help="a model that took no part in making A or B")
+    command.add_argument("--prompts", help="JSONL with \"prompt\", or one prompt a line (without it: those of A's or B's file, or data/eval.jsonl)")
+    command.add_argument("--out", help="a JSONL file for every pair with its verdicts")
+    command.add_argument("--max-verdict-tokens", type=int, default=512, help="longest verdict, in tokens; verdicts are greedy")
+    export_command = commands.add_parser("export", help="answers of a run's iterations in the files that official tools read", **shown)
+    export_command.add_argument("run", help="the run's folder")
+    export_command.add_argument("--format", required=True, choices=["alpaca", "arena-hard", "mt-bench"], help="whose files")
+    export_command.add_argument("--questions", required=True, help="the official question file")
+    export_command.add_argument("--iterations", type=int, nargs="+", help="which (without it: all)")
+    export_command.add_argument("--out", help="a folder (without it: RUN/export/FORMAT)")
+    for command in (command, export_command):
+        command.add_argument("--max-new-tokens", type=int, default=1024, help="longest answer, in tokens")
+        command.add_argument("--temperature", type=float, default=0.8, help="of the answers; 0 is greedy")
+        command.add_argument("--top-p", type=float, default=0.95, help="of the answers: probability mass of the nucleus")
+        command.add_argument("--bits", type=int, choices=[4, 16, 32], help="of the models (without it: 4 on CUDA, 32 elsewhere; a run's own)")
+        command.add_argument("--seed", type=int, default=0, help="of the draws")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    try:
+        args = parse(argv)
+        if args.command == "report":
+            for note in report(args.run):
+                print(f"note: {note}", file=sys.stderr)
+            print(f"{args.run}/report.html")
+        else:
+            {"compare": compare, "export": export}[args.command](args)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    print(f"{args.run}/report.html")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ invents its own prompts instead of a 70B model; (3) EFT judgments come from the 
 epoch is picked by its loss on held-out pairs; (5) the Elo fit is regularised (see `elo`);
 (6) the judge of every M_t is measured on M_0's held-out answers (eval_judge.jsonl), so that its figures compare.
 """
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -36,7 +35,23 @@ from tqdm import tqdm
 
 import prompts as words
 from dpo import add_lora, check_logits, save_adapter, set_adapter, train_dpo, train_sft
-from eval import figure_rows, measure_actor, measure_judge, measure_meta_judge, numbers, read_jsonl, report, truth, write_jsonl, write_whole
+from eval import (
+    Parser,
+    by_prompt,
+    drifts,
+    figure_rows,
+    measure_actor,
+    measure_judge,
+    measure_meta_judge,
+    measure_people,
+    measure_repeats,
+    numbers,
+    read_jsonl,
+    report,
+    truth,
+    write_jsonl,
+    write_whole,
+)
 from sampling import Chat, load, load_tokenizer, sample
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
@@ -44,7 +59,9 @@ GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 BLOCK = 4096            # samples drawn together; those of a block that a crash cut short are drawn again
 HELD_OUT = 0.1          # share of the prompts whose pairs pick the epoch instead of training
 EVAL_ANSWERS = 4        # answers per held-out prompt
-OASST_PROMPTS = 600     # of oasst1 for the warm start: with N judgments per reply enough for the paper's 1,630 examples and more
+OASST_PROMPTS = 800     # of oasst1: with N judgments per reply 600 are enough for the paper's 1,630 EFT examples and more
+HELD_RANKED = 0.25      # share of the ranked prompts that measure the judge instead, if --ranked names no others
+DIAGNOSED = 20          # answers whose comparisons are made again; in iterations that train no judge, no others are compared
 SAME = 1e-9             # scores and ratings this close are equal: the same numbers added in another order differ in the last bit
 
 
@@ -217,6 +234,7 @@ class Settings:
     rubric: str = option(None, "a file with another rubric; needs --max-score")
     max_score: int = option(5, "the rubric's highest score")
     eft: str = option(None, "JSONL of human-ranked replies for the warm start (default: oasst1 from the hub)")
+    ranked: str = option(None, "JSONL of human-ranked replies that measure the judge and never train (default: a quarter of --eft's)")
     position_advantage: bool = option(False, "rate judgments by one fit with an advantage of the first place, instead of position weights")
     no_meta_judge: bool = option(False, "ablation: train the actor only (Self-Rewarding with length control)")
     no_position_weights: bool = option(False, "ablation: a win counts the same shown first or second")
@@ -251,11 +269,6 @@ class Settings:
         """The value of a schedule in iteration t = 1, 2, ...; the last value goes on."""
         values = getattr(self, name)
         return values[min(t, len(values)) - 1]
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(f"{message}; --help shows what there is")
 
 
 def parse_settings(argv=None):
@@ -299,7 +312,7 @@ def read_preset(model):
             raise ValueError(f"{file}: {name}: no setting, or not of the right type")
     if "rubric" in preset and "max_score" not in preset:
         raise ValueError(f"{file}: rubric needs max_score, the highest score that the rubric gives")
-    for name in preset.keys() & {"prompts", "eval_prompts", "eft", "rubric"}:
+    for name in preset.keys() & {"prompts", "eval_prompts", "eft", "ranked", "rubric"}:
         preset[name] = str(Path(model) / preset[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in preset.items()}
 
@@ -314,7 +327,20 @@ def read_json(file):
 # ---- what a run reads
 
 def ranked_replies(settings):
-    """The human-ranked replies of the warm start: --eft, or oasst1 from the hub."""
+    """Human-ranked replies: (those of the warm start, those that measure the judge), prompts that are in neither of the other."""
+    measuring = words.read_prompts(settings.ranked, "--ranked", needs_replies=True) if settings.ranked else []
+    replies = [] if settings.no_eft else eft_replies(settings)
+    if not settings.ranked:
+        held = set(random.Random(f"{settings.seed}/ranked").sample(range(len(replies)), int(HELD_RANKED * len(replies))))
+        return [r for i, r in enumerate(replies) if i not in held], [replies[i] for i in sorted(held)]
+    used = {record["prompt"] for record in replies}
+    if any(record["prompt"] in used for record in measuring):
+        raise ValueError(f"--ranked {settings.ranked}: it has prompts that the warm start trains on: give others, or leave it out")
+    return replies, measuring
+
+
+def eft_replies(settings):
+    """--eft, or oasst1 from the hub."""
     if settings.eft:
         return words.read_prompts(settings.eft, "--eft", needs_replies=True)
     try:
@@ -351,7 +377,7 @@ class Run:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
                              f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
         self.chat = Chat(load_tokenizer(settings.model))
-        self.replies = None if settings.no_eft else ranked_replies(settings)
+        self.replies, self.ranked = ranked_replies(settings)
         self.check_folder()
         self.model, self.tokenizer = load(settings.model, bits=settings.bits)
         check_logits(self.model)
@@ -359,12 +385,13 @@ class Run:
         torch.manual_seed(settings.seed)
         self.model = add_lora(self.model, settings.lora_rank)
         self.tokens = 0  # drawn since the start of this process
+        self.stage, self.stage_tokens = None, defaultdict(Counter)  # of the items in the files, by iteration and stage
         self.planning = False
 
     def told(self):
         """What config.json says of this run: its settings, the content of the files they name, and versions."""
         files = {name: hashlib.sha256(Path(getattr(self.settings, name)).read_bytes()).hexdigest()[:16]
-                 for name in ("prompts", "eval_prompts", "eft", "rubric") if getattr(self.settings, name)}
+                 for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric") if getattr(self.settings, name)}
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
         return json.loads(json.dumps({"settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))
 
@@ -399,13 +426,19 @@ class Run:
     @contextmanager
     def timed(self, t, stage):
         """Add the seconds this takes to those that iteration t's `stage` took before."""
-        start = time.perf_counter()
+        self.stage, start = stage, time.perf_counter()
         try:
             yield
         finally:
             seconds = self.seconds(t)
             seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
             write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
+
+    def tokens_of(self, t):
+        """Tokens of iteration t by stage: those drawn, and those that training went over."""
+        trained = sum(line.get("tokens", 0) for line in read_jsonl(self.folder(t) / "train.jsonl"))
+        drawn = dict(self.stage_tokens[t])
+        return drawn | ({"warm start, training" if t == 0 else "training": trained} if trained else {})
 
     def seconds(self, t):
         file = self.folder(t) / "seconds.json"
@@ -428,7 +461,8 @@ class Run:
             drawn[item["id"]][prompt][number] = sample
             left[item["id"]] -= 1
             if left[item["id"]] == 0 and item["id"] not in known:
-                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]])}
+                tokens_drawn = sum(len(sample.tokens) for samples in drawn[item["id"]] for sample in samples)
+                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]]), "tokens": tokens_drawn}
                 out.write(json.dumps(known[item["id"]]) + "\n")
                 out.flush()
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
@@ -446,7 +480,9 @@ class Run:
                 sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
                        temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
                        keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache, on_end=keep)
-        return [known[item["id"]] for item in items]
+        records = [known[item["id"]] for item in items]
+        self.stage_tokens[t][self.stage] += sum(record["tokens"] for record in records)
+        return records
 
 
 def cut_torn_line(file):
@@ -494,7 +530,7 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
     return run.fill(t, name, answers, ask, finish, run.settings.judgments, run.settings.max_judgment_tokens, label)
 
 
-def meta_judge(run, t, answers):
+def meta_judge(run, t, answers, name="battles.jsonl", label="comparisons"):
     """As meta-judge, compare every two valid judgments of an answer in both orders: records with "verdicts" (N, N)."""
     def ask(item):
         texts = item["texts"]
@@ -510,7 +546,7 @@ def meta_judge(run, t, answers):
             said.append({"first": m, "second": n, "text": s.text, "finished": s.finished})
         return {**item, "verdicts": verdicts.tolist(), "said": said}
 
-    return run.fill(t, "battles.jsonl", answers, ask, finish, 1, run.settings.max_verdict_tokens, "comparisons")
+    return run.fill(t, name, answers, ask, finish, 1, run.settings.max_verdict_tokens, label)
 
 
 def request(run, t, items):
@@ -577,13 +613,6 @@ def true_score(record, text):
     return {"truth": truth(record["checks"], text)} if record.get("checks") else {}
 
 
-def by_prompt(answers):
-    groups = defaultdict(list)
-    for record in answers:
-        groups[record["prompt_id"]].append(record)
-    return groups
-
-
 def actor_pairs(answers, rho, max_chars):
     """One pair of answers per prompt [E1]: returns (pairs, what was dropped)."""
     pairs, dropped = [], Counter()
@@ -620,22 +649,43 @@ def most_varied(answers, seed):
     return items, dropped
 
 
-def judge_pairs(battles, rubric, weights, max_chars):
-    """One pair of judgments per compared answer, by their ratings [E3] [E4]: returns (pairs, what was dropped).
+def rated(battles, weights):
+    """The battles with the "ratings" of their judgments [E3] [E4] and the (chosen, rejected) "pair" that these make, or None.
 
     weights None: the ratings are those of the fit with an advantage of the first place.
     """
+    records = []
+    for battle in battles:
+        B = None if weights is None else battle_matrix(battle["verdicts"], *weights)  # [E3]
+        ratings = elo_with_advantage(battle["verdicts"])[0] if B is None else elo(B)  # [E4]
+        records.append({**battle, "battles": None if B is None else B.tolist(), "ratings": ratings.tolist(),
+                        "pair": judge_pair(ratings, [len(text) for text in battle["texts"]])})
+    return records
+
+
+def repeated(run, t, battles):
+    """The same comparisons once more, the judgments shuffled and every verdict drawn afresh."""
+    items = []
+    for battle in battles:
+        order = random.Random(f"{run.settings.seed}/{t}/{battle['id']}").sample(range(len(battle["texts"])), len(battle["texts"]))
+        kept = {key: battle[key] for key in ("id", "prompt_id", "prompt", "text", "truth") if key in battle}
+        items.append(kept | {"order": order, **{name: [battle[name][i] for i in order] for name in ("texts", "scores")}})
+    return meta_judge(run, t, items, "repeats.jsonl", "comparisons, repeated")
+
+
+def judge_pairs(battles, rubric, max_chars):
+    """One pair of judgments per compared answer, by their ratings (see `rated`): returns (pairs, what was dropped)."""
     pairs, dropped = [], Counter()
     for battle in battles:
         dropped["verdict malformed or cut off"] += sum(not v for m, row in enumerate(battle["verdicts"]) for n, v in enumerate(row) if m != n)
-        texts = battle["texts"]
-        ratings = elo_with_advantage(battle["verdicts"])[0] if weights is None else elo(battle_matrix(battle["verdicts"], *weights))
-        pair = judge_pair(ratings, [len(text) for text in texts], max_chars)
-        if pair is None:
-            equal = judge_pair(ratings, [len(text) for text in texts]) is None
-            dropped["judge pair: all ratings equal" if equal else "judge pair: chosen judgment too long"] += 1
+        texts, ratings = battle["texts"], battle["ratings"]
+        if battle["pair"] is None:
+            dropped["judge pair: all ratings equal"] += 1
             continue
-        chosen, rejected = pair
+        chosen, rejected = battle["pair"]
+        if max_chars and len(texts[chosen]) > max_chars:
+            dropped["judge pair: chosen judgment too long"] += 1
+            continue
         if texts[chosen] == texts[rejected]:
             dropped["judge pair: the same judgment on both sides"] += 1
             continue
@@ -740,10 +790,13 @@ def measure(run, t):
     own = judge(run, t, items, "eval.jsonl", "held-out judgments")
     reference = own
     if t > 0:
-        items = [{key: value for key, value in record.items() if key not in ("judgments", "scores", "score")}
+        items = [{key: value for key, value in record.items() if key not in ("judgments", "scores", "score", "tokens")}
                  for record in read_jsonl(run.folder(0) / "eval.jsonl")]
         reference = judge(run, t, items, "eval_judge.jsonl", "held-out judgments of M_0's answers")
-    return {"actor": measure_actor(own), "judge": measure_judge([record for record in reference if record["finished"]])}
+    figures = {"actor": measure_actor(own), "judge": measure_judge([record for record in reference if record["finished"]])}
+    if run.ranked:
+        figures["judge"] |= measure_people(judge(run, t, ranked_items(run.ranked), "eval_ranked.jsonl", "judgments of replies ranked by people"))
+    return figures
 
 
 # ---- what a run will cost
@@ -852,10 +905,11 @@ def stage_costs(run):
     actor = [as_pair("actor", "", group[0]["prompt"], group[0]["text"], group[-1]["text"]) for group in by_prompt(items).values() if len(group) > 1]
     compared = 0 if settings.no_meta_judge else min(iters, settings.judge_iters)
     varied, _ = most_varied(judged, settings.seed)
-    if compared and varied:
+    if varied and not settings.no_meta_judge:
         each = round(np.mean([len(item["texts"]) * (len(item["texts"]) - 1) for item in varied]))
-        cost, _ = sampling_cost(run, meta_judge, varied, each, compared * settings.prompts_per_iter * each)
-        add("comparisons", compared * settings.prompts_per_iter * each, compared, cost)
+        count = each * (compared * settings.prompts_per_iter + (2 * iters - compared) * min(DIAGNOSED, settings.prompts_per_iter))
+        cost, _ = sampling_cost(run, meta_judge, varied, each, count)
+        add("comparisons", count, 2 * iters, cost)
     pairs = [as_pair("judge", "", words.judge_prompt(item["prompt"], item["text"], run.rubric), *item["texts"][:2]) for item in varied]
     both = [pair for two in zip(actor, pairs) for pair in two]
     for name, count, calls, pairs in [("training, both kinds", 2 * compared * settings.prompts_per_iter, compared, both),
@@ -864,7 +918,7 @@ def stage_costs(run):
             add(name, count, calls, training_cost(run, functools.partial(train_dpo, beta=settings.beta), pairs, settings.epochs, count / calls))
     held_out = len(run.eval_prompts) * EVAL_ANSWERS
     add("measuring, answers", held_out * (iters + 1), iters + 1, answers)
-    add("measuring, judgments", held_out * N * (2 * iters + 1), 2 * iters + 1, judgments)
+    add("measuring, judgments", (held_out * (2 * iters + 1) + len(ranked_items(run.ranked)) * (iters + 1)) * N, 3 * iters + 2, judgments)
     return stages
 
 
@@ -918,32 +972,42 @@ def iterate(run, t):
     pairs, lost = actor_pairs(answers, settings.at("rho", t), settings.at("max_response_chars", t))
     dropped += lost
     figures = {"meta_judge": None}
-    if not settings.no_meta_judge and t <= settings.judge_iters:
-        varied, lost = most_varied(answers, settings.seed)
-        dropped += lost
-        with run.timed(t, "comparisons"):
-            battles = meta_judge(run, t, varied)
-        wins = Counter(v for b in battles for row in b["verdicts"] for v in row)
-        weights = (0.5, 0.5) if settings.no_position_weights else position_weights(wins[1], wins[-1])
-        if settings.position_advantage:
-            weights = None
-        more, lost = judge_pairs(battles, run.rubric, weights, settings.at("max_judgment_chars", t))
+    if not settings.no_meta_judge:
+        figures["meta_judge"], more, lost = compare_judgments(run, t, answers)
         dropped += lost
         pairs += more
-        figures["meta_judge"] = measure_meta_judge(battles) | {"weights": weights}
     write_jsonl(run.folder(t) / "pairs.jsonl", pairs)
     kinds = Counter(pair["kind"] for pair in pairs)
     figures["pairs"] = {"actor": kinds["actor"], "judge": kinds["judge"], "dropped": {reason: n for reason, n in dropped.items() if n}}
     with run.timed(t, "training"):
         figures["train"] = train(run, t, pairs)
-    return figures
+    return figures | {"tokens": run.tokens_of(t)}
+
+
+def compare_judgments(run, t, answers):
+    """The meta-judge's part of an iteration: (its figures, judge pairs, what was dropped).
+
+    Where the judge trains, one answer of each prompt is compared; in later iterations some are, for the figures alone.
+    """
+    settings, trains = run.settings, t <= run.settings.judge_iters
+    varied, dropped = most_varied(answers, settings.seed)
+    with run.timed(t, "comparisons"):
+        battles = meta_judge(run, t, varied if trains else varied[:DIAGNOSED])
+        again = repeated(run, t, battles[:DIAGNOSED])
+    wins = Counter(v for battle in battles for row in battle["verdicts"] for v in row)
+    weights = (0.5, 0.5) if settings.no_position_weights else None if settings.position_advantage else position_weights(wins[1], wins[-1])
+    battles, again = rated(battles, weights), rated(again, weights)
+    write_jsonl(run.folder(t) / "ratings.jsonl", [{key: battle[key] for key in ("id", "battles", "ratings", "pair")} for battle in battles])
+    figures = measure_meta_judge(battles) | {"weights": weights, "answers": len(battles)} | measure_repeats(battles[:DIAGNOSED], again)
+    pairs, lost = judge_pairs(battles, run.rubric, settings.at("max_judgment_chars", t)) if trains else ([], Counter())
+    return figures, pairs, dropped + lost if trains else lost
 
 
 def start(run):
     """Iteration 0: the warm start."""
     with run.timed(0, "warm start"):
         dropped, best = warm_start(run)
-    return {"meta_judge": None, "pairs": {"actor": 0, "judge": 0, "dropped": dict(dropped)}, "train": best}
+    return {"meta_judge": None, "pairs": {"actor": 0, "judge": 0, "dropped": dict(dropped)}, "train": best, "tokens": run.tokens_of(0)}
 
 
 def loop(run):
@@ -964,10 +1028,14 @@ def loop(run):
         set_adapter(run.model, run.folder(t) / "adapter")
         with run.timed(t, "measuring"):
             measured = measure(run, t)
-        records.append({"iteration": t, **measured, **json.loads(figures_file.read_text()), "seconds": run.seconds(t)})
+        figures = json.loads(figures_file.read_text())
+        figures["tokens"]["measuring"] = run.tokens_of(t)["measuring"]
+        records.append({"iteration": t, **measured, **figures, "seconds": run.seconds(t)})
         write_whole(file, json.dumps(records, indent=1) + "\n")
         report(run.out)  # after each iteration, for those who watch
         print(f"M_{t}: " + ", ".join(f"{name} {value}" for name, value in figure_rows(records[-1:]) if name in GLANCE))
+        for line in drifts(records[-1], run.settings.max_score):
+            print(f"drift: {line}")
     return records
 
 

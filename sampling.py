@@ -713,22 +713,23 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
 def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None):
     """n answers to each prompt.
 
-    prompts: user texts, or lists of texts, the user's and the assistant's in turn; the chat template is applied here. temperature 0 is greedy. seed: anything JSON can hold.
-    keys: one per prompt (default: its index); the uniform numbers behind a draw depend on (seed, key,
-    number of the sample) and on nothing else, the draw itself on the rounding of logits as well.
+    prompts: user texts, or lists of texts, the user's and the assistant's in turn; the chat template is applied here.
+    temperature 0 is greedy. seed: anything JSON can hold. keys: one per prompt (default: its index); the uniform numbers behind a draw
+    depend on (seed, key, number of the sample) and on nothing else, the draw itself on the rounding of logits as well.
     capacity: how many tokens' keys and values the cache may hold (default: see `cache_capacity`); halved when CUDA runs out of memory.
     on_end(i, number, sample): called as each sample ends, in no particular order.
     Returns for each prompt a list of n Samples. Raises ValueError for settings out of range.
     """
     chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)
     samples = [[None] * n for _ in prompts]
+    turns = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def finish(i, number, ids):
         samples[i][number] = Sample(tokenizer.decode(ids, skip_special_tokens=True), ids, ids[-1] in stops)
         if on_end:
             on_end(i, number, samples[i][number])
 
-    sample_tokens(model, [chat.prompt(*([prompt] if isinstance(prompt, str) else prompt)) for prompt in prompts], n, stops=stops, max_new_tokens=max_new_tokens, temperature=temperature,
+    sample_tokens(model, [chat.prompt(*texts) for texts in turns], n, stops=stops, max_new_tokens=max_new_tokens, temperature=temperature,
                   top_p=top_p, seed=seed, keys=keys, capacity=capacity, on_end=finish)
     return samples
 

@@ -35,8 +35,8 @@ SEED_ROLES, JUDGE_ROLES = ("actor", "judge", "meta_judge"), ("compare",)
 
 PRESET = {  # what `--model tiny` sets; the command line wins
     "prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl", "eft": "ranked.jsonl", "ranked": "ranked_eval.jsonl", "rubric": "rubric.txt",
-    "max_score": len(ELEMENTS), "prompts_per_iter": 60, "judgments": 7, "max_answer_tokens": 160, "max_judgment_tokens": 40, "max_verdict_tokens": 100,
-    "lr": 5e-4, "batch_size": 16, "epochs": 4, "bits": 32,
+    "max_score": len(ELEMENTS), "prompts_per_iter": 60, "judgments": 7, "max_answer_tokens": 160, "max_judgment_tokens": 40,
+    "max_verdict_tokens": 100, "lr": 5e-4, "batch_size": 16, "epochs": 4, "bits": 32,
 }
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
