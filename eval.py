@@ -505,7 +505,7 @@ h1{margin-bottom:0}h2{margin-top:2.5rem;border-top:1px solid #8886;padding-top:1
 nav a{margin-right:1rem;white-space:nowrap}small{opacity:.75}
 table{border-collapse:collapse;display:block;overflow-x:auto}
 td,th{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}
-th{font-weight:600}td:first-child,th:first-child{text-align:left}
+th{font-weight:600}td:first-child,th:first-child{text-align:left;white-space:normal}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}img{width:100%;max-width:34rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;border-radius:.4rem;margin:.3rem 0}
 details{margin:.4rem 0;padding-left:.6rem;border-left:2px solid #8884}summary{cursor:pointer}
@@ -564,7 +564,7 @@ def figure_rows(records):
 def count_table(records, path, head):
     counts = [look_up(record, path) or {} for record in records]
     names = list(dict.fromkeys(name for count in counts for name in count))
-    rows = [[name, *(f"{count[name]:,}" if name in count else "" for count in counts)] for name in names]
+    rows = [[name, *(f"{count[name]:,}" if name in count else "-" for count in counts)] for name in names]
     return html_table([head, *(f"iter {record['iteration']}" for record in records)], rows) if rows else ""
 
 
@@ -800,30 +800,31 @@ class Parser(argparse.ArgumentParser):
 def parse(argv=None):
     parser = Parser(description="Look at a run, or compare models.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    shown = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
-    command = commands.add_parser("report", help="(re)draw the report of a run", **shown)
+    command = commands.add_parser("report", help="(re)draw the report of a run", allow_abbrev=False)
     command.add_argument("run", help="the run's folder")
 
-    command = commands.add_parser("compare", help="which of two models' answers a judge prefers, in both orders", **shown)
+    command = commands.add_parser("compare", help="which of two models' answers a judge prefers, in both orders", allow_abbrev=False)
     command.add_argument("a", metavar="A", help="a model (hub name, folder, runs/x/iter4), or JSONL of \"prompt\" and \"text\", such as "
                          "runs/x/iter4/eval.jsonl")
     command.add_argument("b", metavar="B", help="what to compare it with")
     command.add_argument("--judge", required=True, help="a model that took no part in making A or B")
-    command.add_argument("--prompts", help="JSONL with \"prompt\", or one prompt a line (without it: those of A's or B's file, or data/eval.jsonl)")
+    command.add_argument("--prompts", help="JSONL with \"prompt\", or one prompt a line (default: those of A's or B's file, or data/eval.jsonl)")
     command.add_argument("--out", help="a JSONL file for every pair with its verdicts")
-    command.add_argument("--max-verdict-tokens", type=int, default=512, help="longest verdict, in tokens; verdicts are greedy")
-    export_command = commands.add_parser("export", help="answers of a run's iterations in the files that official tools read", **shown)
+    command.add_argument("--max-verdict-tokens", type=int, default=512, help="longest verdict, in tokens; verdicts are greedy (default: %(default)s)")
+
+    export_command = commands.add_parser("export", help="answers of a run's iterations in the files that official tools read", allow_abbrev=False)
     export_command.add_argument("run", help="the run's folder")
     export_command.add_argument("--format", required=True, choices=["alpaca", "arena-hard", "mt-bench"], help="whose files")
     export_command.add_argument("--questions", required=True, help="the official question file")
-    export_command.add_argument("--iterations", type=int, nargs="+", help="which (without it: all)")
-    export_command.add_argument("--out", help="a folder (without it: RUN/export/FORMAT)")
+    export_command.add_argument("--iterations", type=int, nargs="+", help="which (default: all)")
+    export_command.add_argument("--out", help="a folder (default: RUN/export/FORMAT)")
+
     for command in (command, export_command):
-        command.add_argument("--max-new-tokens", type=int, default=1024, help="longest answer, in tokens")
-        command.add_argument("--temperature", type=float, default=0.8, help="of the answers; 0 is greedy")
-        command.add_argument("--top-p", type=float, default=0.95, help="of the answers: probability mass of the nucleus")
-        command.add_argument("--bits", type=int, choices=[4, 16, 32], help="of the models (without it: 4 on CUDA, 32 elsewhere; a run's own)")
-        command.add_argument("--seed", type=int, default=0, help="of the draws")
+        command.add_argument("--max-new-tokens", type=int, default=1024, help="longest answer, in tokens (default: %(default)s)")
+        command.add_argument("--temperature", type=float, default=0.8, help="of the answers; 0 is greedy (default: %(default)s)")
+        command.add_argument("--top-p", type=float, default=0.95, help="of the answers: the nucleus (default: %(default)s)")
+        command.add_argument("--bits", type=int, choices=[4, 16, 32], help="of the models (default: a run's own, else 4 on CUDA, 32 elsewhere)")
+        command.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -3,8 +3,11 @@
 Every figure is compared as a number, most of them on random data of many sizes: a formula that is right by chance on one example is not on
 a hundred. The report is parsed with html.parser; each text in it carries its own mark, so that one that is lost or not escaped is named.
 """
+import base64
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,27 +17,47 @@ from pathlib import Path
 import numpy as np
 import pytest
 import statsmodels.api as sm
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.image import imread
 from scipy import stats
 
 import eval as measuring
+from dpo import add_lora, save_adapter
 from eval import (
     agreement,
+    bootstrap,
+    drifts,
     length_controlled_win_rate,
     mean,
     measure_actor,
+    measure_comparisons,
     measure_judge,
     measure_meta_judge,
+    measure_people,
+    measure_repeats,
     read_jsonl,
     report,
     truth,
     win_rate,
     write_whole,
 )
+from sampling import load, sample
 
 ROOT = Path(__file__).parent.parent
 FUZZ = settings(max_examples=150, deadline=None)
+
+
+def command(monkeypatch, capsys, *arguments):
+    """Run eval.py's command line in this process: returns (status, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, arguments)])
+    try:
+        measuring.main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    return status, *capsys.readouterr()
 
 
 # ---- win rates
@@ -206,25 +229,68 @@ def test_measure_judge_by_hand():
     """Prompt a, truths 3 1 1, scores 4 2 4: pair 01 right (1), 02 a tie where the truth has none (1/2), 12 equal in truth (does not count).
     Prompt b, truths 0 2, scores 3 1: wrong (0). Prompt c: an answer without a score has no pair. Agreement (1 + 1/2 + 0) / 3 = 1/2.
     Ties: 1 of 4 pairs. Judgments: 4 4, 2 None, 4, 3, 1, 5, None None -> 7 of 10 valid, their mean 23 / 7."""
-    answers = [an_answer("a", score=4, scores=[4, 4], truth=3), an_answer("a", score=2, scores=[2, None], truth=1),
-               an_answer("b", score=3, scores=[3], truth=0), an_answer("a", score=4, scores=[4], truth=1),
-               an_answer("b", score=1, scores=[1], truth=2),
-               an_answer("c", score=5, scores=[5], truth=0), an_answer("c", score=None, scores=[None, None], truth=5)]
-    assert measure_judge(answers) == pytest.approx({"valid_rate": 0.7, "mean_score": 23 / 7, "ties": 1 / 4, "truth_agreement": 1 / 2})
+    answers = [an_answer("a", "xx", score=4, scores=[4, 4], truth=3), an_answer("a", score=2, scores=[2, None], truth=1),
+               an_answer("b", "xxx", score=3, scores=[3], truth=0), an_answer("a", "x" * 7, score=4, scores=[4], truth=1),
+               an_answer("b", "x", score=1, scores=[1], truth=2),
+               an_answer("c", "x" * 9, score=5, scores=[5], truth=0), an_answer("c", "x" * 99, score=None, scores=[None, None], truth=5)]
+    figures = measure_judge(answers)
+    assert figures.pop("histogram") == {"1": 1, "2": 1, "3": 1, "4": 3, "5": 1} and sum([1, 1, 1, 3, 1]) == 7
+    lengths = [2, 0, 3, 7, 1, 9]
+    expected = {"valid_rate": 0.7, "mean_score": 23 / 7, "ties": 1 / 4, "truth_agreement": 1 / 2,
+                "length_correlation": stats.spearmanr([4, 2, 3, 4, 1, 5], lengths)[0],
+                "truth_length_correlation": stats.spearmanr([3, 1, 0, 1, 2, 0], lengths)[0]}
+    assert figures == pytest.approx(expected) and abs(expected["length_correlation"] - expected["truth_length_correlation"]) > 0.5
+
+
+def test_scores_with_fractions_have_their_own_place_in_the_histogram():
+    figures = measure_judge([an_answer("a", score=3, scores=[2.5, 10, 2.5, 9, None])])
+    assert list(figures["histogram"].items()) == [("2.5", 2), ("9", 1), ("10", 1)]  # by size, not as texts
 
 
 def test_a_judge_who_says_the_same_of_everything_has_one_half():
     """Neither a high score for all, which DPO may teach, nor a score that is the reverse of the truth looks like skill."""
     same = [an_answer("a", score=5, scores=[5], truth=t) for t in range(4)]
-    assert measure_judge(same) == {"valid_rate": 1, "mean_score": 5, "ties": 1, "truth_agreement": 0.5}
+    figures = measure_judge(same)
+    assert (figures["valid_rate"], figures["mean_score"], figures["ties"], figures["truth_agreement"]) == (1, 5, 1, 0.5)
     assert measure_judge([a | {"score": -a["truth"]} for a in same])["truth_agreement"] == 0
     assert measure_judge([a | {"score": a["truth"]} for a in same])["truth_agreement"] == 1
 
 
 def test_measure_judge_of_nothing():
-    assert measure_judge([]) == {"valid_rate": None, "mean_score": None, "ties": None}
+    assert measure_judge([]) == {"valid_rate": None, "mean_score": None, "ties": None, "histogram": {}, "length_correlation": None}
     assert measure_judge([an_answer("a", score=2, scores=[2]), an_answer("b", score=3, scores=[3])])["ties"] is None  # never across prompts
     assert measure_judge([an_answer("a", score=2, scores=[2], truth=1)])["truth_agreement"] is None
+
+
+def replies(prompt_id, *scores_and_ranks):
+    return [{"prompt_id": prompt_id, "score": score, "rank": rank} for score, rank in scores_and_ranks]
+
+
+def test_measure_people_by_hand():
+    """Prompt a, ranks 0 1 2, scores 5 3 4: of three pairs two are ordered as people did; Spearman 1/2. Prompt b, scores 2 2 for ranks 1 0: a tie
+    that people do not have, and no Spearman. Prompt c: 1 3 for ranks 0 1, wrong, Spearman -1; a reply without a score has no pair. Pairs never
+    cross prompts. Agreement without ties 2 of 4, with them 2 of 5; Spearman (1/2 - 1) / 2."""
+    judged = [*replies("a", (5, 0), (3, 1), (4, 2)), *replies("b", (2, 1), (2, 0)), *replies("c", (1, 0), (3, 1), (None, 2))]
+    assert measure_people(judged) == pytest.approx({"human_agreement": 2 / 4, "human_agreement_with_ties": 2 / 5, "human_spearman": -1 / 4})
+    assert measure_people([]) == {"human_agreement": None, "human_agreement_with_ties": None, "human_spearman": None}
+    assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement_with_ties"] == 0  # always 5: no agreement is made up
+    assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement"] is None
+
+
+def test_measure_people_against_scipy():
+    """100 random groups: Spearman's mean is scipy's over the groups where scores vary, and agreement is counted pair by pair."""
+    rng = np.random.default_rng(0)
+    judged, correlations, right, untied, pairs = [], [], 0, 0, 0
+    for p in range(100):
+        scores, ranks = rng.integers(0, 4, 4).tolist(), rng.permutation(4).tolist()
+        judged += replies(str(p), *zip(scores, ranks))
+        if len(set(scores)) > 1:
+            correlations.append(stats.spearmanr(scores, [-rank for rank in ranks])[0])
+        for i, j in combinations(range(4), 2):
+            better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
+            pairs, untied, right = pairs + 1, untied + (scores[i] != scores[j]), right + (scores[better] > scores[worse])
+    assert len(correlations) < 100 and measure_people(judged) == pytest.approx(
+        {"human_agreement": right / untied, "human_agreement_with_ties": right / pairs, "human_spearman": np.mean(correlations)})
 
 
 def test_measure_meta_judge_by_hand():
@@ -250,6 +316,277 @@ def test_measure_meta_judge_of_nothing():
     empty = {"first_position_rate": None, "higher_score_rate": None, "consistent_rate": None, "valid_rate": None}
     assert measure_meta_judge([]) == empty
     assert measure_meta_judge([{"verdicts": [[0, 0], [0, 0]], "scores": [1, 2]}]) == empty | {"valid_rate": 0}
+
+
+def test_measure_repeats_by_hand():
+    """Judgments x y z came back as z x y. Verdicts that parsed both times: x-y first, again first; y-x first, now second (changed); x-z second,
+    again second; z-x did not parse the first time, y-z not the second; z-y second both times. One of four changed. The pair x, z is the same
+    texts at other places; the second answer's pair turned round; the third had none and has one now."""
+    verdicts = [[0, 1, -1], [1, 0, 1], [0, -1, 0]]          # x y z
+    again = [[0, 1, -1], [-1, 0, 1], [0, -1, 0]]            # z x y
+    battles = [{"texts": ["x", "y", "z"], "verdicts": verdicts, "pair": (0, 2)}, {"texts": ["p", "q"], "verdicts": [[0, 0], [0, 0]], "pair": (0, 1)},
+               {"texts": ["p", "q"], "verdicts": [[0, 0], [0, 0]], "pair": None}]
+    repeats = [{"texts": ["z", "x", "y"], "order": [2, 0, 1], "verdicts": again, "pair": (1, 0)},
+               {"texts": ["q", "p"], "order": [1, 0], "verdicts": [[0, 1], [1, 0]], "pair": (0, 1)},
+               {"texts": ["q", "p"], "order": [1, 0], "verdicts": [[0, 1], [1, 0]], "pair": (0, 1)}]
+    assert measure_repeats(battles, repeats) == {"repeat_winner_changed": 1 / 4, "repeat_pair_changed": 2 / 3}
+    assert measure_repeats([], []) == {"repeat_winner_changed": None, "repeat_pair_changed": None}
+    with pytest.raises(ValueError):
+        measure_repeats(battles, repeats[:2])  # never the verdicts of another answer
+
+
+@pytest.mark.parametrize("meta, score, max_score, said", [
+    ({"first_position_rate": 0.44, "higher_score_rate": 0.63}, 4.1, 5, []), ({"first_position_rate": 0.68}, 4.1, 5, ["first judgment in 68%"]),
+    ({"first_position_rate": 0.3}, 4.7, 5, ["second judgment in 70%"]), ({"higher_score_rate": 0.98}, None, 5, ["higher score in 98%"]),
+    (None, 4.71, 5, ["4.71 of 5"]), (None, 9.3, 10, []), (None, 9.5, 10, ["9.50 of 10"]),
+    ({"first_position_rate": None, "higher_score_rate": None}, None, 5, [])])
+def test_drift_is_told_from_the_papers_values_on(meta, score, max_score, said):
+    """44 % and 4.1 are the paper's first iteration, 68 %, 98 % and over 4.7 its second, after which it trained the judge no more. Either place."""
+    lines = drifts({"meta_judge": meta, "judge": {"mean_score": score}}, max_score)
+    assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines))
+
+
+# ---- intervals
+
+def test_bootstrap_against_scipy():
+    """The percentile interval of a mean and of a statistic of two columns, against scipy's with as many resamples; and a mean's against theory."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(2, 1, 80), rng.normal(0, 2, 80)
+    low, high = bootstrap(np.mean, x, resamples=20000)
+    theirs = stats.bootstrap((x,), np.mean, n_resamples=20000, method="percentile", rng=1).confidence_interval
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.01) and high - low == pytest.approx(2 * 1.96 * x.std() / 80 ** 0.5, rel=0.03)
+    def slope(a, b):
+        return np.cov(a, b)[0, 1] / np.var(a, ddof=1)
+    theirs = stats.bootstrap((x, y), slope, n_resamples=5000, method="percentile", paired=True, vectorized=False, rng=1).confidence_interval
+    assert bootstrap(slope, x, y, resamples=5000) == pytest.approx(tuple(theirs), abs=0.04)
+
+
+def test_bootstrap_draws_groups_as_one():
+    """Every row five times over, in groups: as wide as the rows alone, where drawing the copies one by one would be sqrt(5) narrower."""
+    x = np.random.default_rng(0).normal(0, 1, 60)
+    alone, copied = bootstrap(np.mean, x), bootstrap(np.mean, np.repeat(x, 5), groups=np.repeat(np.arange(60), 5))
+    assert copied == pytest.approx(alone) and bootstrap(np.mean, x, seed=1) != alone
+    narrow = bootstrap(np.mean, np.repeat(x, 5))
+    assert (alone[1] - alone[0]) / (narrow[1] - narrow[0]) == pytest.approx(5 ** 0.5, rel=0.1)
+
+
+# ---- comparing
+
+def compared(prompt, a, b, *winners):
+    return {"prompt": prompt, "a": a, "b": b, "winners": list(winners)}
+
+
+def test_measure_comparisons_by_hand():
+    """Won by a in both orders, by b in both, once each, and one without a second verdict, left out: (1 + 0 + 1/2) / 3. First places: the first
+    order's a, the second's b: a-a has one of two, b-b one, a-b two, the last one of one: 5 of 7. Consistent: 2 of 3."""
+    records = [compared("p", "xx", "y", "a", "a"), compared("q", "x", "yyy", "b", "b"), compared("r", "x", "yy", "a", "b"),
+               compared("s", "x" * 50, "y", "a", None)]
+    figures = measure_comparisons(records)
+    assert figures["compared"] == 3 and figures["unparsed"] == 1 and figures["first_position_rate"] == pytest.approx(5 / 7)
+    assert figures["win_rate"] == pytest.approx(1 / 2) and figures["consistent_rate"] == pytest.approx(2 / 3)
+    assert figures["mean_lengths"] == pytest.approx([4 / 3, 2]) and figures["win_rate_interval"] == pytest.approx((0, 1))
+    assert figures["length_controlled_win_rate"] == length_controlled_win_rate([1, 0, 0.5], [2, 1, 1], [1, 3, 2])
+    assert measure_comparisons([compared("s", "x", "y", None, "b")]) == {"compared": 0, "unparsed": 1, "first_position_rate": 1}
+
+
+def test_sides_swapped_swap_the_rate():
+    rng = np.random.default_rng(0)
+    records = [compared(str(i % 20), "x" * int(rng.integers(1, 90)), "y" * int(rng.integers(1, 60)), *rng.choice(["a", "b"], 2)) for i in range(60)]
+    turned = [compared(r["prompt"], r["b"], r["a"], *({"a": "b", "b": "a"}[w] for w in reversed(r["winners"]))) for r in records]
+    there, back = measure_comparisons(records), measure_comparisons(turned)
+    for name in ("win_rate", "length_controlled_win_rate"):
+        assert there[name] + back[name] == pytest.approx(1)
+    assert there["first_position_rate"] == pytest.approx(back["first_position_rate"]) and there["consistent_rate"] == back["consistent_rate"]
+
+
+GOOD = ("Here is how to {task}. First, put the food in a clean box. The reason is that air and warmth spoil food. For example, a cotton towel is "
+        "enough. Then make sure that no water has gathered inside.")
+POOR = "It is not hard to {task}. What a wonderful question! I know a very great deal about this. Nobody could explain this better than I can."
+TASKS = ["keep bread fresh", "store fresh herbs", "keep cheese soft", "keep apples crisp", "keep cookies crunchy", "store ripe tomatoes"]
+
+
+def write_answers(file, *texts, tasks=TASKS):
+    records = [{"prompt": f"How do I {task}?", "text": text.format(task=task), "finished": True} for task in tasks for text in texts]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def test_compare_two_files_by_a_real_judge(tmp_path, monkeypatch, capsys):
+    """Good answers against poor ones of the same length and less: the tiny judge finds them, whichever file comes first; every pair is written
+    down with its four verdicts; answers without a counterpart are counted."""
+    good, poor = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:5])
+    status, out, _ = command(monkeypatch, capsys, "compare", good, poor, "--judge", ROOT / "tiny" / "judge", "--out", tmp_path / "pairs.jsonl")
+    assert status == 0 and "5 pairs of answers to 5 prompts" in out and "1 answers without a counterpart" in out
+    assert re.search(r"A wins +100.0%", out) and "not AlpacaEval's nor any other leaderboard's" in out
+    pairs = read_jsonl(tmp_path / "pairs.jsonl")
+    assert [pair["winners"] for pair in pairs] == [["a", "a"]] * 5 and all(len(pair["said"]) == 2 for pair in pairs)
+    assert pairs[0]["a"] == GOOD.format(task=TASKS[0]) and pairs[0]["b"] == POOR.format(task=TASKS[0])
+    status, out, _ = command(monkeypatch, capsys, "compare", poor, good, "--judge", ROOT / "tiny" / "judge")
+    assert status == 0 and re.search(r"A wins +0.0%", out)
+
+
+def test_a_judge_with_a_place_is_found_out(tmp_path, monkeypatch, capsys):
+    """The tiny judge says A where it sees no difference: the same answers on both sides are a draw, half each, and the bias is 100 %."""
+    same = write_answers(tmp_path / "same.jsonl", GOOD)
+    status, out, _ = command(monkeypatch, capsys, "compare", same, same, "--judge", ROOT / "tiny" / "judge")
+    assert status == 0 and re.search(r"A wins +50.0%", out) and re.search(r"prefers the first +100.0%", out)
+    assert re.search(r"same in both orders +0.0%", out)
+
+
+def test_compare_a_model_with_a_file(tmp_path, monkeypatch, capsys):
+    """The model answers the file's own prompts; its answers are those that sampling gives with the same seed, and it is greedy if told so."""
+    file = write_answers(tmp_path / "good.jsonl", GOOD, tasks=TASKS[:3])
+    status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", file, "--judge", ROOT / "tiny" / "judge", "--out",
+                                 tmp_path / "pairs.jsonl", "--temperature", "0", "--max-new-tokens", "150")
+    assert status == 0, error
+    asked = [record["prompt"] for record in read_jsonl(file)]
+    expected = sample(*load(str(ROOT / "tiny")), asked, max_new_tokens=150, temperature=0)
+    assert [pair["a"] for pair in read_jsonl(tmp_path / "pairs.jsonl")] == [answers[0].text for answers in expected]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["{good}", "{other}", "--judge", "{judge}"], "no prompt in common"), (["{good}", "{bad}", "--judge", "{judge}"], "record 1 needs \"text\""),
+    (["{good}", "{good}", "--judge", "{missing}"], "no such folder"), (["{good}", "{missing}", "--judge", "{judge}"], "no such folder"),
+    (["{good}", "{good}"], "--judge"), (["{good}", "--judge", "{judge}"], "B"), (["{good}", "{torn}", "--judge", "{judge}"], "line 1"),
+    (["{good}", "{good}", "--judge", "{judge}", "--prompts", "{missing}"], "--prompts"),
+    (["{good}", "{good}", "--judge", "{judge}", "--max-verdict-tokens", "3"], "no verdict of"),
+    (["{good}", "{good}", "--judge", "{judge}", "--frobnicate"], "--frobnicate")])
+def test_comparisons_that_cannot_be_made(tmp_path, monkeypatch, capsys, arguments, says):
+    """One line that names what is wrong, status 2, no traceback."""
+    write_answers(tmp_path / "good.jsonl", GOOD, tasks=TASKS[:2])
+    write_answers(tmp_path / "other.jsonl", GOOD, tasks=TASKS[2:4])
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "How do I keep bread fresh?"}\n')
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "How do')
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("good", "other", "bad", "torn")} | {
+        "judge": ROOT / "tiny" / "judge", "missing": "no/such/place"}
+    status, _, error = command(monkeypatch, capsys, "compare", *(argument.format(**places) for argument in arguments))
+    line = error.strip().splitlines()[-1]
+    assert status == 2 and line.startswith("error: ") and says in line and "Traceback" not in error
+
+
+# ---- answers for the official tools
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with two iterations whose adapters are real, and differ."""
+    run = tmp_path_factory.mktemp("runs") / "mine"
+    for t in (0, 1):
+        torch.manual_seed(t)
+        model = add_lora(load(str(ROOT / "tiny"))[0], rank=2)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.02 * t)
+        save_adapter(model, run / f"iter{t}" / "adapter")
+    return run
+
+
+ALPACA = [{"instruction": f"How do I {task}?", "output": "A reference.", "generator": "reference", "dataset": "koala"} for task in TASKS[:3]]
+
+
+def exported(run, out, monkeypatch, capsys, form, questions, *flags):
+    status, said, error = command(monkeypatch, capsys, "export", run, "--format", form, "--questions", questions, "--out", out,
+                                  "--max-new-tokens", 120, *flags)
+    assert status == 0, error
+    return said
+
+
+def test_alpaca_eval_reads_its_export(trained, tmp_path, monkeypatch, capsys):
+    """The installed package evaluates the file: it finds the generator's name, joins every answer with the reference by its instruction, and an
+    annotator of our own, in the place of GPT-4, prefers the longer answer, which is ours all three times."""
+    (tmp_path / "alpaca_eval.json").write_text(json.dumps(ALPACA))
+    said = exported(trained, tmp_path / "out", monkeypatch, capsys, "alpaca", tmp_path / "alpaca_eval.json")
+    file = tmp_path / "out" / "mine-iter1" / "model_outputs.json"
+    assert [set(record) for record in json.loads(file.read_text())] == [{"instruction", "output", "generator", "dataset"}] * 3
+    assert f"{file}: 3 questions, 0 answers cut off" in said and (tmp_path / "out" / "mine-iter0" / "model_outputs.json").is_file()
+
+    from alpaca_eval import evaluate
+    from alpaca_eval.annotators import PairwiseAnnotator
+
+    class Longer(PairwiseAnnotator):
+        def __init__(self, annotators_config):
+            pass
+
+        @property
+        def input_keys(self):
+            return ["instruction"]
+
+        def __call__(self, both, **settings):
+            seen.extend(both.to_dict("records"))
+            return [{**row, "preference": 2.0 if len(row["output_2"]) > len(row["output_1"]) else 1.0} for row in both.to_dict("records")]
+
+    seen = []
+    leaderboard, _ = evaluate(model_outputs=file, reference_outputs=tmp_path / "alpaca_eval.json", annotators_config="none", Annotator=Longer,
+                              precomputed_leaderboard=None, output_path=None, is_return_instead_of_print=True, fn_metric="get_winrate",
+                              sort_by="win_rate")
+    assert list(leaderboard.index) == ["mine-iter1"] and leaderboard.loc["mine-iter1", "win_rate"] == 100
+    assert [row["instruction"] for row in seen] == [record["instruction"] for record in ALPACA]
+
+
+def test_mt_bench_answers_the_second_turn_after_the_first(trained, tmp_path, monkeypatch, capsys):
+    """The second answer is what the model says to the whole chat, first answer included: drawn here again by `sample`, token for token."""
+    questions = [{"question_id": 81 + i, "category": "writing", "turns": [f"How do I {task}?", "Please explain how to rest tired eyes."]}
+                 for i, task in enumerate(TASKS[:3])]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    exported(trained, tmp_path / "out", monkeypatch, capsys, "mt-bench", tmp_path / "question.jsonl", "--iterations", "1", "--temperature", "0")
+    records = read_jsonl(tmp_path / "out" / "model_answer" / "mine-iter1.jsonl")
+    assert [record["question_id"] for record in records] == [81, 82, 83] and {record["model_id"] for record in records} == {"mine-iter1"}
+    assert len({record["answer_id"] for record in records}) == 3 and all(record["tstamp"] > 1.7e9 for record in records)
+    model, tokenizer = load(str(trained / "iter1"))
+    for question, record in zip(questions, records):
+        (choice,) = record["choices"]
+        first, second = choice["turns"]
+        assert choice["index"] == 0
+        chat = [question["turns"][0], first, question["turns"][1]]
+        said = sample(model, tokenizer, [chat, question["turns"][0]], max_new_tokens=120, temperature=0)
+        assert [second, first] == [answers[0].text for answers in said]
+    alone = sample(model, tokenizer, [questions[0]["turns"][1]], max_new_tokens=120, temperature=0)[0][0].text
+    assert {record["choices"][0]["turns"][1] for record in records} != {alone}  # what went before was read
+    assert not (tmp_path / "out" / "model_answer" / "mine-iter0.jsonl").exists()
+
+
+def test_arena_hard_in_both_forms(trained, tmp_path, monkeypatch, capsys):
+    """The form follows the question file: question_id and turns in 2024, uid and prompt in 2025. Same draws, so the same answers."""
+    old = [{"question_id": f"q{i}", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": f"How do I {task}?"}]}
+           for i, task in enumerate(TASKS[:2])]
+    new = [{"uid": f"u{i}", "category": "hard_prompt", "subcategory": "coding", "prompt": f"How do I {task}?"} for i, task in enumerate(TASKS[:2])]
+    answers = []
+    for name, questions in (("old", old), ("new", new)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+        exported(trained, tmp_path / name, monkeypatch, capsys, "arena-hard", tmp_path / f"{name}.jsonl", "--iterations", "1")
+        answers.append(read_jsonl(tmp_path / name / "model_answer" / "mine-iter1.jsonl"))
+    for i, (a, b) in enumerate(zip(*answers, strict=True)):
+        assert set(a) == {"question_id", "answer_id", "model_id", "choices", "tstamp"} and a["question_id"] == f"q{i}"
+        (turn,) = a["choices"][0]["turns"]
+        assert set(turn) == {"content", "token_len"} and turn["token_len"] > 3
+        assert set(b) == {"uid", "ans_id", "model", "messages", "tstamp", "metadata"} and b["uid"] == f"u{i}" and b["model"] == "mine-iter1"
+        assert b["messages"] == [{"role": "user", "content": f"How do I {TASKS[i]}?"}, {"role": "assistant", "content": {"answer": turn["content"]}}]
+        assert b["metadata"]["token_len"] == turn["token_len"]
+
+
+def test_style_counts_by_hand():
+    """Headers of two levels, three list items, two bold passages; inside a code block nothing counts, and a # without a space is no header."""
+    text = "# One\n## Two\n#tag\n1. first\n- second\n  * third **bold** and __also__\n```\n# comment\n- no\n**no**\n```\n"
+    counts = measuring.style_counts(text)
+    assert counts["header_count"] == {"h1": 1, "h2": 1, "h3": 0, "h4": 0, "h5": 0, "h6": 0}
+    assert counts["list_count"] == {"ordered": 1, "unordered": 2} and counts["bold_count"] == {"**": 1, "__": 1}
+
+
+@pytest.mark.parametrize("form, content, says", [
+    ("alpaca", '[{"instruction": 3}]', "question 1 is none of alpaca"), ("alpaca", "", "no questions"), ("alpaca", "[{", "neither a JSON list nor"),
+    ("mt-bench", '{"question_id": 1, "turns": ["a"]}\n{"uid": "x", "prompt": "y"}', "question 2 is none of mt-bench"),
+    ("arena-hard", '{"instruction": "x"}', "question 1 is none of arena-hard"), ("mt-bench", '{"question_id": 1, "turns": []}', "question 1")])
+def test_question_files_that_do_not_fit_the_format(trained, tmp_path, monkeypatch, capsys, form, content, says):
+    (tmp_path / "questions").write_text(content)
+    status, out, error = command(monkeypatch, capsys, "export", trained, "--format", form, "--questions", tmp_path / "questions")
+    assert status == 2 and out == "" and error.startswith("error: --questions") and says in error and error.count("\n") == 1
+
+
+def test_exports_that_cannot_be_made(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "questions.json").write_text(json.dumps(ALPACA))
+    for run, flags, says in [(tmp_path, [], "no iteration with an adapter"),
+                             (trained, ["--iterations", "7"], "no adapter of iteration 7, only of 0 1")]:
+        status, _, error = command(monkeypatch, capsys, "export", run, "--format", "alpaca", "--questions", tmp_path / "questions.json", *flags)
+        assert status == 2 and says in error and error.count("\n") == 1
 
 
 # ---- files
@@ -294,37 +631,52 @@ def evil(name):
 
 def figures(t, **more):
     return {"iteration": t, "actor": {"mean_score": 3.25, "mean_length": 120.4, "truth": 2.5, "cut_off": 0},
-            "judge": {"valid_rate": 0.98, "mean_score": 3.1, "ties": 0.25, "truth_agreement": 0.704}, "meta_judge": None,
-            "pairs": {"actor": 0, "judge": 0, "dropped": {}}, "train": None, "seconds": {}} | more
+            "judge": {"valid_rate": 0.98, "mean_score": 3.1, "ties": 0.25, "truth_agreement": 0.704, "histogram": {"1": 3, "4": 9},
+                      "human_agreement": 0.613}, "meta_judge": None,
+            "pairs": {"actor": 0, "judge": 0, "dropped": {}}, "train": None, "seconds": {}, "tokens": {}} | more
 
 
-def write_pairs(folder, *kinds):
+def write_lines(file, *records):
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def message(role, text):
+    return [{"role": role, "content": text}]
+
+
+def write_iteration(folder, *kinds):
+    """What the report reads of an iteration: a prompt with a pair of each of `kinds`."""
     numbered = {"actor": {"chosen_score": 4.0, "rejected_score": 1.5}, "judge": {"chosen_rating": 2.345, "rejected_rating": -1.0}}
-    pairs = [{"prompt": [{"role": "user", "content": evil(f"{kind} prompt")}], "chosen": [{"role": "assistant", "content": evil(f"{kind} chosen")}],
-              "rejected": [{"role": "assistant", "content": evil(f"{kind} rejected")}], "kind": kind, "prompt_id": evil("id"),
-              **numbered[kind]}
-             for kind in kinds]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_lines(folder / "pairs.jsonl", *({
+        "prompt": message("user", evil(f"{kind} prompt")), "chosen": message("assistant", evil(f"{kind} chosen")),
+        "rejected": message("assistant", evil(f"{kind} rejected")), "kind": kind, "prompt_id": "0", **numbered[kind]} for kind in kinds))
+    write_lines(folder / "judgments.jsonl", *({
+        "id": f"0/{side}", "prompt_id": "0", "text": evil(f"actor {side}"), "truth": 3, "judgments": [{"text": evil(f"{side} judged"), "score": 4}]}
+        for side in ("chosen", "rejected")))
+    write_lines(folder / "train.jsonl", *({"step": i, "loss": 0.7 - i / 10, "chosen_reward": 0.1 * i, "rejected_reward": -0.1 * i, "accuracy": 0.5}
+                                          for i in range(1, 5)), {"epoch": 1, "held_out_loss": 0.6, "held_out_accuracy": 1.0})
+    if "judge" in kinds:
+        write_lines(folder / "battles.jsonl", {
+            "id": "0/1", "prompt_id": "0", "prompt": evil("battle prompt"), "text": evil("battle answer"),
+            "texts": [evil("judgment 0"), evil("judgment 1")], "scores": [3, 4], "verdicts": [[0, 1], [0, 0]],
+            "said": [{"first": 0, "second": 1, "text": evil("verdict 01"), "finished": True},
+                     {"first": 1, "second": 0, "text": evil("verdict 10"), "finished": False}]})
+        write_lines(folder / "ratings.jsonl", {"id": "0/1", "battles": [[0, 0.4], [0, 0]], "ratings": [1.25, -1.25], "pair": [0, 1]})
 
 
 @pytest.fixture
 def run(tmp_path):
     """The folder of a run of two iterations, the second without judge pairs, a mark in every text that came from a person or a model."""
-    meta = {"first_position_rate": 0.61, "higher_score_rate": 0.83, "consistent_rate": 0.4, "valid_rate": 0.9, "truth_accuracy": None,
-            "weights": [0.4, 0.6]}
+    meta = {"first_position_rate": 0.71, "higher_score_rate": 0.83, "consistent_rate": 0.4, "valid_rate": 0.9, "truth_accuracy": None,
+            "weights": [0.4, 0.6], "repeat_winner_changed": 0.125, "repeat_pair_changed": 0.3}
     pairs = {"actor": 17, "judge": 5, "dropped": {evil("reason"): 7}}
-    records = [figures(0), figures(1, meta_judge=meta, pairs=pairs, seconds={evil("stage"): 12.5}),
+    records = [figures(0), figures(1, meta_judge=meta, pairs=pairs, seconds={evil("stage"): 12.5}, tokens={"answers": 23456}, train={"loss": 0.6}),
                figures(2, pairs={"actor": 19, "judge": 0, "dropped": {"other": 3}}, train={"loss": 0.5})]
     for t in range(3):
         (tmp_path / f"iter{t}").mkdir()
-    write_pairs(tmp_path / "iter1", "actor", "judge")
-    write_pairs(tmp_path / "iter2", "actor")
-    battle = {"id": "0/1", "prompt_id": "0", "prompt": evil("battle prompt"), "text": evil("battle answer"),
-              "texts": [evil("judgment 0"), evil("judgment 1")], "scores": [3, 4], "verdicts": [[0, 1], [0, 0]],
-              "said": [{"first": 0, "second": 1, "text": evil("verdict 01"), "finished": True},
-                       {"first": 1, "second": 0, "text": evil("verdict 10"), "finished": False}]}
-    (tmp_path / "iter1" / "battles.jsonl").write_text(json.dumps(battle) + "\n" + '{"torn')
-    (tmp_path / "config.json").write_text(json.dumps({"settings": {"model": evil("model"), "seed": 7}, "versions": {}}))
+    write_iteration(tmp_path / "iter1", "actor", "judge")
+    write_iteration(tmp_path / "iter2", "actor")
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"model": evil("model"), "seed": 7, "max_score": 5}, "versions": {}}))
     (tmp_path / "summary.json").write_text(json.dumps(records))
     return tmp_path
 
@@ -360,48 +712,69 @@ def page_of(run):
 
 
 def check_self_contained(page):
-    """Nothing is fetched and nothing runs: no such tag, no handler, and no address but the picture's own bytes."""
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "a", "form", "video", "svg"})
+    """Nothing is fetched and nothing runs: no such tag, no handler, and no address but a picture's own bytes and places on the page itself."""
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form", "video", "svg"})
+    places = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     for tag, attributes in page.tags:
-        assert not any(name.startswith("on") or name in ("href", "srcset", "style", "background") for name in attributes)
-        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert not any(name.startswith("on") or name in ("srcset", "style", "background") for name in attributes)
+        assert attributes.get("src", "data:image/svg+xml;base64,").startswith("data:image/svg+xml;base64,")
+        assert "href" not in attributes or attributes["href"][0] == "#" and attributes["href"][1:] in places
     assert page.open == [], "a tag is never closed"
 
 
 def test_the_report_is_self_contained_and_every_text_is_escaped(run):
-    """Each of the sixteen places has a mark of its own: as text it must be there, and as a tag it would be found."""
+    """Each of the nineteen places has a mark of its own: as text it must be there, and as a tag it would be found."""
     page = page_of(run)
     check_self_contained(page)
     assert "url(" not in measuring.STYLE and "@import" not in measuring.STYLE
-    places = ["model", "id", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01", "verdict 10", "battle prompt",
-              *(f"{kind} {part}" for kind in ("actor", "judge") for part in ("prompt", "chosen", "rejected"))]
-    missing = [place for place in places if evil(place)[:90] not in page.text]  # titles are cut after 90 characters
-    assert missing == []
+    places = ["model", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01", "verdict 10", "battle prompt",
+              "chosen judged", "rejected judged", *(f"{kind} {part}" for kind in ("actor", "judge") for part in ("chosen", "rejected")),
+              "actor prompt"]
+    assert [place for place in places if evil(place) not in page.text] == []
+
+
+def test_no_plot_holds_a_text_of_a_model(run):
+    """Plots are pictures of numbers: what a model wrote, or a reason's name, is in none of them."""
+    pytest.importorskip("matplotlib")
+    report(run)
+    images = re.findall(r"base64,([^\"]+)", (run / "report.html").read_text())
+    assert len(images) >= 8 and all(b"alert" not in base64.b64decode(image) and b"<script" not in base64.b64decode(image) for image in images)
 
 
 def test_the_report_says_what_the_run_measured(run):
     """Rows of the tables as a reader sees them; what was not measured is a dash, never a number."""
-    rows = {row[0]: row[1:] for row in page_of(run).rows if row}
+    page = page_of(run)
+    rows = {row[0]: row[1:] for row in page.rows if row}
     assert rows["actor: true score"] == ["2.50"] * 3 and rows["actor: characters per answer"] == ["120"] * 3
     assert rows["judge: right about the truth"] == ["70.4%"] * 3 and rows["judge: valid"] == ["98%"] * 3
-    assert rows["meta-judge: prefers the first"] == ["-", "61%", "-"] and rows["meta-judge: same in both orders"] == ["-", "40%", "-"]
+    assert rows["judge: agrees with people"] == ["61.3%"] * 3 and rows["meta-judge: pair changes, repeated"] == ["-", "30%", "-"]
+    assert rows["meta-judge: prefers the first"] == ["-", "71%", "-"] and rows["meta-judge: same in both orders"] == ["-", "40%", "-"]
     assert rows["training: actor pairs"] == ["0", "17", "19"] and rows["training: judge pairs"] == ["0", "5", "0"]
     assert "meta-judge: right about the truth" not in rows  # measured nowhere: no row
-    assert rows[evil("reason")] == ["0", "7", "0"] and rows["other"] == ["0", "0", "3"] and rows[evil("stage")] == ["0", "12.5", "0"]
+    assert rows[evil("reason")] == ["-", "7", "-"] and rows["other"] == ["-", "-", "3"] and rows[evil("stage")] == ["-", "12.5", "-"]
+    assert rows["answers"] == ["-", "23,456", "-"]
+    assert "Drift" in page.text and "iteration 1: the meta-judge prefers the first judgment in 71%" in page.text
+    assert "Missing from this page" not in page.text
 
 
 def test_the_report_shows_the_pairs_with_their_numbers(run):
     page = page_of(run)
-    for said in ("chosen, score 4.00", "rejected, score 1.50", "chosen, rating 2.3", "rejected, rating -1.00", "Answers, iteration 1",
-                 "Judgments, iteration 1", "Verdicts, iteration 1", "Answers, iteration 2"):
-        assert said in page.text
-    assert "Judgments, iteration 2" not in page.text and "iteration 0" not in page.text
+    for said in ("chosen, score 4.00, true score 3", "rejected, score 1.50", "chosen judgment, rating 2.35", "rejected judgment, rating -1.00",
+                 "Samples of iteration 1", "Samples of iteration 2", "+1.25", "0.4"):
+        assert said in page.text, said
+    assert page.text.count("chosen judgment, rating") == 1 and "Samples of iteration 0" not in page.text
 
 
 def test_the_report_with_plots(run):
+    """Curves, scores, loss, rewards, accuracy; each names itself for those who do not see it, and none has a background of its own."""
     pytest.importorskip("matplotlib")
-    images = [attributes for tag, attributes in page_of(run).tags if tag == "img"]
-    assert len(images) == 1 and images[0]["alt"] and len(images[0]["src"]) > 10_000
+    images = {attributes["alt"]: attributes["src"] for tag, attributes in page_of(run).tags if tag == "img"}
+    assert {"actor's score", "actor: characters per answer", "judge: how often right", "meta-judge: biases", "judge: share of each score",
+            "DPO: loss", "DPO: rewards (nats times beta)", "DPO: share of pairs in order"} <= images.keys()
+    for source in images.values():
+        svg = base64.b64decode(source.split(",")[1]).decode()
+        assert svg.lstrip().startswith("<?xml") and "#ffffff" not in svg and "http-equiv" not in svg
+    assert (run / "report.html").read_text() == (report(run), (run / "report.html").read_text())[1]  # drawn again, the same to the byte
 
 
 def test_the_report_without_matplotlib(run, monkeypatch):
@@ -422,33 +795,80 @@ def test_the_report_of_a_run_that_has_only_warmed_up(run):
     assert not any(name.startswith(("actor: score", "judge: mean score", "meta-judge")) for name in rows)
 
 
-def command(monkeypatch, capsys, *arguments):
-    """Run eval.py's command line in this process: returns (status, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, arguments)])
-    try:
-        measuring.main()
-        status = 0
-    except SystemExit as stop:
-        status = stop.code
-    return status, *capsys.readouterr()
+def test_the_report_without_position_weights(run):
+    """Ratings by the fit have no battle matrix [E3]: the verdicts and the ratings are shown all the same."""
+    write_lines(run / "iter1" / "ratings.jsonl", {"id": "0/1", "battles": None, "ratings": [0.75, -0.75], "pair": [0, 1]})
+    page = page_of(run)
+    assert "+0.75" in page.text and "Battles won" not in page.text and "Who won" in page.text and "Missing from this page" not in page.text
 
 
 def test_the_command_draws_a_report_and_says_where(run, monkeypatch, capsys):
-    status, out, _ = command(monkeypatch, capsys, "report", run)
-    assert status == 0 and out.strip() == f"{run}/report.html" and (run / "report.html").is_file()
-
-
-@pytest.mark.parametrize("spoil", ["summary.json", "config.json", "torn summary", "torn pairs"])
-def test_the_command_on_a_folder_that_is_no_run(run, monkeypatch, capsys, spoil):
-    """One line on stderr, exit status 2, and no page, whatever is missing or broken."""
-    if spoil == "torn summary":
-        (run / "summary.json").write_text('[{"iteration": 0')
-    elif spoil == "torn pairs":
-        (run / "iter1" / "pairs.jsonl").write_text("{\n{}\n")
-    else:
-        (run / spoil).unlink()
     status, out, error = command(monkeypatch, capsys, "report", run)
-    assert status == 2 and out == "" and error.startswith("error: ") and error.count("\n") == 1 and not (run / "report.html").exists()
+    assert status == 0 and out.strip() == f"{run}/report.html" and (run / "report.html").is_file() and error == ""
+
+
+SPOILED = {
+    "summary.json missing": (lambda run: (run / "summary.json").unlink(), "summary.json is missing"),
+    "summary.json torn": (lambda run: (run / "summary.json").write_text('[{"iteration": 0'), "summary.json cannot be read"),
+    "summary.json of another kind": (lambda run: (run / "summary.json").write_text('{"a": 1}'), "summary.json holds no list"),
+    "config.json missing": (lambda run: (run / "config.json").unlink(), "config.json is missing"),
+    "config.json of another program": (lambda run: (run / "config.json").write_text("{}"), None),
+    "pairs.jsonl missing": (lambda run: (run / "iter1" / "pairs.jsonl").unlink(), "iter1/pairs.jsonl is missing"),
+    "pairs.jsonl broken": (lambda run: (run / "iter2" / "pairs.jsonl").write_text("{\n"), "iter2/pairs.jsonl, line 1: not JSON"),
+    "train.jsonl torn": (lambda run: (run / "iter2" / "train.jsonl").write_text('{"step": 1, "loss": 1}\n{"ste'), "iter2/train.jsonl, line 2: torn"),
+    "judgments.jsonl missing": (lambda run: (run / "iter1" / "judgments.jsonl").unlink(), "iter1/judgments.jsonl is missing"),
+    "battles.jsonl of others": (lambda run: write_lines(run / "iter1" / "battles.jsonl", {"x": 1}), "cannot be drawn"),
+    "an iteration under way": (lambda run: (run / "iter3").mkdir(), "iteration 3 is not in summary.json"),
+    "iteration folder missing": (lambda run: shutil.rmtree(run / "iter2"), "iter2/train.jsonl is missing"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_what_is_missing_is_told_and_the_rest_reported(run, monkeypatch, capsys, spoil):
+    """A line on stderr and on the page for each thing that is missing, torn or foreign; status 0, and the samples of the other iteration stand."""
+    damage, says = SPOILED[spoil]
+    damage(run)
+    status, out, error = command(monkeypatch, capsys, "report", run)
+    assert status == 0 and out.strip() == f"{run}/report.html"
+    page = Page((run / "report.html").read_text())
+    check_self_contained(page)
+    if says:
+        assert says in error and says in page.text and all(line.startswith("note: ") for line in error.splitlines())
+    if not spoil.startswith("summary"):
+        assert evil("actor chosen") in page.text and ["actor: true score", "2.50", "2.50", "2.50"] in page.rows
+
+
+def test_a_run_without_its_summary_still_shows_what_its_iterations_left(run, monkeypatch, capsys):
+    """figures.json of each iteration has what was counted; what was measured is gone with the summary, and no number is made up for it."""
+    (run / "summary.json").unlink()
+    for t, pairs in ((0, 0), (1, 17)):
+        (run / f"iter{t}" / "figures.json").write_text(json.dumps({"pairs": {"actor": pairs, "judge": 5, "dropped": {"why": 2}}}))
+    status, _, error = command(monkeypatch, capsys, "report", run)
+    rows = {row[0]: row[1:] for row in Page((run / "report.html").read_text()).rows if row}
+    assert status == 0 and rows["training: actor pairs"] == ["0", "17"] and rows["why"] == ["2", "2"] and "actor: true score" not in rows
+
+
+@pytest.mark.parametrize("width, scheme", [(1200, "light"), (1200, "dark"), (500, "light")])
+def test_the_report_in_a_browser(run, tmp_path, width, scheme):
+    """A headless browser draws the page without a message on its console; the background follows the scheme; at a phone's width as well."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no browser on this machine")
+    report(run)
+    picture = tmp_path / "page.png"
+    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
+                           f"--user-data-dir={tmp_path}/profile", *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
+                                                                    if scheme == "dark" else []),
+                           f"--window-size={width},2000", f"--screenshot={picture}", f"file://{run}/report.html"],
+                          capture_output=True, text=True, timeout=120)
+    assert picture.is_file() and "CONSOLE" not in done.stderr and "Uncaught" not in done.stderr, done.stderr[-2000:]
+    pixels = imread(picture)[..., :3]
+    assert pixels.shape[1] == width and (pixels[3, 3].mean() > 0.9) == (scheme == "light") and pixels.std() > 0.05
+
+
+def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
+    status, out, error = command(monkeypatch, capsys, "report", tmp_path)
+    assert status == 2 and out == "" and error.startswith("error: ") and "no run's folder" in error and not (tmp_path / "report.html").exists()
 
 
 def test_the_command_as_it_is_typed(tmp_path):

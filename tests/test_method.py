@@ -4,6 +4,7 @@ Each equation's tag stands in the docstring of the test that works it by hand; t
 Hand-made examples are chosen so that the likely slips (sides swapped, weights swapped, transposed, a tier's edge) give other numbers.
 """
 import ast
+import json
 import math
 import random
 import sys
@@ -11,6 +12,7 @@ import tokenize
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+import metareward
 from metareward import (
+    Settings,
     actor_pair,
     actor_pairs,
     agreeing_judgments,
@@ -31,6 +35,8 @@ from metareward import (
     judge_pairs,
     most_varied,
     position_weights,
+    rated,
+    repeated,
     unique_answers,
 )
 from prompts import judge_prompt
@@ -471,7 +477,7 @@ def test_judge_pairs_keep_their_own_numbers_when_others_are_dropped():
     battles = [battle("a", [[0, 0], [0, 0]], ["a0", "a1"], [1, 2]), battle("e", verdicts, ["e0", "e1", "e2"], [3, 4, 5]),
                battle("b", [[0, 1], [1, 0]], ["b0", "b1"], [1, 2]), battle("c", verdicts, ["c0", "c1 is too long", "c2"], [1, 2, 3]),
                battle("d", verdicts, ["d0", "same", "same"], [1, 2, 3]), battle("f", [[0, 0], [1, 0]], ["f0", "f1"], [2.5, 3.5])]
-    pairs, dropped = judge_pairs(battles, rubric, (0.25, 0.75), 10)
+    pairs, dropped = judge_pairs(rated(battles, (0.25, 0.75)), rubric, 10)
     assert dropped == {"verdict malformed or cut off": 3, "judge pair: all ratings equal": 2, "judge pair: chosen judgment too long": 1,
                        "judge pair: the same judgment on both sides": 1}
     for pair, name, chosen, rejected, chosen_score, rejected_score in zip(pairs, "ef", ("e1", "f1"), ("e2", "f0"), (4, 3.5), (5, 2.5), strict=True):
@@ -486,9 +492,53 @@ def test_position_weights_can_turn_a_judge_pair_round():
     """0 and 1 draw; 0 beat 2 shown first, 1 beat 2 shown second, and the other orders did not parse. With weights (0.9, 0.1) judgment 0 is the
     best, with (0.1, 0.9) judgment 1: the weights reach the ratings, and on the right side."""
     verdicts = [[0, 1, 1], [1, 0, 0], [0, -1, 0]]
-    best = [judge_pairs([battle("a", verdicts, ["zero", "one", "two"], [1, 2, 3])], "r", weights, 0)[0][0]["chosen"][0]["content"]
-            for weights in ((0.9, 0.1), (0.1, 0.9))]
+    battles = [battle("a", verdicts, ["zero", "one", "two"], [1, 2, 3])]
+    best = [judge_pairs(rated(battles, weights), "r", 0)[0][0]["chosen"][0]["content"] for weights in ((0.9, 0.1), (0.1, 0.9))]
     assert best == ["zero", "one"]
+
+
+def test_battles_are_rated_by_the_weights_or_by_the_fit():
+    """What ratings.jsonl says is what the pure functions give, and the pair is the one that trains."""
+    battles = [battle("a", ONE_BEATS_0_BEATS_2, ["zero", "one", "two"], [1, 2, 3]), battle("b", [[0, 1], [1, 0]], ["x", "y"], [1, 2])]
+    by_weights, by_fit = rated(battles, (0.25, 0.75)), rated(battles, None)
+    B = battle_matrix(ONE_BEATS_0_BEATS_2, 0.25, 0.75)
+    assert by_weights[0]["battles"] == B.tolist() and by_weights[0]["ratings"] == elo(B).tolist()
+    assert by_fit[0]["battles"] is None and by_fit[0]["ratings"] == elo_with_advantage(ONE_BEATS_0_BEATS_2)[0].tolist()
+    assert by_weights[0]["pair"] == by_fit[0]["pair"] == (1, 2) and by_weights[1]["pair"] is by_fit[1]["pair"] is None
+
+
+def test_repeats_shuffle_the_judgments_and_keep_what_belongs_together(monkeypatch):
+    """The meta-judge gets the same judgments in another order, scores with them, under another file's name and so with other draws."""
+    asked = []
+    monkeypatch.setattr(metareward, "meta_judge", lambda run, t, items, name, label: asked.append((name, items)) or items)
+    run = SimpleNamespace(settings=SimpleNamespace(seed=0))
+    first = battle("a", [], [f"text {i}" for i in range(7)], list(range(7))) | {"truth": 4}
+    (again,) = repeated(run, 1, [first])
+    assert asked[0][0] == "repeats.jsonl" and sorted(again["order"]) == list(range(7)) != again["order"]
+    assert again["texts"] == [f"text {i}" for i in again["order"]] and again["scores"] == again["order"]
+    assert {key: again[key] for key in ("id", "prompt", "text", "truth")} == {key: first[key] for key in ("id", "prompt", "text", "truth")}
+    assert "verdicts" not in again and repeated(run, 1, [first]) == [again]
+
+
+def test_ranked_replies_are_held_out_or_given(tmp_path):
+    """A quarter of --eft's prompts measure the judge and no more than that; with --ranked all of them train; an overlap is refused by name."""
+    def write(name, numbers):
+        replies = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": f"prompt {i}", "replies": replies}) + "\n" for i in numbers))
+        return str(tmp_path / name)
+
+    eft, ranked, both = write("eft.jsonl", range(12)), write("ranked.jsonl", range(20, 23)), write("both.jsonl", range(11, 13))
+    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", eft=eft))
+    assert len(training) == 9 and len(measuring) == 3
+    assert {r["prompt"] for r in training} | {r["prompt"] for r in measuring} == {f"prompt {i}" for i in range(12)}
+    other = metareward.ranked_replies(Settings(model="m", out="o", eft=eft, seed=1))[1]
+    assert [r["prompt"] for r in other] != [r["prompt"] for r in measuring]
+    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", eft=eft, ranked=ranked))
+    assert len(training) == 12 and [r["prompt"] for r in measuring] == ["prompt 20", "prompt 21", "prompt 22"]
+    assert metareward.ranked_replies(Settings(model="m", out="o", no_eft=True)) == ([], [])
+    assert len(metareward.ranked_replies(Settings(model="m", out="o", no_eft=True, ranked=ranked))[1]) == 3
+    with pytest.raises(ValueError, match="--ranked .*both.jsonl"):
+        metareward.ranked_replies(Settings(model="m", out="o", eft=eft, ranked=both))
 
 
 # ---- the warm start's examples

@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompts import (
+    COMPARE,
     JUDGE,
     META_JUDGE,
     NEW_TASK,
     RUBRIC,
     Unlike,
+    compare_prompt,
     fill,
     judge_prompt,
     meta_judge_prompt,
@@ -58,6 +60,8 @@ def test_whatever_a_text_holds_it_stays_plain_text(nasty):
     assert judge_prompt(nasty, nasty, nasty) == expected
     expected = filled_by_hand(META_JUDGE, *((name, nasty) for name in ("rubric", "question", "response", "judgment_a", "judgment_b")))
     assert meta_judge_prompt(nasty, nasty, nasty, nasty, nasty) == expected
+    assert compare_prompt(nasty, "{question}", nasty) == filled_by_hand(
+        COMPARE, ("question", nasty), ("answer_a", "{question}"), ("answer_b", nasty))
     assert new_task_prompt([nasty, "b"]) == filled_by_hand(NEW_TASK, ("tasks", f"Task: {nasty}\n\nTask: b"))
 
 
@@ -97,6 +101,8 @@ def test_judges_are_told_the_very_line_that_the_parsers_read():
     assert 'the line "Score: n"' in JUDGE and parse_score("Reasons.\nScore: 4") == 4
     for side in "AB":
         assert f'"Winner: Judgment {side}"' in META_JUDGE and parse_winner(f"Reasons.\nWinner: Judgment {side}") == side
+        assert f'"Winner: Answer {side}"' in COMPARE and parse_winner(f"Reasons.\nWinner: Answer {side}", "Answer") == side
+    assert parse_winner("Winner: Answer A") is None and parse_winner("Winner: Judgment A", "Answer") is None
 
 
 def test_fill_knows_its_places():

@@ -28,10 +28,11 @@ ROOT = TINY.parent
 
 def small(folder, *flags):
     """The command line of a run of two small iterations."""
-    for name, count in (("eval.jsonl", 3), ("ranked.jsonl", 6)):
+    for name, count in (("eval.jsonl", 3), ("ranked.jsonl", 6), ("ranked_eval.jsonl", 2)):
         (folder / name).write_text("".join((TINY / name).read_text().splitlines(keepends=True)[:count]))
     return ["--model", "tiny", "--iters", "2", "--prompts-per-iter", "12", "--responses", "3", "--judgments", "3", "--epochs", "2",
-            "--eft-epochs", "1", "--eval-prompts", str(folder / "eval.jsonl"), "--eft", str(folder / "ranked.jsonl"), *flags]
+            "--eft-epochs", "1", "--eval-prompts", str(folder / "eval.jsonl"), "--eft", str(folder / "ranked.jsonl"),
+            "--ranked", str(folder / "ranked_eval.jsonl"), *flags]
 
 
 def command(arguments, **options):
@@ -69,8 +70,35 @@ def test_the_summary_has_one_record_per_model(whole):
     for r in records:
         assert {"mean_score", "mean_length", "truth"} <= r["actor"].keys()
         assert {"valid_rate", "mean_score", "ties", "truth_agreement"} <= r["judge"].keys()
+        assert {"human_agreement", "human_spearman", "histogram", "length_correlation"} <= r["judge"].keys()
     assert {"first_position_rate", "higher_score_rate", "consistent_rate", "valid_rate", "truth_accuracy"} <= records[1]["meta_judge"].keys()
     assert records[0]["meta_judge"] is None  # not measured, so no number
+
+
+def test_tokens_by_stage_are_those_in_the_files(whole):
+    """What the summary says was drawn, counted again from the records; measuring sums its four files, comparisons their repetition too."""
+    run = whole[0]
+    for record in json.loads((run / "summary.json").read_text()):
+        t = record["iteration"]
+        names = {"measuring": ["eval_responses", "eval", "eval_judge", "eval_ranked"], "warm start": ["judgments"] if t == 0 else []}
+        names |= {"answers": ["responses"], "judgments": ["judgments"], "comparisons": ["battles", "repeats"]} if t else {}
+        for stage, files in names.items():
+            counted = sum(r["tokens"] for name in files for r in read_jsonl(run / f"iter{t}" / f"{name}.jsonl"))
+            assert record["tokens"].get(stage, 0) == counted and (counted or not files), (t, stage)
+        for response in read_jsonl(run / f"iter{t}" / "responses.jsonl"):
+            assert response["tokens"] == sum(r["tokens"] for r in response["responses"])
+
+
+def test_the_meta_judge_is_measured_where_the_judge_no_longer_trains(tmp_path):
+    """With --judge-iters 1 the second iteration compares some judgments for its figures and makes no pair of them; each is compared twice."""
+    metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--judge-iters", "1", "--prompts-per-iter", "4"))
+    records = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [bool(record["pairs"]["judge"]) for record in records] == [False, True, False]
+    for t in (1, 2):
+        battles, repeats, ratings = (read_jsonl(tmp_path / "run" / f"iter{t}" / f"{name}.jsonl") for name in ("battles", "repeats", "ratings"))
+        assert {b["id"] for b in battles} == {r["id"] for r in ratings} == {r["id"] for r in repeats}
+        assert records[t]["meta_judge"]["answers"] == len(battles) == 4 and records[t]["meta_judge"]["repeat_winner_changed"] is not None
+    assert "verdict malformed or cut off" not in records[2]["pairs"]["dropped"]  # those verdicts were never to train
 
 
 def test_no_prompt_is_used_twice_and_none_is_measured_on(whole):
@@ -296,12 +324,15 @@ def test_a_plan_has_the_samples_of_the_run_and_leaves_nothing(tmp_path, capsys):
     rows = {line[:24].strip(): line[24:].split() for line in out.splitlines()}
     settings, _ = metareward.parse_settings(arguments)
     metareward.main(arguments)
-    for stage, name, key in [("answers", "responses", "responses"), ("judgments", "judgments", "judgments"), ("comparisons", "battles", "said")]:
-        drawn = sum(len(record[key]) for t in (1, 2) for record in read_jsonl(tmp_path / "run" / f"iter{t}" / f"{name}.jsonl"))
+    for stage, names, key in [("answers", ["responses"], "responses"), ("judgments", ["judgments"], "judgments"),
+                              ("comparisons", ["battles", "repeats"], "said")]:
+        drawn = sum(len(record[key]) for t in (1, 2) for name in names for record in read_jsonl(tmp_path / "run" / f"iter{t}" / f"{name}.jsonl"))
         assert 0.75 * drawn <= int(rows[stage][0].replace(",", "")) <= 1.25 * drawn, (stage, rows, drawn)
     assert rows["answers"][0] == str(2 * 6 * settings.responses)
     held_out = len(read_jsonl(settings.eval_prompts)) * metareward.EVAL_ANSWERS
-    assert rows["measuring, answers"][0] == f"{3 * held_out:,}" and rows["measuring, judgments"][0] == f"{5 * held_out * settings.judgments:,}"
+    replies = sum(len(record["replies"]) for record in read_jsonl(settings.ranked))
+    assert rows["measuring, answers"][0] == f"{3 * held_out:,}"
+    assert rows["measuring, judgments"][0] == f"{(5 * held_out + 3 * replies) * settings.judgments:,}"
     assert {"warm start, judgments", "warm start, training", "training, both kinds", "all, with loading"} <= rows.keys()
 
 
