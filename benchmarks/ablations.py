@@ -34,7 +34,6 @@ VARIANTS = {
     "N 3": ["--judgments", "3"],
     "N 5": ["--judgments", "5"],
     "N 11": ["--judgments", "11"],
-    "no meta-judge, rho 0": ["--no-meta-judge", "--rho", "0"],
     "no EFT": ["--no-eft"],
 }
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
@@ -50,10 +49,12 @@ def padding(folder, checks):
 
 def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it."""
-    with open(f"{out}.log", "w") as log:
-        subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed), "--model", model, *VARIANTS[variant]],
-                       check=True, stdout=log, stderr=log)
-    records = json.loads((out / "summary.json").read_text())
+    summary = out / "summary.json"
+    if not summary.exists() or len(json.loads(summary.read_text())) < 5:
+        with open(f"{out}.log", "w") as log:
+            subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed), "--model", model, *VARIANTS[variant]],
+                           check=True, stdout=log, stderr=log)
+    records = json.loads(summary.read_text())
     prompts = read_jsonl(Path(json.loads((out / "config.json").read_text())["settings"]["eval_prompts"]))
     checks = {str(i): prompt["checks"] for i, prompt in enumerate(prompts)}
     figures = {"truth": [r["actor"]["truth"] for r in records], "padding": [padding(out / f"iter{t}", checks) for t in range(len(records))],
@@ -73,12 +74,13 @@ def interval(values, form):
 def table(results):
     """results: {variant: a list of figures, one per seed}. A Markdown table of M_4, the characters of M_2 as well."""
     first = next(iter(results.values()))
-    yield "| variant | true score of M_4 | difference | padding | characters: M_2 | M_4 | judge right, % | judge's ties, % |"
-    yield "|" + "---|" * 8
+    yield "| variant | true score, M_0 to M_4 | of M_4 | difference | padding | characters: M_2 | M_4 | judge right, % | judge's ties, % |"
+    yield "|" + "---|" * 9
     for variant, seeds in results.items():
         last = {name: [figures[name][-1] for figures in seeds] for name in FORMS}
         difference = np.subtract(last["truth"], [figures["truth"][-1] for figures in first])
-        cells = [interval(last["truth"], ".2f"), interval(difference, "+.2f").replace("+- +", "+- ") if seeds is not first else "",
+        path = " ".join(f"{truth:.2f}" for truth in np.mean([figures["truth"] for figures in seeds], axis=0))
+        cells = [path, interval(last["truth"], ".2f"), interval(difference, "+.2f").replace("+- +", "+- ") if seeds is not first else "",
                  interval(last["padding"], ".2f"), interval([figures["characters"][2] for figures in seeds], ".0f"),
                  *(interval(last[name], FORMS[name]) for name in ("characters", "judge", "ties"))]
         yield f"| {variant} | " + " | ".join(cells) + " |"
