@@ -28,8 +28,8 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from prompts import compare_prompt, parse_winner, read_prompts
-from sampling import load, sample
+from prompts import compare_prompt, parse_winner, read_prompts, read_text
+from sampling import load, load_tokenizer, sample
 
 try:
     import matplotlib
@@ -153,6 +153,11 @@ def ranks(values):
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
+def spearman(a, b):
+    """Rank correlation of two arrays, ties sharing their mean rank, or None where one of them does not vary."""
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else None
+
+
 def agreement(ours, theirs):
     """How far two lists of scores order the same items alike.
 
@@ -166,11 +171,10 @@ def agreement(ours, theirs):
     a, b = (np.sign(x[:, None] - x[None])[upper] for x in (ours, theirs))
     untied = (a != 0) & (b != 0)
     spread = math.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
-    varied = np.ptp(ours) > 0 and np.ptp(theirs) > 0
     return {
         "with_ties": float((a == b).mean()) if len(a) else None,
         "without_ties": float((a == b)[untied].mean()) if untied.any() else None,
-        "spearman": float(np.corrcoef(ranks(ours), ranks(theirs))[0, 1]) if varied else None,
+        "spearman": spearman(ours, theirs),
         "kendall": float((a * b).sum() / spread) if spread else None,
     }
 
@@ -219,7 +223,7 @@ def measure_judge(answers):
 def length_correlation(answers, number):
     """Spearman's correlation of a number with the characters of the answers that have it, or None."""
     pairs = [(answer[number], len(answer["text"])) for answer in answers if number in answer]
-    return agreement(*zip(*pairs))["spearman"] if pairs else None
+    return spearman(*zip(*pairs)) if pairs else None
 
 
 def measure_people(answers):
@@ -233,7 +237,7 @@ def measure_people(answers):
         alike.append(float(mine == theirs))
         if mine and theirs:
             untied.append(float(mine == theirs))
-    correlations = [agreement([a["score"] for a in group], [-a["rank"] for a in group])["spearman"] for group in by_prompt(scored).values()]
+    correlations = [spearman([a["score"] for a in group], [-a["rank"] for a in group]) for group in by_prompt(scored).values()]
     return {"human_agreement": mean(untied), "human_agreement_with_ties": mean(alike), "human_spearman": mean(correlations)}
 
 
@@ -295,14 +299,15 @@ STOPPED = {"position": 0.68, "higher": 0.98, "mean": 4.7 / 5}  # where the paper
 def drifts(record, max_score):
     """Warnings, a line each, where a record of summary.json has drifted as far as the paper's when it stopped training the judge."""
     first, higher, score = (look_up(record, path) for path in ("meta_judge.first_position_rate", "meta_judge.higher_score_rate", "judge.mean_score"))
-    lines = []
+    meta_judge, lines = f"iteration {record['iteration']}: the meta-judge prefers the", []
     if first is not None and max(first, 1 - first) >= STOPPED["position"]:
-        lines.append(f"the meta-judge prefers the {'first' if first > 0.5 else 'second'} judgment in {max(first, 1 - first):.0%} of its verdicts "
+        lines.append(f"{meta_judge} {'first' if first > 0.5 else 'second'} judgment in {max(first, 1 - first):.0%} of its verdicts "
                      f"(the paper stopped training the judge at {STOPPED['position']:.0%})")
     if higher is not None and higher >= STOPPED["higher"]:
-        lines.append(f"the meta-judge prefers the higher score in {higher:.0%} of its verdicts (the paper: {STOPPED['higher']:.0%})")
+        lines.append(f"{meta_judge} higher score in {higher:.0%} of its verdicts (the paper: {STOPPED['higher']:.0%})")
     if score is not None and score > STOPPED["mean"] * max_score:
-        lines.append(f"the judge's mean score is {score:.2f} of {max_score} (the paper's had passed {STOPPED['mean'] * max_score:g})")
+        lines.append(f"M_{record['iteration']}: the judge's mean score is {score:.2f} of {max_score} "
+                     f"(the paper's had passed {STOPPED['mean'] * max_score:g})")
     return lines
 
 
@@ -336,21 +341,19 @@ def load_alone(model, bits=None):
 
 
 def answers_of(source, name, prompts, args):
-    """{prompt: its answers} by a model, or from a JSONL file of "prompt" and "text" such as a run's eval.jsonl; how many were cut off."""
-    answers, cut = defaultdict(list), 0
+    """{prompt: its answers (text, whether it ended)} by a model, or from a JSONL file of "prompt" and "text" such as a run's eval.jsonl."""
+    answers = defaultdict(list)
     if Path(source).is_file():
         for number, record in enumerate(read_prompts(source, name), 1):
             if not isinstance(record.get("text"), str):
                 raise ValueError(f"{name} {source}: record {number} needs \"text\", the answer")
-            answers[record["prompt"]].append(record["text"])
-            cut += record.get("finished") is False
-        return answers, cut
+            answers[record["prompt"]].append((record["text"], record.get("finished") is not False))
+        return answers
     model, tokenizer = load_alone(source, args.bits)
     for prompt, answer in zip(prompts, drawn(model, tokenizer, prompts, f"{name}: answers", max_new_tokens=args.max_new_tokens,
                                              temperature=args.temperature, top_p=args.top_p, seed=[args.seed, "compare"])):
-        answers[prompt].append(answer.text)
-        cut += not answer.finished
-    return answers, cut
+        answers[prompt].append((answer.text, answer.finished))
+    return answers
 
 
 def judge_both_orders(judge, pairs, bits=None, max_new_tokens=512):
@@ -367,23 +370,23 @@ def measure_comparisons(records):
     """Figures of answers a against answers b, from records with "prompt", "a", "b" and "winners" in both orders (a first, b first).
 
     A pair counts 1 if a won both, 0 if b did, 1/2 if the orders disagree; one that did not parse in both orders is left out and counted.
-    Intervals: 95 %, bootstrap over prompts. first_position_rate: of all verdicts that parsed.
+    first_position_rate and consistent_rate are over those that did. Intervals: 95 %, bootstrap over prompts.
     """
-    first = [float(winner == place) for record in records for winner, place in zip(record["winners"], "ab") if winner]
     both = [record for record in records if None not in record["winners"]]
-    figures = {"compared": len(both), "unparsed": len(records) - len(both), "first_position_rate": mean(first)}
+    figures = {"compared": len(both), "unparsed": len(records) - len(both)}
     if not both:
         return figures
     wins = [sum(winner == "a" for winner in record["winners"]) / 2 for record in both]
+    first = [((record["winners"][0] == "a") + (record["winners"][1] == "b")) / 2 for record in both]
     lengths = [[len(record[side]) for record in both] for side in "ab"]
     groups = [record["prompt"] for record in both]
     rate, error = win_rate(wins)
     return figures | {
-        "consistent_rate": mean(float(len(set(record["winners"])) == 1) for record in both),
         "win_rate": rate, "standard_error": error, "win_rate_interval": bootstrap(np.mean, wins, groups=groups),
         "length_controlled_win_rate": length_controlled_win_rate(wins, *lengths),
         "length_controlled_interval": bootstrap(length_controlled_win_rate, wins, *lengths, groups=groups),
-        "mean_lengths": [mean(side) for side in lengths]}
+        "first_position_rate": mean(first), "first_position_interval": bootstrap(np.mean, first, groups=groups),
+        "consistent_rate": mean(float(len(set(record["winners"])) == 1) for record in both), "mean_lengths": [mean(side) for side in lengths]}
 
 
 def compare(args):
@@ -392,27 +395,33 @@ def compare(args):
     files = [source for source in sources.values() if Path(source).is_file()]
     prompts_file = args.prompts or (files[0] if files else HERE / "data" / "eval.jsonl")
     prompts = list(dict.fromkeys(record["prompt"] for record in read_prompts(prompts_file)))
-    (a, cut_a), (b, cut_b) = (answers_of(source, name, prompts, args) for name, source in sources.items())
-    wanted = prompts if args.prompts else list(a)
-    pairs = [(prompt, *texts) for prompt in wanted for texts in zip(a.get(prompt, ()), b.get(prompt, ()))]
-    if not pairs:
+    load_tokenizer(args.judge)  # whether there is such a model, before the others answer
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    a, b = (answers_of(source, name, prompts, args) for name, source in sources.items())
+    matched = [(prompt, *two) for prompt in (prompts if args.prompts else a) for two in zip(a.get(prompt, ()), b.get(prompt, ()))]
+    if not matched:
         raise ValueError("A and B have no prompt in common: compare answers to the same prompts")
-    alone = sum(map(len, a.values())) + sum(map(len, b.values())) - 2 * len(pairs)
-    records = judge_both_orders(args.judge, pairs, args.bits, args.max_verdict_tokens)
+    records = judge_both_orders(args.judge, [(prompt, one, other) for prompt, (one, _), (other, _) in matched], args.bits, args.max_verdict_tokens)
     if args.out:
         write_jsonl(args.out, records)
-    f = measure_comparisons(records)
-    print(f"A = {args.a}, B = {args.b}, judge {args.judge}: {f['compared']} pairs of answers to {len({prompt for prompt, *_ in pairs})} prompts, "
-          f"in both orders\nleft out: {f['unparsed']} pairs without two verdicts, {alone} answers without a counterpart; "
-          f"cut off, and compared as they are: {cut_a} of A, {cut_b} of B")
+    f, asked = measure_comparisons(records), len({prompt for prompt, *_ in matched})
+    cut = [sum(not pair[side][1] for pair in matched) for side in (1, 2)]
+    alone = sum(map(len, a.values())) + sum(map(len, b.values())) - 2 * len(matched)
+    print(f"A = {args.a}, B = {args.b}, judge {args.judge}: {f['compared']} pairs of answers to {asked} prompts, in both orders\n"
+          f"left out: {f['unparsed']} pairs without two verdicts, {alone} answers without a counterpart; "
+          f"cut off, and compared as they are: {cut[0]} of A, {cut[1]} of B")
     if not f["compared"]:
         raise ValueError(f"no verdict of {args.judge} named a winner: choose a stronger judge, or raise --max-verdict-tokens")
     for name, value, (low, high) in [("A wins", f["win_rate"], f["win_rate_interval"]),
-                                     ("A wins, length-controlled", f["length_controlled_win_rate"], f["length_controlled_interval"])]:
-        print(f"{name:38}{value:>7.1%}   95 % interval {low:.1%} to {high:.1%}")
-    print(f"{'characters per answer: A, B':38}{f['mean_lengths'][0]:>7.0f} {f['mean_lengths'][1]:.0f}\n"
-          f"{'judge prefers the first':38}{f['first_position_rate']:>7.1%}\n{'judge says the same in both orders':38}{f['consistent_rate']:>7.1%}")
-    if args.judge in sources.values():
+                                     ("A wins, length-controlled", f["length_controlled_win_rate"], f["length_controlled_interval"]),
+                                     ("judge prefers the first", f["first_position_rate"], f["first_position_interval"])]:
+        interval = f"95 % interval {low:.1%} to {high:.1%}" if low < high and asked > 9 else "too few prompts, or too much alike, for an interval"
+        print(f"{name:38}{value:>7.1%}   {interval}")
+    print(f"{'judge says the same in both orders':38}{f['consistent_rate']:>7.1%}\n"
+          f"{'characters per answer: A, B':38}{f['mean_lengths'][0]:>7.0f} {f['mean_lengths'][1]:.0f}")
+    judge = Path(args.judge).resolve()
+    if any(judge in (Path(source).resolve(), Path(source).resolve().parent) for source in sources.values()):
         print("The judge is one of the two: models prefer their own answers.")
     print("These figures are this judge's opinion on these prompts. They are not AlpacaEval's nor any other leaderboard's, whose judges and prompts "
           "are others.")
@@ -420,9 +429,12 @@ def compare(args):
 
 # ---- answers for the official tools
 
+NEEDS = {"alpaca": "instruction", "mt-bench": "question_id and turns", "arena-hard": "question_id and turns, or uid and prompt"}
+
+
 def read_questions(file, form):
     """The questions of an official file: (the texts of its turns, the record itself), one after the other."""
-    text = Path(file).read_text(encoding="utf-8")
+    text = read_text(file, "--questions")
     try:
         records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
     except ValueError:
@@ -430,12 +442,18 @@ def read_questions(file, form):
     questions = []
     for number, record in enumerate(records, 1):
         try:
-            turns = {"alpaca": lambda: [record["instruction"]], "mt-bench": lambda: record["turns"],
-                     "arena-hard": lambda: [record["prompt"]] if "uid" in record else [turn["content"] for turn in record["turns"]]}[form]()
-            assert turns and all(isinstance(turn, str) for turn in turns) and (form == "alpaca" or "uid" in record or "question_id" in record)
-        except (KeyError, TypeError, AssertionError):
-            needs = {"alpaca": "instruction", "mt-bench": "question_id and turns", "arena-hard": "question_id and turns, or uid and prompt"}[form]
-            raise ValueError(f"--questions {file}: question {number} is none of {form}: it needs {needs}") from None
+            if form == "alpaca":
+                turns = [record["instruction"]]
+            elif form == "arena-hard":
+                turns = [record["prompt"]] if "uid" in record else [turn["content"] for turn in record["turns"]]
+            else:
+                turns = record["turns"]
+            if form != "alpaca" and "uid" not in record:
+                record["question_id"]
+        except (KeyError, TypeError):
+            turns = None
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+            raise ValueError(f"--questions {file}: question {number} is none of {form}: it needs {NEEDS[form]}")
         questions.append((turns, record))
     if not questions:
         raise ValueError(f"--questions {file}: no questions in it")
@@ -444,7 +462,7 @@ def read_questions(file, form):
 
 def style_counts(text):
     """What Arena-Hard's style control reads: Markdown headers, list items and bold passages outside code blocks."""
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"```[^`]*```", "", text)
     return {"header_count": {f"h{n}": len(re.findall(rf"(?m)^#{{{n}}}\s", text)) for n in range(1, 7)},
             "list_count": {"ordered": len(re.findall(r"(?m)^[ \t]*\d+\.\s", text)), "unordered": len(re.findall(r"(?m)^[ \t]*[-*+]\s", text))},
             "bold_count": {"**": len(re.findall(r"\*\*[^*\n]+\*\*", text)), "__": len(re.findall(r"__[^_\n]+__", text))}}
@@ -671,7 +689,7 @@ def rated(battle, rating):
         ["first \\ second", *range(len(verdicts))], verdicts)
     kind = {order[0]: "good", order[-1]: "bad"}
     body += "".join(f"judgment {i}{pre(battle['texts'][i], kind.get(i, ''))}" for i in order)
-    return body + "".join(f"{said['first']} shown first, {said['second']} second{pre(said['text'])}" for said in battle["said"][:2])
+    return body + "".join(html.escape(f"{said['first']} shown first, {said['second']} second") + pre(said["text"]) for said in battle["said"][:2])
 
 
 def example(folder, notes):
@@ -688,8 +706,10 @@ def samples(folder, notes):
         if pair["prompt_id"] in groups or len(groups) < SHOWN:
             groups[pair["prompt_id"]][pair["kind"]] = pair
     judged = [record for record in each_line(folder / "judgments.jsonl", notes) if record["prompt_id"] in groups]
-    battles = {b["prompt_id"]: b for b in each_line(folder / "battles.jsonl", []) if b["prompt_id"] in groups}
-    ratings = {r["id"]: r for r in each_line(folder / "ratings.jsonl", [])}
+    battles, ratings = {}, {}
+    if any("judge" in pairs for pairs in groups.values()):
+        battles = {battle["prompt_id"]: battle for battle in each_line(folder / "battles.jsonl", notes) if battle["prompt_id"] in groups}
+        ratings = {rating["id"]: rating for rating in each_line(folder / "ratings.jsonl", notes)}
     page = []
     for prompt_id, pairs in groups.items():
         body, title = "", f"prompt {prompt_id}"
@@ -697,7 +717,7 @@ def samples(folder, notes):
             pair = pairs["actor"]
             text, title = pair[side][0]["content"], pair["prompt"][0]["content"]
             record = next((r for r in judged if r["prompt_id"] == prompt_id and r["text"] == text), {})
-            true = f", true score {record['truth']}" if "truth" in record else ""
+            true = f", true score {record['truth']:g}" if "truth" in record else ""
             said = "".join(pre(judgment["text"]) for judgment in record.get("judgments", [])[:3])
             body += f"{side}, score {pair[f'{side}_score']:.2f}{true}{pre(text, kind)}" + details("its first judgments", said)
         if "judge" in pairs:
@@ -729,42 +749,45 @@ def report(run):
     Returns notes, a line on each thing that is missing or broken; they are on the page as well. Raises ValueError if there is no run at all.
     """
     run, notes = Path(run), []
-    folders = {int(folder.name[4:]): folder for folder in run.glob("iter*") if folder.name[4:].isdigit()}
+    folders = {int(folder.name[4:]): folder for folder in run.glob("iter*") if re.fullmatch("iter[0-9]+", folder.name)}
     if not (run / "summary.json").is_file() and not folders:
         raise ValueError(f"{run} has no summary.json and no iterations: it is no run's folder, or the run has not finished iteration 0")
-    settings = read_whole(run / "config.json", dict, notes).get("settings") or {}
-    records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict) and "iteration" in record]
+    settings = read_whole(run / "config.json", dict, notes).get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict)]
+    records = [record for record in records if isinstance(record.get("iteration"), int)]
     for t in sorted(folders.keys() - {record["iteration"] for record in records}):
         notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
         if (folders[t] / "figures.json").is_file():
             records.append({"iteration": t, **read_whole(folders[t] / "figures.json", dict, notes)})
     parts, links = [], []
 
-    def section(title, draw):
+    def attempt(title, draw):
         try:
-            body = draw()
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            return draw()
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
             notes.append(f"{title}: cannot be drawn, a file is not as a run leaves it ({type(error).__name__}: {error})")
-            return
+
+    def section(title, draw):
+        body = attempt(title, draw)
         if body:
             links.append(f'<a href="#s{len(links)}">{html.escape(title)}</a>')
             parts.append(f'<h2 id="s{len(links) - 1}">{html.escape(title)}</h2>{body}')
 
-    warned = [f"M_{r['iteration']}: {line}" if line.startswith("the judge") else f"iteration {r['iteration']}: {line}"
-              for r in records for line in drifts(r, settings.get("max_score") or 5)]
     trained = [record["iteration"] for record in records if record["iteration"]]
-    steps = {r["iteration"]: read_jsonl(run / f"iter{r['iteration']}" / "train.jsonl", notes)
-             for r in records if r["iteration"] and r.get("train")}
     section("At a glance", lambda: html_table(["", *(f"M_{record['iteration']}" for record in records)], figure_rows(records)) + LEGEND)
     section("Curves", lambda: plots(curves(records) + histograms(records)))
-    section("Training", lambda: plots(training_curves(steps)))
-    compared = [t for t in trained if (run / f"iter{t}" / "ratings.jsonl").is_file()]
+    section("Training", lambda: plots(training_curves({r["iteration"]: read_jsonl(run / f"iter{r['iteration']}" / "train.jsonl", notes)
+                                                       for r in records if r["iteration"] and r.get("train")})))
+    compared = [record["iteration"] for record in records if record.get("meta_judge")]
     section("Ratings of one answer's judgments", lambda: example(run / f"iter{compared[0]}", notes) if compared else "")
     section("Dropped", lambda: count_table(records, "pairs.dropped", "reason"))
     section("Seconds by stage", lambda: count_table(records, "seconds", "stage"))
     section("Tokens by stage", lambda: count_table(records, "tokens", "stage"))
     for t in trained:
         section(f"Samples of iteration {t}", lambda: samples(run / f"iter{t}", notes))
+    warned = attempt("Drift", lambda: [line for record in records for line in drifts(record, settings.get("max_score") or 5)])
+    notes[:] = dict.fromkeys(notes)
     model = html.escape(str(settings.get("model", "unknown model")))
     seed = html.escape(str(settings.get("seed", "unknown")))
     head = (f"<h1>Meta-Rewarding: {model}</h1><p>{len(trained)} iterations, seed {seed}. M_0 is the seed model after its warm start; "

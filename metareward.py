@@ -20,7 +20,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ from eval import (
 )
 from sampling import Chat, load, load_tokenizer, sample
 
+FORMAT = 2  # of a run's folder; runs of another are not resumed
 HERE = Path(os.path.relpath(Path(__file__).parent))
 GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 BLOCK = 4096            # samples drawn together; those of a block that a crash cut short are drawn again
@@ -327,16 +328,17 @@ def read_json(file):
 # ---- what a run reads
 
 def ranked_replies(settings):
-    """Human-ranked replies: (those of the warm start, those that measure the judge), prompts that are in neither of the other."""
-    measuring = words.read_prompts(settings.ranked, "--ranked", needs_replies=True) if settings.ranked else []
-    replies = [] if settings.no_eft else eft_replies(settings)
-    if not settings.ranked:
-        held = set(random.Random(f"{settings.seed}/ranked").sample(range(len(replies)), int(HELD_RANKED * len(replies))))
-        return [r for i, r in enumerate(replies) if i not in held], [replies[i] for i in sorted(held)]
-    used = {record["prompt"] for record in replies}
-    if any(record["prompt"] in used for record in measuring):
-        raise ValueError(f"--ranked {settings.ranked}: it has prompts that the warm start trains on: give others, or leave it out")
-    return replies, measuring
+    """Human-ranked replies: (those of the warm start, those that measure the judge); no prompt is among both."""
+    replies = eft_replies(settings) if settings.eft or not settings.no_eft else []
+    texts = sorted({record["prompt"] for record in replies})
+    held = set(random.Random(f"{settings.seed}/ranked").sample(texts, int(HELD_RANKED * len(texts))))
+    measuring = [record for record in replies if record["prompt"] in held]
+    if settings.ranked:
+        measuring = words.read_prompts(settings.ranked, "--ranked", needs_replies=True)
+        held = {record["prompt"] for record in measuring}
+        if not settings.no_eft and held & set(texts):
+            raise ValueError(f"--ranked {settings.ranked}: it has prompts that the warm start trains on: give others, or leave it out")
+    return [] if settings.no_eft else [record for record in replies if record["prompt"] not in held], measuring
 
 
 def eft_replies(settings):
@@ -372,12 +374,13 @@ class Run:
         self.settings, self.out = settings, Path(settings.out)
         self.rubric = words.read_text(settings.rubric, "--rubric").strip() if settings.rubric else words.RUBRIC
         self.eval_prompts = words.read_prompts(settings.eval_prompts, "--eval-prompts")
-        self.all_prompts, self.unfit = unused(words.read_prompts(settings.prompts), self.eval_prompts) if settings.prompts else (None, Counter())
+        self.replies, self.ranked = ranked_replies(settings)
+        self.held_out = [*self.eval_prompts, *self.ranked]
+        self.all_prompts, self.unfit = unused(words.read_prompts(settings.prompts), self.held_out) if settings.prompts else (None, Counter())
         if self.all_prompts is not None and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
                              f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
         self.chat = Chat(load_tokenizer(settings.model))
-        self.replies, self.ranked = ranked_replies(settings)
         self.check_folder()
         self.model, self.tokenizer = load(settings.model, bits=settings.bits)
         check_logits(self.model)
@@ -385,7 +388,7 @@ class Run:
         torch.manual_seed(settings.seed)
         self.model = add_lora(self.model, settings.lora_rank)
         self.tokens = 0  # drawn since the start of this process
-        self.stage, self.stage_tokens = None, defaultdict(Counter)  # of the items in the files, by iteration and stage
+        self.stage, self.stage_tokens = None, {}  # of the items in the files, by iteration, stage and file
         self.planning = False
 
     def told(self):
@@ -393,7 +396,7 @@ class Run:
         files = {name: hashlib.sha256(Path(getattr(self.settings, name)).read_bytes()).hexdigest()[:16]
                  for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric") if getattr(self.settings, name)}
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
-        return json.loads(json.dumps({"settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))
+        return json.loads(json.dumps({"format": FORMAT, "settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))
 
     def check_folder(self):
         """Refuse a folder whose run had other settings, or other content in the files it read. More iterations may be asked for later."""
@@ -403,6 +406,8 @@ class Run:
         theirs = read_json(file)
         if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
             raise ValueError(f"{self.out} is no run's folder, though it has a config.json: choose another --out")
+        if theirs.get("format") != FORMAT:
+            raise ValueError(f"{self.out} holds a run of another version of this program, which left other files: choose another --out")
         iters = theirs["settings"].get("iters")
         for name, value in mine["settings"].items():
             was = theirs["settings"].get(name)
@@ -436,9 +441,11 @@ class Run:
 
     def tokens_of(self, t):
         """Tokens of iteration t by stage: those drawn, and those that training went over."""
-        trained = sum(line.get("tokens", 0) for line in read_jsonl(self.folder(t) / "train.jsonl"))
-        drawn = dict(self.stage_tokens[t])
-        return drawn | ({"warm start, training" if t == 0 else "training": trained} if trained else {})
+        tokens = Counter()
+        for (iteration, stage, _), count in self.stage_tokens.items():
+            tokens[stage] += count * (iteration == t)
+        tokens["warm start, training" if t == 0 else "training"] = sum(line.get("tokens", 0) for line in read_jsonl(self.folder(t) / "train.jsonl"))
+        return {stage: count for stage, count in tokens.items() if count}
 
     def seconds(self, t):
         file = self.folder(t) / "seconds.json"
@@ -461,8 +468,8 @@ class Run:
             drawn[item["id"]][prompt][number] = sample
             left[item["id"]] -= 1
             if left[item["id"]] == 0 and item["id"] not in known:
-                tokens_drawn = sum(len(sample.tokens) for samples in drawn[item["id"]] for sample in samples)
-                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]]), "tokens": tokens_drawn}
+                length = sum(len(sample.tokens) for samples in drawn[item["id"]] for sample in samples)
+                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]]), "sampled_tokens": length}
                 out.write(json.dumps(known[item["id"]]) + "\n")
                 out.flush()
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
@@ -481,7 +488,7 @@ class Run:
                        temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
                        keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache, on_end=keep)
         records = [known[item["id"]] for item in items]
-        self.stage_tokens[t][self.stage] += sum(record["tokens"] for record in records)
+        self.stage_tokens[t, self.stage, name] = sum(record["sampled_tokens"] for record in records)
         return records
 
 
@@ -580,7 +587,7 @@ def invent_prompts(run, t, count):
         requests += [{"id": f"{i}", "seeds": random.Random(f"{run.settings.seed}/{t}/{i}").sample(seeds, 8)}
                      for i in range(len(requests), len(requests) + max(32, count - len(chosen)))]
         replies = request(run, t, requests)
-        unlike = words.Unlike([*seeds, *earlier, *(record["prompt"] for record in run.eval_prompts)])
+        unlike = words.Unlike([*seeds, *earlier, *(record["prompt"] for record in run.held_out)])
         tasks = [reply for reply in replies if reply["task"]]
         chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in tasks if unlike.add(reply["task"])]
     return chosen[:count], +Counter({"new prompt malformed or cut off": len(replies) - len(tasks),
@@ -664,7 +671,7 @@ def rated(battles, weights):
 
 
 def repeated(run, t, battles):
-    """The same comparisons once more, the judgments shuffled and every verdict drawn afresh."""
+    """The same comparisons once more, every verdict drawn afresh; shuffled, so that no judgment wins a draw by its number again."""
     items = []
     for battle in battles:
         order = random.Random(f"{run.settings.seed}/{t}/{battle['id']}").sample(range(len(battle["texts"])), len(battle["texts"]))
@@ -790,7 +797,7 @@ def measure(run, t):
     own = judge(run, t, items, "eval.jsonl", "held-out judgments")
     reference = own
     if t > 0:
-        items = [{key: value for key, value in record.items() if key not in ("judgments", "scores", "score", "tokens")}
+        items = [{key: value for key, value in record.items() if key not in ("judgments", "scores", "score", "sampled_tokens")}
                  for record in read_jsonl(run.folder(0) / "eval.jsonl")]
         reference = judge(run, t, items, "eval_judge.jsonl", "held-out judgments of M_0's answers")
     figures = {"actor": measure_actor(own), "judge": measure_judge([record for record in reference if record["finished"]])}
@@ -918,7 +925,8 @@ def stage_costs(run):
             add(name, count, calls, training_cost(run, functools.partial(train_dpo, beta=settings.beta), pairs, settings.epochs, count / calls))
     held_out = len(run.eval_prompts) * EVAL_ANSWERS
     add("measuring, answers", held_out * (iters + 1), iters + 1, answers)
-    add("measuring, judgments", (held_out * (2 * iters + 1) + len(ranked_items(run.ranked)) * (iters + 1)) * N, 3 * iters + 2, judgments)
+    add("measuring, judgments", (held_out * (2 * iters + 1) + len(ranked_items(run.ranked)) * (iters + 1)) * N,
+        3 * iters + 2 if run.ranked else 2 * iters + 1, judgments)
     return stages
 
 
@@ -991,14 +999,16 @@ def compare_judgments(run, t, answers):
     """
     settings, trains = run.settings, t <= run.settings.judge_iters
     varied, dropped = most_varied(answers, settings.seed)
+    some = {item["id"] for item in random.Random(f"{settings.seed}/{t}/diagnosed").sample(varied, min(DIAGNOSED, len(varied)))}
     with run.timed(t, "comparisons"):
-        battles = meta_judge(run, t, varied if trains else varied[:DIAGNOSED])
-        again = repeated(run, t, battles[:DIAGNOSED])
+        battles = meta_judge(run, t, varied if trains else [item for item in varied if item["id"] in some])
+        again = repeated(run, t, [battle for battle in battles if battle["id"] in some])
     wins = Counter(v for battle in battles for row in battle["verdicts"] for v in row)
     weights = (0.5, 0.5) if settings.no_position_weights else None if settings.position_advantage else position_weights(wins[1], wins[-1])
     battles, again = rated(battles, weights), rated(again, weights)
     write_jsonl(run.folder(t) / "ratings.jsonl", [{key: battle[key] for key in ("id", "battles", "ratings", "pair")} for battle in battles])
-    figures = measure_meta_judge(battles) | {"weights": weights, "answers": len(battles)} | measure_repeats(battles[:DIAGNOSED], again)
+    figures = measure_meta_judge(battles) | {"weights": weights, "answers": len(battles)}
+    figures |= measure_repeats([battle for battle in battles if battle["id"] in some], again)
     pairs, lost = judge_pairs(battles, run.rubric, settings.at("max_judgment_chars", t)) if trains else ([], Counter())
     return figures, pairs, dropped + lost if trains else lost
 
@@ -1029,13 +1039,13 @@ def loop(run):
         with run.timed(t, "measuring"):
             measured = measure(run, t)
         figures = json.loads(figures_file.read_text())
-        figures["tokens"]["measuring"] = run.tokens_of(t)["measuring"]
+        figures["tokens"]["measuring"] = run.tokens_of(t).get("measuring", 0)
         records.append({"iteration": t, **measured, **figures, "seconds": run.seconds(t)})
         write_whole(file, json.dumps(records, indent=1) + "\n")
         report(run.out)  # after each iteration, for those who watch
         print(f"M_{t}: " + ", ".join(f"{name} {value}" for name, value in figure_rows(records[-1:]) if name in GLANCE))
         for line in drifts(records[-1], run.settings.max_score):
-            print(f"drift: {line}")
+            print(f"Drift, {line}")
     return records
 
 

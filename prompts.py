@@ -8,6 +8,7 @@ text. Parsers read the last line only, which the model wrote last: what an answe
 """
 import gzip
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -177,7 +178,8 @@ def check_record(record, needs_replies):
             raise ValueError(f"{check!r} in \"checks\" is no regular expression") from None
     replies = record.get("replies")
     if needs_replies and not (isinstance(replies, list) and len(replies) > 1 and all(
-            isinstance(r, dict) and isinstance(r.get("text"), str) and isinstance(r.get("rank"), (int, float)) for r in replies)):
+            isinstance(r, dict) and isinstance(r.get("text"), str) and isinstance(r.get("rank"), (int, float)) and math.isfinite(r["rank"])
+            for r in replies)):
         raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, rank 0 the best")
 
 

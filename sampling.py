@@ -121,7 +121,7 @@ def check_adapter(model, folder):
 class Chat:
     """A tokenizer's chat template around texts that are data: nothing inside a text can become a control token."""
 
-    SLOT = "ZqSLOTqZ"
+    SLOT = "Zq{}SLOTqZ"
 
     def __init__(self, tokenizer):
         if not tokenizer.chat_template:
@@ -132,19 +132,19 @@ class Chat:
         self.added_ids = set(self.added.values())
         self.pattern = re.compile("(" + "|".join(re.escape(text) for text in sorted(self.added, key=len, reverse=True)) + ")")
         told = self.render(2, add_generation_prompt=False)
-        self.end = next(iter(self.control(self.encode(told.split(f"{self.SLOT}1")[-1]))), tokenizer.eos_token_id)
+        self.end = next(iter(self.control(self.encode(told.split(self.SLOT.format(1))[-1]))), tokenizer.eos_token_id)
         self.frames = {}
 
     def render(self, count, add_generation_prompt):
         """The template around `count` turns, user's and assistant's in turn, with a slot in the place of each text."""
-        turns = [{"role": ("user", "assistant")[i % 2], "content": f"\t{self.SLOT}{i}\t"} for i in range(count)]
+        turns = [{"role": ("user", "assistant")[i % 2], "content": f"\t{self.SLOT.format(i)}\t"} for i in range(count)]
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
 
     def frame(self, count):
         """What the template puts before, between and after `count` turns, and for each turn whether it strips it, as Llama-3's does."""
         if count not in self.frames:
             rest, pieces, trims = self.render(count, add_generation_prompt=True), [], []
-            for slot in (f"{self.SLOT}{i}" for i in range(count)):
+            for slot in map(self.SLOT.format, range(count)):
                 trims.append(f"\t{slot}\t" not in rest)
                 before, rest = rest.split(slot if trims[-1] else f"\t{slot}\t")
                 pieces.append(before)
@@ -171,8 +171,10 @@ class Chat:
     def prompt(self, *turns):
         """Token ids of a chat that asks for an answer: the template's own, unless a text would bring control tokens with it.
 
-        turns: texts, the user's and the assistant's in turn, the user's first and last.
+        turns: texts, the user's and the assistant's in turn, the user's first and last. Raises ValueError for any others.
         """
+        if len(turns) % 2 == 0 or not all(isinstance(text, str) for text in turns):
+            raise ValueError("a chat must be texts, the user's first and last")
         (first, *others), trims = self.frame(len(turns))
         texts = [printable(text.strip() if trim else text) for text, trim in zip(turns, trims)]
         whole = self.encode(first + "".join(text + piece for text, piece in zip(texts, others)))

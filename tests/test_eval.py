@@ -342,8 +342,9 @@ def test_measure_repeats_by_hand():
     ({"first_position_rate": None, "higher_score_rate": None}, None, 5, [])])
 def test_drift_is_told_from_the_papers_values_on(meta, score, max_score, said):
     """44 % and 4.1 are the paper's first iteration, 68 %, 98 % and over 4.7 its second, after which it trained the judge no more. Either place."""
-    lines = drifts({"meta_judge": meta, "judge": {"mean_score": score}}, max_score)
-    assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines))
+    lines = drifts({"iteration": 3, "meta_judge": meta, "judge": {"mean_score": score}}, max_score)
+    assert len(lines) == len(said) and all(part in line and line.startswith(("iteration 3: the meta-judge", "M_3: the judge's"))
+                                           for part, line in zip(said, lines))
 
 
 # ---- intervals
@@ -378,15 +379,15 @@ def compared(prompt, a, b, *winners):
 
 def test_measure_comparisons_by_hand():
     """Won by a in both orders, by b in both, once each, and one without a second verdict, left out: (1 + 0 + 1/2) / 3. First places: the first
-    order's a, the second's b: a-a has one of two, b-b one, a-b two, the last one of one: 5 of 7. Consistent: 2 of 3."""
+    order's a, the second's b: a-a has one of two, b-b one, a-b two: 4 of 6. Consistent: 2 of 3."""
     records = [compared("p", "xx", "y", "a", "a"), compared("q", "x", "yyy", "b", "b"), compared("r", "x", "yy", "a", "b"),
                compared("s", "x" * 50, "y", "a", None)]
     figures = measure_comparisons(records)
-    assert figures["compared"] == 3 and figures["unparsed"] == 1 and figures["first_position_rate"] == pytest.approx(5 / 7)
+    assert figures["compared"] == 3 and figures["unparsed"] == 1 and figures["first_position_rate"] == pytest.approx(4 / 6)
     assert figures["win_rate"] == pytest.approx(1 / 2) and figures["consistent_rate"] == pytest.approx(2 / 3)
     assert figures["mean_lengths"] == pytest.approx([4 / 3, 2]) and figures["win_rate_interval"] == pytest.approx((0, 1))
     assert figures["length_controlled_win_rate"] == length_controlled_win_rate([1, 0, 0.5], [2, 1, 1], [1, 3, 2])
-    assert measure_comparisons([compared("s", "x", "y", None, "b")]) == {"compared": 0, "unparsed": 1, "first_position_rate": 1}
+    assert measure_comparisons([compared("s", "x", "y", None, "b")]) == {"compared": 0, "unparsed": 1}
 
 
 def test_sides_swapped_swap_the_rate():
@@ -415,10 +416,12 @@ def test_compare_two_files_by_a_real_judge(tmp_path, monkeypatch, capsys):
     """Good answers against poor ones of the same length and less: the tiny judge finds them, whichever file comes first; every pair is written
     down with its four verdicts; answers without a counterpart are counted."""
     good, poor = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:5])
-    status, out, _ = command(monkeypatch, capsys, "compare", good, poor, "--judge", ROOT / "tiny" / "judge", "--out", tmp_path / "pairs.jsonl")
+    file = tmp_path / "new" / "pairs.jsonl"
+    status, out, _ = command(monkeypatch, capsys, "compare", good, poor, "--judge", ROOT / "tiny" / "judge", "--out", file)
     assert status == 0 and "5 pairs of answers to 5 prompts" in out and "1 answers without a counterpart" in out
+    assert "too few prompts" in out and "judge is one of the two" not in out
     assert re.search(r"A wins +100.0%", out) and "not AlpacaEval's nor any other leaderboard's" in out
-    pairs = read_jsonl(tmp_path / "pairs.jsonl")
+    pairs = read_jsonl(file)
     assert [pair["winners"] for pair in pairs] == [["a", "a"]] * 5 and all(len(pair["said"]) == 2 for pair in pairs)
     assert pairs[0]["a"] == GOOD.format(task=TASKS[0]) and pairs[0]["b"] == POOR.format(task=TASKS[0])
     status, out, _ = command(monkeypatch, capsys, "compare", poor, good, "--judge", ROOT / "tiny" / "judge")
@@ -431,6 +434,27 @@ def test_a_judge_with_a_place_is_found_out(tmp_path, monkeypatch, capsys):
     status, out, _ = command(monkeypatch, capsys, "compare", same, same, "--judge", ROOT / "tiny" / "judge")
     assert status == 0 and re.search(r"A wins +50.0%", out) and re.search(r"prefers the first +100.0%", out)
     assert re.search(r"same in both orders +0.0%", out)
+
+
+def test_a_judge_that_is_one_of_the_two_is_told(tmp_path, monkeypatch, capsys):
+    """By whatever name: a folder with a slash behind it, and a run's iteration whose own answers are judged."""
+    judge = tmp_path / "judge"
+    shutil.copytree(ROOT / "tiny" / "judge", judge)
+    own, other = write_answers(judge / "eval.jsonl", GOOD, tasks=TASKS[:1]), write_answers(tmp_path / "other.jsonl", POOR, tasks=TASKS[:1])
+    assert "judge is one of the two" in command(monkeypatch, capsys, "compare", own, other, "--judge", f"{judge}/")[1]
+
+
+def test_cut_off_answers_are_counted_where_they_are_compared(tmp_path, monkeypatch, capsys):
+    good, poor = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:2])
+    good.write_text(good.read_text().replace('"finished": true', '"finished": false'))
+    out = command(monkeypatch, capsys, "compare", good, poor, "--judge", ROOT / "tiny" / "judge")[1]
+    assert "cut off, and compared as they are: 2 of A, 0 of B" in out and "4 answers without a counterpart" in out
+
+
+def test_a_missing_judge_is_found_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "sample", lambda *_, **__: pytest.fail("answers were drawn"))
+    status, _, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny", "--judge", "no/such/place")
+    assert status == 2 and "no/such/place" in error
 
 
 def test_compare_a_model_with_a_file(tmp_path, monkeypatch, capsys):
@@ -574,9 +598,11 @@ def test_style_counts_by_hand():
 @pytest.mark.parametrize("form, content, says", [
     ("alpaca", '[{"instruction": 3}]', "question 1 is none of alpaca"), ("alpaca", "", "no questions"), ("alpaca", "[{", "neither a JSON list nor"),
     ("mt-bench", '{"question_id": 1, "turns": ["a"]}\n{"uid": "x", "prompt": "y"}', "question 2 is none of mt-bench"),
-    ("arena-hard", '{"instruction": "x"}', "question 1 is none of arena-hard"), ("mt-bench", '{"question_id": 1, "turns": []}', "question 1")])
+    ("arena-hard", '{"instruction": "x"}', "question 1 is none of arena-hard"), ("mt-bench", '{"question_id": 1, "turns": []}', "question 1"),
+    ("mt-bench", '{"question_id": 1, "turns": "hello"}', "question 1"), ("mt-bench", '{"question_id": 1, "turns": [{"content": "x"}]}', "question 1"),
+    ("arena-hard", '{"turns": [{"content": "x"}]}', "question 1"), ("alpaca", "[3]", "question 1"), ("alpaca", "\udcff", "not UTF-8")])
 def test_question_files_that_do_not_fit_the_format(trained, tmp_path, monkeypatch, capsys, form, content, says):
-    (tmp_path / "questions").write_text(content)
+    (tmp_path / "questions").write_text(content, errors="surrogateescape")
     status, out, error = command(monkeypatch, capsys, "export", trained, "--format", form, "--questions", tmp_path / "questions")
     assert status == 2 and out == "" and error.startswith("error: --questions") and says in error and error.count("\n") == 1
 
@@ -819,6 +845,12 @@ SPOILED = {
     "judgments.jsonl missing": (lambda run: (run / "iter1" / "judgments.jsonl").unlink(), "iter1/judgments.jsonl is missing"),
     "battles.jsonl of others": (lambda run: write_lines(run / "iter1" / "battles.jsonl", {"x": 1}), "cannot be drawn"),
     "an iteration under way": (lambda run: (run / "iter3").mkdir(), "iteration 3 is not in summary.json"),
+    "ratings.jsonl missing": (lambda run: (run / "iter1" / "ratings.jsonl").unlink(), "iter1/ratings.jsonl is missing"),
+    "battles.jsonl torn": (lambda run: (run / "iter1" / "battles.jsonl").write_text('{"id": "0/1"'), "iter1/battles.jsonl, line 1: torn"),
+    "settings of another kind": (lambda run: (run / "config.json").write_text('{"settings": [1]}'), None),
+    "max_score of another kind": (lambda run: (run / "config.json").write_text('{"settings": {"max_score": "5"}}'), "Drift: cannot be drawn"),
+    "a folder in the place of a file": (lambda run: ((run / "iter2" / "train.jsonl").unlink(), (run / "iter2" / "train.jsonl").mkdir()),
+                                        "Training: cannot be drawn"),
     "iteration folder missing": (lambda run: shutil.rmtree(run / "iter2"), "iter2/train.jsonl is missing"),
 }
 
@@ -834,8 +866,29 @@ def test_what_is_missing_is_told_and_the_rest_reported(run, monkeypatch, capsys,
     check_self_contained(page)
     if says:
         assert says in error and says in page.text and all(line.startswith("note: ") for line in error.splitlines())
+    assert error.count("\n") == len(set(error.splitlines()))  # nothing is said twice
     if not spoil.startswith("summary"):
         assert evil("actor chosen") in page.text and ["actor: true score", "2.50", "2.50", "2.50"] in page.rows
+
+
+@pytest.mark.parametrize("key, value", [
+    ("judge", 5), ("judge", {"histogram": {"1": 0}}), ("judge", {"histogram": {"x": 3}}), ("meta_judge", [1]), ("actor", {"truth": "x"}),
+    ("pairs", None), ("seconds", 3), ("iteration", [1]), ("iteration", "1"), ("judge", {"mean_score": "x"})])
+def test_odd_records_are_told_and_the_page_drawn(run, key, value):
+    """A summary that no run of ours leaves: never a traceback, whatever stands where a figure should."""
+    records = json.loads((run / "summary.json").read_text())
+    records[1][key] = value
+    (run / "summary.json").write_text(json.dumps(records))
+    check_self_contained(page_of(run))
+
+
+def test_no_field_of_a_file_runs_in_the_page(run):
+    """Numbers of a folder from elsewhere may be texts too."""
+    battle, judged = read_jsonl(run / "iter1" / "battles.jsonl")[0], read_jsonl(run / "iter1" / "judgments.jsonl")
+    battle["said"][0]["first"] = evil("number")
+    write_lines(run / "iter1" / "battles.jsonl", battle)
+    write_lines(run / "iter2" / "judgments.jsonl", *({**record, "truth": evil("truth")} for record in judged))
+    check_self_contained(page_of(run))
 
 
 def test_a_run_without_its_summary_still_shows_what_its_iterations_left(run, monkeypatch, capsys):

@@ -536,6 +536,10 @@ def test_ranked_replies_are_held_out_or_given(tmp_path):
     training, measuring = metareward.ranked_replies(Settings(model="m", out="o", eft=eft, ranked=ranked))
     assert len(training) == 12 and [r["prompt"] for r in measuring] == ["prompt 20", "prompt 21", "prompt 22"]
     assert metareward.ranked_replies(Settings(model="m", out="o", no_eft=True)) == ([], [])
+    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", no_eft=True, eft=eft))
+    assert training == [] and len(measuring) == 3  # the same replies measure an ablation's judge
+    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", eft=write("twice.jsonl", [*range(8), *range(8)])))
+    assert len(training) == 12 and len(measuring) == 4 and not {r["prompt"] for r in training} & {r["prompt"] for r in measuring}
     assert len(metareward.ranked_replies(Settings(model="m", out="o", no_eft=True, ranked=ranked))[1]) == 3
     with pytest.raises(ValueError, match="--ranked .*both.jsonl"):
         metareward.ranked_replies(Settings(model="m", out="o", eft=eft, ranked=both))

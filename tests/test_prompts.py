@@ -251,7 +251,8 @@ GOOD_REPLY = '{"text": "a", "rank": 0}'
 
 @pytest.mark.parametrize("replies", ["", ', "replies": []', ', "replies": {}', f', "replies": [{GOOD_REPLY}]', f', "replies": [{GOOD_REPLY}, "b"]',
                                      f', "replies": [{GOOD_REPLY}, {{"text": "b"}}]', f', "replies": [{GOOD_REPLY}, {{"text": 1, "rank": 1}}]',
-                                     f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": "best"}}]'])
+                                     f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": "best"}}]',
+                                     f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": NaN}}]'])
 def test_ranked_replies_must_be_whole(tmp_path, replies):
     """Only where they are needed: the same line is a good prompt otherwise."""
     file = tmp_path / "p.jsonl"

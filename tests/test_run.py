@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,10 +84,10 @@ def test_tokens_by_stage_are_those_in_the_files(whole):
         names = {"measuring": ["eval_responses", "eval", "eval_judge", "eval_ranked"], "warm start": ["judgments"] if t == 0 else []}
         names |= {"answers": ["responses"], "judgments": ["judgments"], "comparisons": ["battles", "repeats"]} if t else {}
         for stage, files in names.items():
-            counted = sum(r["tokens"] for name in files for r in read_jsonl(run / f"iter{t}" / f"{name}.jsonl"))
+            counted = sum(r["sampled_tokens"] for name in files for r in read_jsonl(run / f"iter{t}" / f"{name}.jsonl"))
             assert record["tokens"].get(stage, 0) == counted and (counted or not files), (t, stage)
         for response in read_jsonl(run / f"iter{t}" / "responses.jsonl"):
-            assert response["tokens"] == sum(r["tokens"] for r in response["responses"])
+            assert response["sampled_tokens"] == sum(r["tokens"] for r in response["responses"])
 
 
 def test_the_meta_judge_is_measured_where_the_judge_no_longer_trains(tmp_path):
@@ -291,6 +292,23 @@ def test_iterations_may_be_added_later(whole, capsys):
     assert len(json.loads((run / "summary.json").read_text())) == 4 and (run / "iter2" / "pairs.jsonl").read_bytes() == before
 
 
+def test_prompts_that_measure_the_judge_never_train(tmp_path, capsys):
+    """A prompt of --prompts whose ranked replies measure the judge is dropped and counted, as those of --eval-prompts are."""
+    ranked = read_jsonl(TINY / "ranked_eval.jsonl")[0]["prompt"]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (ranked, "How do I sing?", "How do I cook?")))
+    run = metareward.Run(metareward.parse_settings(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--prompts-per-iter", "2",
+                                                         "--prompts", str(tmp_path / "prompts.jsonl")))[0])
+    assert [r["prompt"] for r in run.all_prompts] == ["How do I sing?", "How do I cook?"] and run.unfit == {"prompt held out for measuring": 1}
+
+
+def test_a_run_of_another_version_is_refused(whole, tmp_path, capsys):
+    """Its files may be others: what an older program left is not resumed silently."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "format"}))
+    assert "another version" in refusal(capsys, *whole[1], "--out", tmp_path / "run")
+
+
 def test_repeated_and_held_out_prompts_are_dropped_and_counted():
     records, dropped = metareward.unused([{"prompt": p} for p in ("a", "b", "a", "c")], [{"prompt": "c"}])
     assert [r["prompt"] for r in records] == ["a", "b"] and dropped == {"prompt a duplicate": 1, "prompt held out for measuring": 1}
@@ -463,7 +481,7 @@ class Told:
 
     def __init__(self, folder, replies):
         self.settings, self.replies, self.path = metareward.Settings(model="m", out=str(folder)), replies, folder
-        self.eval_prompts = [{"prompt": "Name three rivers of Asia."}]
+        self.held_out = [{"prompt": "Name three rivers of Asia."}]
 
     def folder(self, t):
         (self.path / f"iter{t}").mkdir(exist_ok=True)

@@ -447,6 +447,17 @@ def test_chats_of_several_turns_are_those_of_the_template(chat):
         assert read.index("first") < read.index("second")
 
 
+def test_long_chats_and_wrong_ones(chat):
+    """Thirteen turns, whose slots 1 and 10 begin alike; an even number of turns, or what is no text, is refused."""
+    turns = [f"turn {i}" for i in range(13)]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert chat.prompt(*turns) == chat.tokenizer.encode(text, add_special_tokens=False)
+    for wrong in ([], turns[:2], [3]):
+        with pytest.raises(ValueError, match="texts"):
+            chat.prompt(*wrong)
+
+
 def test_accents_and_emoji_are_those_of_the_template(chat):
     text = "Grüße, 你好, 🌱!"
     assert chat.prompt(text) == template_ids(chat.tokenizer, text)
