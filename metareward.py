@@ -9,6 +9,8 @@ epoch is picked by its loss on held-out pairs; (5) the Elo fit is regularised (s
 (6) the judge of every M_t is measured on M_0's held-out answers (eval_judge.jsonl), so that its figures compare.
 """
 import dataclasses
+import errno
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -17,6 +19,8 @@ import math
 import os
 import random
 import resource
+import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -381,6 +385,8 @@ class Run:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
                              f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
         self.chat = Chat(load_tokenizer(settings.model))
+        if (self.out / "config.json").is_file():
+            self.lock_folder()
         self.check_folder()
         self.model, self.tokenizer = load(settings.model, bits=settings.bits)
         check_logits(self.model)
@@ -419,8 +425,18 @@ class Run:
             if content != mine["files"].get(name):
                 raise ValueError(f"{self.out} holds a run whose --{name.replace('_', '-')} file had another content: choose another --out")
 
+    def lock_folder(self):
+        """Refuse a folder that another process works on. The system drops the lock when this process ends, however it ends."""
+        self.lock = open(self.out / "lock", "a")
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.out} is in use by another process: wait for it, or choose another --out") from None
+
     def claim_folder(self):
         self.out.mkdir(parents=True, exist_ok=True)
+        self.lock_folder()
+        self.check_folder()  # another process may have come first while the model was loaded
         write_whole(self.out / "config.json", json.dumps(self.told(), indent=1) + "\n")
 
     def folder(self, t):
@@ -1064,6 +1080,7 @@ def table(records):
 
 def main(argv=None):
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is Ctrl-C
         settings, only_plan = parse_settings(argv)
         if only_plan:
             return plan(settings)
@@ -1071,10 +1088,13 @@ def main(argv=None):
         print(table(loop(run)))
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on where this one was", file=sys.stderr)
+        again = shlex.join(["python", "metareward.py", *(sys.argv[1:] if argv is None else map(str, argv))])
+        print(f"\nstopped; what was finished is kept, and the same command goes on where this one was: {again}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        advice = "; what was finished is kept: make room, and the same command goes on" if full else ""
+        print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         sys.exit(2)
 
 

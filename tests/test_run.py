@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -190,13 +191,37 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(whole, tmp_path):
     assert differences(reference, out) == []
 
 
-def test_interrupted_by_hand_it_says_how_to_go_on(whole, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_names_the_command_that_goes_on(whole, tmp_path, stop):
+    """Ctrl-C, or a scheduler's SIGTERM: status 130 and one line; the command in it, typed as it stands, ends with the bytes of an undisturbed run."""
     process = command([*whole[1], "--out", str(tmp_path / "run")])
-    while process.poll() is None and not (tmp_path / "run" / "iter0").exists():
+    while process.poll() is None and not (tmp_path / "run" / "iter1" / "judgments.jsonl").exists():
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, err = process.communicate()
-    assert process.returncode == 130 and "same command" in err and "Traceback" not in err
+    assert process.returncode == 130 and "Traceback" not in err
+    said = err.strip().splitlines()[-1]
+    again = shlex.split(said.partition("goes on where this one was: ")[2])
+    assert again[:2] == ["python", "metareward.py"] and again[2:] == [*whole[1], "--out", str(tmp_path / "run")]
+    process = command(again[2:])
+    _, err = process.communicate()
+    assert process.returncode == 0 and differences(whole[0], tmp_path / "run") == [], err
+
+
+def test_the_second_process_on_a_folder_is_refused(whole, tmp_path):
+    """While the first one works; it is not disturbed, and once it is gone, killed even, the folder is free."""
+    arguments = [*whole[1], "--out", str(tmp_path / "run")]
+    first = command(arguments)
+    while first.poll() is None and not (tmp_path / "run" / "iter0").exists():
+        time.sleep(0.02)
+    second = command(arguments)
+    _, err = second.communicate()
+    assert second.returncode == 2 and "in use by another process" in err and first.poll() is None
+    first.kill()
+    first.wait()
+    third = command(arguments)
+    _, err = third.communicate()
+    assert third.returncode == 0 and differences(whole[0], tmp_path / "run") == [], err
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(whole, tmp_path):
@@ -207,7 +232,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(whole, tmp_path)
     process = command([*whole[1], "--out", str(tmp_path / "run")], preexec_fn=limit)
     _, err = process.communicate()
     assert process.returncode == 2 and "Traceback" not in err
-    assert re.fullmatch(r"error: .+", err.strip().splitlines()[-1])
+    assert re.fullmatch(r"error: .+; what was finished is kept: make room, and the same command goes on", err.strip().splitlines()[-1])
     process = command([*whole[1], "--out", str(tmp_path / "run")])
     assert process.communicate() and process.returncode == 0
     assert differences(whole[0], tmp_path / "run") == []
