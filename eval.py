@@ -668,12 +668,12 @@ def details(title, body):
     return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
 
 
-def matrix(head, rows, top):
-    """A table of numbers, shaded up to `top`."""
-    shade = [[min(4, math.ceil(4 * value / top)) for value in row] for row in rows]
+def battle_table(battles):
+    """A battle matrix [E3], shaded from 0 to 1."""
+    shade = [[min(4, math.ceil(4 * value)) for value in row] for row in battles]
     body = "".join(f"<tr><td>{i}</td>" + "".join(f'<td class="h{shade[i][j]}">{value:.2g}</td>' if i != j else "<td></td>"
-                                                 for j, value in enumerate(row)) + "</tr>" for i, row in enumerate(rows))
-    return "<table>" + cells("th", [head, *range(len(rows))]) + body + "</table>"
+                                                 for j, value in enumerate(row)) + "</tr>" for i, row in enumerate(battles))
+    return "<table>" + cells("th", ["", *range(len(battles))]) + body + "</table>"
 
 
 def rated(battle, rating):
@@ -682,7 +682,7 @@ def rated(battle, rating):
     rows = [[f"judgment {i}", f"{rating['ratings'][i]:+.2f}", f"{battle['scores'][i]:g}", len(battle["texts"][i])] for i in order]
     body = html_table(["", "rating", "its score", "characters"], rows)
     if rating.get("battles"):
-        body += "<p>Battles won by the row against the column [E3]:</p>" + matrix("", rating["battles"], 1)
+        body += "<p>Battles won by the row against the column [E3]:</p>" + battle_table(rating["battles"])
     verdicts = [[m, *("" if m == n else {1: "first", -1: "second", 0: "?"}[v] for n, v in enumerate(row))]
                 for m, row in enumerate(battle["verdicts"])]
     body += "<p>Who won, with the row shown first and the column second (?: no winner named):</p>" + html_table(
