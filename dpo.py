@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
@@ -250,12 +251,15 @@ def trainable(model):
 
 def save_adapter(model, folder):
     """Write the adapter as a PEFT folder, beside and renamed, so that a folder of that name is always whole."""
+    if rank() > 0:
+        return collect(None)
     beside = Path(f"{folder}.part")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside, save_embedding_layers=False)
     (beside / "README.md").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
+    collect(None)  # nobody reads it before it is there
 
 
 def set_adapter(model, folder):
@@ -264,6 +268,37 @@ def set_adapter(model, folder):
     if weights.keys() != get_peft_model_state_dict(model, save_embedding_layers=False).keys():
         raise ValueError(f"adapter {folder} does not fit the model: it has other keys")
     set_peft_model_state_dict(model, weights)
+
+
+# ---- several processes, as torchrun starts them
+
+def rank():
+    """This process's number, 0 for the one that writes the files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world():
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(items):
+    """Those of a list that fall to this process."""
+    return items[rank()::world()]
+
+
+def collect(mine):
+    """What every process has, a list in the order of their numbers; all wait for the last one."""
+    everyone = [mine] * world()
+    if world() > 1:
+        dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def add_up(figures):
+    """The sums of all processes' figures, dicts from names to numbers."""
+    everyone = collect(figures)
+    return {name: sum(part.get(name, 0) for part in everyone) for part in everyone for name in part}
 
 
 # ---- training
@@ -400,8 +435,14 @@ def take_step(state, batch, compute, rate, budget):
 
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
-    for _, figures in budget.passes(work, batch):
+    for _, figures in budget.passes(work, share(batch)):
         add_means(totals, figures, len(batch))
+    totals = add_up(totals)
+    if world() > 1:
+        flat = torch.cat([weight.grad.flatten() for weight in weights])
+        dist.all_reduce(flat)
+        for weight, gradient in zip(weights, flat.split([weight.numel() for weight in weights])):
+            weight.grad = gradient.view_as(weight)
     norm = torch.nn.utils.clip_grad_norm_(weights, 1.0).item()
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient at step {state.step + 1} is not finite: start again, in another folder, with a lower --lr")
@@ -416,12 +457,12 @@ def measure(model, examples, compute, budget):
     """Mean loss and figures over examples, without training on them."""
     model.eval()
     totals = {}
-    for _, (losses, figures) in budget.passes(compute, examples):
+    for _, (losses, figures) in budget.passes(compute, share(examples)):
         if not torch.isfinite(losses).all():
             raise FloatingPointError("the loss on held-out examples is not finite: start again, in another folder, with a lower --lr")
         add_means(totals, {"loss": losses, **figures}, len(examples))
     model.train()
-    return totals
+    return add_up(totals)
 
 
 def add_means(totals, figures, count):
@@ -440,8 +481,8 @@ class State:
         self.call = {**call, "adapter": digest([[name, list(weight.shape)] for name, weight in self.weights.items()])}
         if self.file.exists():
             self.load()
-        text = "".join(json.dumps(record) + "\n" for record in self.records)
-        (folder / "train.jsonl").write_text(text)  # steps after the last checkpoint are taken again
+        if rank() == 0:  # steps after the last checkpoint are taken again
+            (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.records))
 
     def load(self):
         tensors = load_file(self.file, device=str(self.model.device))
@@ -458,6 +499,8 @@ class State:
         self.best_weights = {name: tensors[f"best.{name}"] for name in self.weights if f"best.{name}" in tensors}
 
     def save(self):
+        if rank() > 0:
+            return
         tensors = {f"best.{name}": weight for name, weight in self.best_weights.items()}
         for name, weight in self.weights.items():
             tensors[f"weight.{name}"] = weight.detach()
@@ -469,8 +512,9 @@ class State:
 
     def log(self, record):
         self.records.append(record)
-        with open(self.folder / "train.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        if rank() == 0:
+            with open(self.folder / "train.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
 
     def end_epoch(self, record):
         """Log an epoch's figures and remember the adapter if it is the best so far (the last one where nothing is held out)."""
@@ -552,6 +596,8 @@ def reference(model, examples, logps, file):
     names = [digest(token_ids(example)) for example in examples]
     if [line.get("pair") for line in lines] != names[:len(lines)]:
         raise ValueError(f"{file} belongs to other pairs: choose another folder")
+    if world() > 1:
+        lines += shared_reference(model, examples[len(lines):], names[len(lines):], logps, file)
 
     def work(part):  # over passes that begin where they did in a process before this one, so that the last bits are the same too
         return zip(*(x.tolist() for x in logps(part))) if len(lines) < done + len(part) else ()
@@ -559,10 +605,7 @@ def reference(model, examples, logps, file):
     model.eval()
     with open(file, "a") as out, tqdm(total=len(examples), desc="reference", unit="pair") as bar:
         for part, computed in Budget(model, examples).passes(work, examples):
-            fresh = [{"line": example.get("line"), "pair": name, "ref_chosen": c, "ref_rejected": r}
-                     for example, name, (c, r) in zip(part, names[done:], computed)][max(0, len(lines) - done):]
-            if not all(math.isfinite(value) for line in fresh for value in (line["ref_chosen"], line["ref_rejected"])):
-                raise FloatingPointError("the model as it is gives log-probabilities that are not finite: choose another model, or other --bits")
+            fresh = reference_lines(part, names[done:], computed)[max(0, len(lines) - done):]
             out.write("".join(json.dumps(line) + "\n" for line in fresh))
             out.flush()
             lines += fresh
@@ -570,6 +613,28 @@ def reference(model, examples, logps, file):
             bar.update(len(part))
     for example, line in zip(examples, lines):
         example |= {"ref_chosen": line["ref_chosen"], "ref_rejected": line["ref_rejected"]}
+
+
+def reference_lines(examples, names, computed):
+    """Lines of reference.jsonl, one for each of what was computed."""
+    lines = [{"line": example.get("line"), "pair": name, "ref_chosen": chosen, "ref_rejected": rejected}
+             for example, name, (chosen, rejected) in zip(examples, names, computed)]
+    if not all(math.isfinite(value) for line in lines for value in (line["ref_chosen"], line["ref_rejected"])):
+        raise FloatingPointError("the model as it is gives log-probabilities that are not finite: choose another model, or other --bits")
+    return lines
+
+
+def shared_reference(model, examples, names, logps, file):
+    """The lines that the file lacks, each process computing its share; written once all are there."""
+    model.eval()
+    mine = [pair for _, computed in Budget(model, examples).passes(logps, share(examples)) for pair in zip(*(x.tolist() for x in computed))]
+    everyone = collect(mine)
+    lines = reference_lines(examples, names, [everyone[i % world()][i // world()] for i in range(len(examples))])
+    if rank() == 0:
+        with open(file, "a") as out:
+            out.write("".join(json.dumps(line) + "\n" for line in lines))
+    collect(None)
+    return lines
 
 
 def whole_lines(file):

@@ -27,8 +27,11 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+if os.environ.get("RANK", "0") != "0":
+    os.environ["TQDM_DISABLE"] = "1"  # one process of several shows its bars
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait give way: ten times faster where something else runs, no slower elsewhere
 import numpy as np
 import torch
@@ -38,7 +41,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import prompts as words
-from dpo import add_lora, check_logits, save_adapter, set_adapter, train_dpo, train_sft
+from dpo import add_lora, check_logits, collect, rank, save_adapter, set_adapter, share, train_dpo, train_sft, world
 from eval import (
     Parser,
     by_prompt,
@@ -385,7 +388,7 @@ class Run:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
                              f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
         self.chat = Chat(load_tokenizer(settings.model))
-        if (self.out / "config.json").is_file():
+        if (self.out / "config.json").is_file() and rank() == 0:
             self.lock_folder()
         self.check_folder()
         self.model, self.tokenizer = load(settings.model, bits=settings.bits)
@@ -434,10 +437,23 @@ class Run:
             raise ValueError(f"{self.out} is in use by another process: wait for it, or choose another --out") from None
 
     def claim_folder(self):
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.lock_folder()
-        self.check_folder()  # another process may have come first while the model was loaded
-        write_whole(self.out / "config.json", json.dumps(self.told(), indent=1) + "\n")
+        if rank() == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock_folder()
+            self.check_folder()  # another process may have come first while the model was loaded
+            write_whole(self.out / "config.json", json.dumps(self.told(), indent=1) + "\n")
+        collect(None)
+
+    def write(self, file, text):
+        """Write a file whole, which one process does for all."""
+        if rank() == 0:
+            write_whole(file, text)
+        collect(None)
+
+    def write_jsonl(self, file, records):
+        if rank() == 0:
+            write_jsonl(file, records)
+        collect(None)
 
     def folder(self, t):
         folder = self.out / f"iter{t}"
@@ -451,9 +467,10 @@ class Run:
         try:
             yield
         finally:
-            seconds = self.seconds(t)
-            seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
-            write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
+            if rank() == 0:
+                seconds = self.seconds(t)
+                seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
+                write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
 
     def tokens_of(self, t):
         """Tokens of iteration t by stage: those drawn, and those that training went over."""
@@ -468,14 +485,19 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def fill(self, t, name, items, ask, finish, n, max_new_tokens, label):
-        """Sample for every item that iterT/name lacks, and append a line as each is finished.
+        """Sample for every item that iterT/name lacks, and append a line as each is finished; in the end the lines are in the order of items.
 
         items: dicts with "id". ask(item): its prompts. finish(item, samples): its record, samples being n for each prompt. Blocks of items
         are cut from the whole list, so that a resumed run draws in the same company as an uninterrupted one, and so the same to the bit.
+        Of several processes each takes its share of the items and writes a file of its own, until all are done.
         """
         file = self.folder(t) / name
-        known = {record["id"]: record for record in read_jsonl(file)}
-        cut_torn_line(file)
+        parts = sorted(self.folder(t).glob(f"{name}.rank*"))
+        known = {record["id"]: record for source in (file, *parts) for record in read_jsonl(source)}
+        own = file if world() == 1 else Path(f"{file}.rank{rank()}")
+        collect(None)  # all have read before any writes
+        cut_torn_line(own)
+        whole, items = items, share(items)
         tokens, start = self.tokens, time.perf_counter()
 
         def keep(place, number, sample):
@@ -491,9 +513,9 @@ class Run:
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
                 bar.update()
 
-        with open(file, "a", encoding="utf-8") as out, \
-                tqdm(total=len(items), desc=f"{'plan' if self.planning else f'iteration {t}'}: {label}", unit="item", initial=len(known),
-                     disable=not items) as bar:
+        with open(own, "a", encoding="utf-8") as out, \
+                tqdm(total=len(items), desc=f"{'plan' if self.planning else f'iteration {t}'}: {label}", unit="item",
+                     initial=sum(item["id"] in known for item in items)) as bar:
             for block in blocks(((item, ask(item)) for item in items), lambda pair: n * len(pair[1]), BLOCK):
                 if all(item["id"] in known for item, _ in block):
                     continue
@@ -503,7 +525,14 @@ class Run:
                 sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
                        temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
                        keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache, on_end=keep)
-        records = [known[item["id"]] for item in items]
+        if world() > 1:
+            collect(None)
+            known |= {record["id"]: record for source in self.folder(t).glob(f"{name}.rank*") for record in read_jsonl(source)}
+        records = [known[item["id"]] for item in whole]
+        self.write_jsonl(file, records)
+        if rank() == 0:
+            for part in self.folder(t).glob(f"{name}.rank*"):
+                part.unlink()
         self.stage_tokens[t, self.stage, name] = sum(record["sampled_tokens"] for record in records)
         return records
 
@@ -587,7 +616,7 @@ def choose_prompts(run, t):
         chosen, dropped = run.all_prompts[(t - 1) * count: t * count], run.unfit if t == 1 else Counter()
     else:
         chosen, dropped = invent_prompts(run, t, count)
-    write_jsonl(run.folder(t) / "prompts.jsonl", chosen)
+    run.write_jsonl(run.folder(t) / "prompts.jsonl", chosen)
     return chosen, dropped
 
 
@@ -761,7 +790,7 @@ def warm_start(run):
     examples, dropped = agreeing_judgments(judged, run.rubric, settings.seed)
     if not examples:
         raise ValueError("the seed model gave no judgment that agrees with the ranked replies: choose another --out and --no-eft")
-    write_jsonl(folder / "sft.jsonl", examples)
+    run.write_jsonl(folder / "sft.jsonl", examples)
     best = train_sft(run.model, *hold_out(encoded(run, examples), settings.seed), folder, epochs=settings.eft_epochs, batch_size=settings.batch_size,
                      lr=settings.lr, seed=settings.seed)
     return dropped, best
@@ -1000,7 +1029,7 @@ def iterate(run, t):
         figures["meta_judge"], more, lost = compare_judgments(run, t, answers)
         dropped += lost
         pairs += more
-    write_jsonl(run.folder(t) / "pairs.jsonl", pairs)
+    run.write_jsonl(run.folder(t) / "pairs.jsonl", pairs)
     kinds = Counter(pair["kind"] for pair in pairs)
     figures["pairs"] = {"actor": kinds["actor"], "judge": kinds["judge"], "dropped": {reason: n for reason, n in dropped.items() if n}}
     with run.timed(t, "training"):
@@ -1022,7 +1051,7 @@ def compare_judgments(run, t, answers):
     wins = Counter(v for battle in battles for row in battle["verdicts"] for v in row)
     weights = (0.5, 0.5) if settings.no_position_weights else None if settings.position_advantage else position_weights(wins[1], wins[-1])
     battles, again = rated(battles, weights), rated(again, weights)
-    write_jsonl(run.folder(t) / "ratings.jsonl", [{key: battle[key] for key in ("id", "battles", "ratings", "pair")} for battle in battles])
+    run.write_jsonl(run.folder(t) / "ratings.jsonl", [{key: battle[key] for key in ("id", "battles", "ratings", "pair")} for battle in battles])
     figures = measure_meta_judge(battles) | {"weights": weights, "answers": len(battles)}
     figures |= measure_repeats([battle for battle in battles if battle["id"] in some], again)
     pairs, lost = judge_pairs(battles, run.rubric, settings.at("max_judgment_chars", t)) if trains else ([], Counter())
@@ -1040,7 +1069,7 @@ def loop(run):
     """All iterations, from wherever the run's folder stands. Returns the records of summary.json."""
     file = run.out / "summary.json"
     records = json.loads(file.read_text()) if file.exists() else []
-    if records:
+    if records and rank() == 0:
         report(run.out)  # the process may have died before it drew the last one
     for t in range(run.settings.iters + 1):
         if t < len(records):
@@ -1049,16 +1078,18 @@ def loop(run):
         if not figures_file.exists():  # iteration t is not trained yet
             if t:
                 set_adapter(run.model, run.folder(t - 1) / "adapter")
-            write_whole(figures_file, json.dumps(iterate(run, t) if t else start(run)))
-        (run.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
+            run.write(figures_file, json.dumps(iterate(run, t) if t else start(run)))
+        if rank() == 0:
+            (run.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
         set_adapter(run.model, run.folder(t) / "adapter")
         with run.timed(t, "measuring"):
             measured = measure(run, t)
         figures = json.loads(figures_file.read_text())
         figures["tokens"]["measuring"] = run.tokens_of(t).get("measuring", 0)
         records.append({"iteration": t, **measured, **figures, "seconds": run.seconds(t)})
-        write_whole(file, json.dumps(records, indent=1) + "\n")
-        report(run.out)  # after each iteration, for those who watch
+        run.write(file, json.dumps(records, indent=1) + "\n")
+        if rank() == 0:
+            report(run.out)  # after each iteration, for those who watch
         print(f"M_{t}: " + ", ".join(f"{name} {value}" for name, value in figure_rows(records[-1:]) if name in GLANCE))
         for line in drifts(records[-1], run.settings.max_score):
             print(f"Drift, {line}")
@@ -1078,9 +1109,21 @@ def table(records):
     return "\n".join([*lines, "dropped: " + ("; ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing")])
 
 
+def join_processes():
+    """Under torchrun, work together with the other processes it has started; only the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
+        if rank() > 0:
+            sys.stdout = open(os.devnull, "w")
+
+
 def main(argv=None):
+    run = None
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is Ctrl-C
+        join_processes()
         settings, only_plan = parse_settings(argv)
         if only_plan:
             return plan(settings)
@@ -1088,13 +1131,22 @@ def main(argv=None):
         print(table(loop(run)))
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
-        again = shlex.join(["python", "metareward.py", *(sys.argv[1:] if argv is None else map(str, argv))])
-        print(f"\nstopped; what was finished is kept, and the same command goes on where this one was: {again}", file=sys.stderr)
+        if rank() == 0:
+            program = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", f"{world()}"]
+            again = shlex.join([*program, "metareward.py", *(sys.argv[1:] if argv is None else map(str, argv))])
+            print(f"\nstopped; what was finished is kept, and the same command goes on where this one was: {again}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
+        if rank() > 0 and run is None:
+            sys.exit(2)  # the first process says the same
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
         advice = "; what was finished is kept: make room, and the same command goes on" if full else ""
         print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if world() == 1 or "peer" not in str(error):  # gloo's word for a process that is gone
+            raise
+        print("error: another process of this run has ended; what was finished is kept, and the same command goes on", file=sys.stderr)
         sys.exit(2)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import TINY
 from datasets import load_dataset
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -179,10 +180,10 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(whole, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        for path in out.rglob("*.jsonl"):  # what is on disk stays, and stays as it is
-            whole_lines = path.read_bytes().rpartition(b"\n")[0]
+        for path in out.rglob("*.jsonl"):  # every line that is on disk stays as it is
+            whole_lines = set(path.read_bytes().split(b"\n")[:-1])
             if path.name != "train.jsonl":  # steps after the last checkpoint are taken again
-                assert whole_lines.startswith(lines.get(path, b"")), path
+                assert whole_lines >= lines.get(path, set()), path
                 lines[path] = whole_lines
     assert kills == 10, "the run ended before it was killed ten times"
     process = command([*arguments, "--out", str(out)])
@@ -236,6 +237,59 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(whole, tmp_path)
     process = command([*whole[1], "--out", str(tmp_path / "run")])
     assert process.communicate() and process.returncode == 0
     assert differences(whole[0], tmp_path / "run") == []
+
+
+# ---- several processes
+
+def torchrun(processes, arguments):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "metareward.py", *arguments],
+                            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def check_same_run(a, b):
+    """The same draws and the same pairs to the byte; adapters and log-probabilities up to the rounding of fp32."""
+    rounded = {"train.jsonl", "reference.jsonl", "summary.json", "figures.json", "adapter_model.safetensors"}
+    assert [name for name in differences(a, b) if Path(name).name not in rounded] == []
+    for t in range(3):
+        one, other = (load_file(run / f"iter{t}" / "adapter" / "adapter_model.safetensors") for run in (a, b))
+        assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+        assert not list((b / f"iter{t}").glob("*.rank*"))
+    for one, other in zip(*(json.loads((run / "summary.json").read_text()) for run in (a, b))):
+        assert one["actor"] == other["actor"] and one["pairs"] == other["pairs"] and one["tokens"] == other["tokens"]
+
+
+def test_two_processes_make_the_same_run(whole, tmp_path):
+    process = torchrun(2, [*whole[1], "--out", str(tmp_path / "run")])
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    check_same_run(whole[0], tmp_path / "run")
+    assert out.count("M_2: actor") == 1  # the second process is silent
+
+
+def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(whole, tmp_path):
+    """One of two is killed while they sample: the other says how to go on. Then three go on, are killed all, and one alone ends the run."""
+    arguments = [*whole[1], "--out", str(tmp_path / "run")]
+
+    def workers(process):
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        return [int(worker) for worker in found]
+
+    process = torchrun(2, arguments)
+    while process.poll() is None and not list((tmp_path / "run").glob("iter1/judgments.jsonl.rank1")):
+        time.sleep(0.02)
+    os.kill(workers(process)[-1], signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode != 0 and "goes on where this one was: torchrun --nproc-per-node 2 metareward.py" in err
+    process = torchrun(3, arguments)
+    while process.poll() is None and not list((tmp_path / "run").glob("iter2/judgments.jsonl.rank2")):
+        time.sleep(0.02)
+    for worker in workers(process):
+        os.kill(worker, signal.SIGKILL)
+    process.communicate()
+    process = command(arguments)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    check_same_run(whole[0], tmp_path / "run")
 
 
 # ---- what is refused: one clear line, exit status 2
