@@ -34,7 +34,6 @@ VARIANTS = {
     "N 3": ["--judgments", "3"],
     "N 5": ["--judgments", "5"],
     "N 11": ["--judgments", "11"],
-    "no EFT": ["--no-eft"],
 }
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 
