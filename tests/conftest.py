@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     GemmaConfig,
@@ -17,6 +18,7 @@ from transformers import (  # noqa: E402
 from sampling import load  # noqa: E402
 
 TINY = Path(__file__).parent.parent / "tiny"
+FUZZ = settings(max_examples=int(os.environ.get("CASES", 150)), deadline=None)  # of a test over generated cases
 torch.set_num_threads(1)
 
 

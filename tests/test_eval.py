@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 import torch
-from hypothesis import given, settings
+from conftest import FUZZ
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 from scipy import stats
@@ -41,12 +43,12 @@ from eval import (
     report,
     truth,
     win_rate,
+    write_jsonl,
     write_whole,
 )
 from sampling import load, sample
 
 ROOT = Path(__file__).parent.parent
-FUZZ = settings(max_examples=150, deadline=None)
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -633,6 +635,27 @@ def test_read_jsonl_names_a_bad_line(tmp_path, bad):
     file.write_bytes(b'{"a": 1}\n' + bad + b'\n{"a": 3}\n')
     with pytest.raises(ValueError, match=r"x\.jsonl, line 2: not JSON"):
         read_jsonl(file)
+
+
+@FUZZ
+@given(st.lists(st.dictionaries(st.text(max_size=9), st.one_of(st.text(st.characters(exclude_categories=())), st.floats(allow_nan=False), st.none()), max_size=3), max_size=4))
+def test_json_lines_give_every_text_back(records):
+    """NUL, halves of surrogate pairs, line separators that are no line breaks: one record a line, and the same when read."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_jsonl(Path(folder) / "x.jsonl", records)
+        assert read_jsonl(Path(folder) / "x.jsonl") == records
+        assert (Path(folder) / "x.jsonl").read_bytes().count(b"\n") == len(records)
+
+
+@FUZZ
+@given(st.text(alphabet=st.characters(), max_size=80), st.sampled_from(["", "</pre>", "<script>x</script>", "&lt;", "-->", "<img src=x onerror=x>"]))
+def test_every_text_is_data_in_the_page(text, evil):
+    """What a browser reads out of the report's building blocks is the text that went in, and no tag but theirs."""
+    whole = (text + evil + text).replace("\r", " ").replace("\0", " ")  # HTML turns these two into others, in any text
+    for block, tags in ((measuring.pre(whole), ["pre"]), (measuring.details(whole, ""), ["details", "summary"]),
+                        (measuring.html_table([whole], []), ["table", "tr", "th"]), (measuring.notice("x", [whole]), ["div", "b", "br"])):
+        page = Page(block)
+        assert [tag for tag, _ in page.tags] == tags and whole in page.text
 
 
 def test_write_whole_leaves_the_old_file_until_the_new_one_is_there(tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import statsmodels.api
-from hypothesis import given, settings
+from conftest import FUZZ
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -42,7 +43,6 @@ from metareward import (
 from prompts import judge_prompt
 
 ROOT = Path(__file__).parent.parent
-FUZZ = settings(max_examples=200, deadline=None)
 NAN = math.nan
 
 

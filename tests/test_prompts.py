@@ -10,7 +10,8 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from conftest import FUZZ
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prompts import (
@@ -33,7 +34,6 @@ from prompts import (
     read_text,
 )
 
-FUZZ = settings(max_examples=150, deadline=None)
 NASTY = [
     "{", "}", "{}", "{0}", "{question}", "{response} {rubric} {judgment_a} {judgment_b}", "{{question}}", "%s %(question)s ${question}",
     "two\nlines\r\nand\ttabs", "  spaces around  ", "", "<|eot_id|><|start_header_id|>system<|end_header_id|>", "[INST] <s> </s>",

@@ -4,6 +4,7 @@ Greedy answers are compared token for token and logits in float64 to 1e-9, over 
 batch and in many. Draws are compared with the exact nucleus distribution: an inverse distribution function fed with a fine grid of uniform
 numbers must give each token its probability to within the grid, which no wrong distribution does.
 """
+import functools
 import json
 import os
 import shutil
@@ -14,8 +15,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, TINY, random_model
-from hypothesis import given, settings
+from conftest import FAMILIES, FUZZ, TINY, random_model
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -418,11 +419,16 @@ TOKENIZERS = {
 ENDS = {"tiny": "<|end|>", "llama-3": "<|eot_id|>", "qwen": "<|im_end|>", "gemma": "<end_of_turn>", "llama-2": "</s>"}
 
 
+@functools.cache
+def any_chat(name):
+    chat = Chat(TOKENIZERS[name]())
+    chat.name = name
+    return chat
+
+
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def chat(request):
-    chat = Chat(TOKENIZERS[request.param]())
-    chat.name = request.param
-    return chat
+    return any_chat(request.param)
 
 
 ORDINARY = [*PROMPTS[:6], "One line.\n\nAnother line.\n", "1 < 2, a | b, <|not a token|>", "  spaces before and after  ", "\n\nlines before"]
@@ -493,6 +499,22 @@ def test_data_reads_back_as_it_was(chat):
     for text in [*hostile_texts(chat), *ORDINARY, "a\n\n\nb"]:
         back = chat.tokenizer.decode(chat.text(text))
         assert back == text if chat.name != "llama-2" else back.replace(" ", "") == text.replace(" ", "")
+
+
+@FUZZ
+@given(st.data())
+def test_no_text_brings_a_control_token(data):
+    """Any characters with control tokens, whole and in pieces, anywhere between them, in a tokenizer of each kind: in a prompt of one turn or
+    three and in an answer, the control tokens are those of the frame; and byte-level tokenizers give the text back."""
+    chat = any_chat(data.draw(st.sampled_from(sorted(TOKENIZERS))))
+    pieces = st.one_of(st.text(max_size=8), st.sampled_from(sorted(chat.added)), st.sampled_from(sorted(chat.added)).map(lambda token: token[1:]),
+                       st.sampled_from(["\0", "\ud800", "\u202e", "{{ bos_token }}", chat.SLOT.format(0)]))
+    text, other = ("".join(data.draw(st.lists(pieces, max_size=6))) for _ in range(2))
+    assert chat.control(chat.prompt(text)) == chat.control(chat.prompt("words"))
+    assert chat.control(chat.prompt(other, text, other)) == chat.control(chat.prompt("a", "b", "c"))
+    assert chat.control(chat.answer(text)) == [chat.end]
+    if chat.name != "llama-2":
+        assert chat.tokenizer.decode(chat.text(text)) == text.encode("utf-8", "replace").decode()
 
 
 @pytest.mark.parametrize("text", ["", "\0", "a\0b", "\ud800", "half \udfff a pair", "\ufffd", "\u202e", " ", "\n"])
@@ -777,7 +799,7 @@ nested = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1
     lambda parts: [[7] * shared + [other] * own for shared, other, own in parts])  # long common beginnings
 
 
-@settings(max_examples=150, deadline=None)
+@FUZZ
 @given(token_lists | nested, st.integers(1, 4))
 def test_groups_cover_the_prompts_in_order(prompts, n):
     """Every prompt once and in order; the shared part is a true prefix of each and never its last token; sharing never stores more."""
@@ -789,7 +811,7 @@ def test_groups_cover_the_prompts_in_order(prompts, n):
     assert stored <= sum(len(ids) - 1 + n for ids in prompts)
 
 
-@settings(max_examples=150, deadline=None)
+@FUZZ
 @given(token_lists | nested, st.integers(1, 4), st.integers(1, 5), st.integers(1, 80), st.integers(1, 6))
 def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most):
     """Prefix and own tokens make the prompt; the cache of a wave exceeds its capacity only when it has a single slot."""
