@@ -638,7 +638,8 @@ def test_read_jsonl_names_a_bad_line(tmp_path, bad):
 
 
 @FUZZ
-@given(st.lists(st.dictionaries(st.text(max_size=9), st.one_of(st.text(st.characters(exclude_categories=())), st.floats(allow_nan=False), st.none()), max_size=3), max_size=4))
+@given(st.lists(st.dictionaries(st.text(max_size=9), st.one_of(st.text(st.characters(exclude_categories=())), st.floats(allow_nan=False), st.none()),
+                                max_size=3), max_size=4))
 def test_json_lines_give_every_text_back(records):
     """NUL, halves of surrogate pairs, line separators that are no line breaks: one record a line, and the same when read."""
     with tempfile.TemporaryDirectory() as folder:
