@@ -474,6 +474,45 @@ def test_a_judge_that_never_ends_trains_nothing_and_says_so(tmp_path, capsys):
     assert "no pairs, so nothing to train on" in capsys.readouterr().out
 
 
+def scripted(actor=None, judge=None, meta_judge=None):
+    """Stands in for sampling: each role says what its function of (prompt's number, sample's number) says, (text, whether it ended)."""
+    roles = {"actor": actor or (lambda i, k: (f"answer {k} " + "x" * k, True)), "judge": judge or (lambda i, k: (f"{k}\nScore: {(i + k) % 6}", True)),
+             "meta_judge": meta_judge or (lambda i, k: (f"Winner: Judgment {'AB'[i % 2]}", True))}
+
+    def fake(model, tokenizer, prompts, n, *, on_end, **settings):
+        for i, prompt in enumerate(prompts):
+            role = "judge" if prompt.endswith('"Score: n".') else "meta_judge" if prompt.endswith("the winner.") else "actor"
+            for k in range(n):
+                text, finished = roles[role](i, k)
+                on_end(i, k, Sample(text, [1, 2], finished))
+    return fake
+
+
+@pytest.mark.parametrize("roles, actor_pairs, judge_pairs, dropped", [
+    ({}, True, True, {}),
+    ({"judge": lambda i, k: ("Always the same.\nScore: 5", True)}, False, False, {"actor pair: all scores equal": 6}),
+    ({"judge": lambda i, k: ("It is very good.", True)}, False, False, {"judgment malformed or cut off": 54}),
+    ({"judge": lambda i, k: (f"and so on\nScore: {k}", False)}, False, False, {"judgment malformed or cut off": 54}),
+    ({"actor": lambda i, k: ("The one answer.", True)}, False, True, {"answer a duplicate": 12}),
+    ({"actor": lambda i, k: ("and so on", False)}, False, False, {"answer cut off": 18, "prompt without a finished answer": 6}),
+    ({"actor": lambda i, k: (" ", True)}, False, False, {"answer empty": 18}),
+    ({"meta_judge": lambda i, k: ("Winner: Judgment A", True)}, True, False, {"judge pair: all ratings equal": 6}),
+    ({"meta_judge": lambda i, k: ("Both are good.", True)}, True, False, {"verdict malformed or cut off": 36, "judge pair: all ratings equal": 6}),
+    ({"meta_judge": lambda i, k: ("Winner: Judgment A", False)}, True, False, {"verdict malformed or cut off": 36})],
+    ids=["none", "judge says 5", "judge never parses", "judge never ends", "one answer", "actor never ends", "actor is silent", "meta-judge says A",
+         "meta-judge never parses", "meta-judge never ends"])
+def test_degenerate_models_train_on_nothing_and_are_explained(tmp_path, capsys, monkeypatch, roles, actor_pairs, judge_pairs, dropped):
+    """Six prompts, three answers, three judgments. The iteration ends, what was lost is counted by reason, a sample that was cut off is never
+    parsed although it holds a score or a winner, and there is no pair of what does not differ. The first case shows that the script itself trains."""
+    monkeypatch.setattr(metareward, "sample", scripted(**roles))
+    metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--prompts-per-iter", "6", "--epochs", "1"))
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
+    assert (record["pairs"]["actor"] > 0, record["pairs"]["judge"] > 0) == (actor_pairs, judge_pairs)
+    assert dropped.items() <= record["pairs"]["dropped"].items(), record["pairs"]["dropped"]
+    assert (record["train"] is None) == (not actor_pairs and not judge_pairs)
+    assert ("no pairs, so nothing to train on" in capsys.readouterr().out) == (record["train"] is None)
+
+
 # ---- a Llama-3 folder through the whole loop
 
 LLAMA3 = ("{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
