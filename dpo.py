@@ -38,7 +38,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -264,7 +264,10 @@ def save_adapter(model, folder):
 
 def set_adapter(model, folder):
     """Put the adapter in `folder` in the place of the model's own. Every key must match (sampling.load checks files from outside)."""
-    weights = load_file(Path(folder) / "adapter_model.safetensors")
+    try:
+        weights = load_file(Path(folder) / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"adapter {folder} is missing or damaged ({error}): put it back from a copy, or start again in another folder") from None
     if weights.keys() != get_peft_model_state_dict(model, save_embedding_layers=False).keys():
         raise ValueError(f"adapter {folder} does not fit the model: it has other keys")
     set_peft_model_state_dict(model, weights)

@@ -329,7 +329,7 @@ def read_json(file):
     try:
         return json.loads(file.read_text())
     except ValueError:
-        raise ValueError(f"{file}: not JSON") from None
+        raise ValueError(f"{file}: not JSON; put it back from a copy") from None
 
 
 # ---- what a run reads
@@ -842,8 +842,11 @@ def measure(run, t):
     own = judge(run, t, items, "eval.jsonl", "held-out judgments")
     reference = own
     if t > 0:
-        items = [{key: value for key, value in record.items() if key not in ("judgments", "scores", "score", "sampled_tokens")}
-                 for record in read_jsonl(run.folder(0) / "eval.jsonl")]
+        first = read_jsonl(run.folder(0) / "eval.jsonl")
+        if len(first) < len(run.eval_prompts) * EVAL_ANSWERS:
+            raise ValueError(f"{run.folder(0)}/eval.jsonl is missing or cut short, and the judge is measured on it: put it back from a copy, "
+                             "or start again in another folder")
+        items = [{key: value for key, value in record.items() if key not in ("judgments", "scores", "score", "sampled_tokens")} for record in first]
         reference = judge(run, t, items, "eval_judge.jsonl", "held-out judgments of M_0's answers")
     figures = {"actor": measure_actor(own), "judge": measure_judge([record for record in reference if record["finished"]])}
     if run.ranked:
@@ -1068,7 +1071,7 @@ def start(run):
 def loop(run):
     """All iterations, from wherever the run's folder stands. Returns the records of summary.json."""
     file = run.out / "summary.json"
-    records = json.loads(file.read_text()) if file.exists() else []
+    records = read_json(file) if file.exists() else []
     if records and rank() == 0:
         report(run.out)  # the process may have died before it drew the last one
     for t in range(run.settings.iters + 1):

@@ -239,6 +239,61 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(whole, tmp_path)
     assert differences(whole[0], tmp_path / "run") == []
 
 
+FAULTS = {
+    "an adapter removed": (lambda run: shutil.rmtree(run / "iter2" / "adapter"), "iter2/adapter is missing or damaged"),
+    "an adapter truncated": (lambda run: os.truncate(run / "iter2" / "adapter" / "adapter_model.safetensors", 1000),
+                             "iter2/adapter is missing or damaged"),
+    "a summary cut": (lambda run: os.truncate(run / "summary.json", 100), "summary.json: not JSON"),
+    "a settings file cut": (lambda run: os.truncate(run / "config.json", 50), "config.json: not JSON"),
+    "held-out answers removed": (lambda run: (run / "iter0" / "eval.jsonl").unlink(), "iter0/eval.jsonl is missing or cut short"),
+    "a line that is not JSON": (lambda run: (run / "iter3" / "responses.jsonl").write_text("{\n{}\n"), "iter3/responses.jsonl, line 1: not JSON"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damage_is_named_and_what_is_left_stays(whole, tmp_path, capsys, fault):
+    """A third iteration on a damaged folder: one line that names the file, and no other file of the earlier work is touched. Once the damage is
+    undone, the same command goes on."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    (run / "iter3").mkdir()
+    arguments = [*whole[1], "--iters", "3", "--out", str(run)]
+    damage, says = FAULTS[fault]
+    damage(run)
+    kept = {path: path.read_bytes() for path in run.glob("iter[012]/**/*") if path.is_file()}
+    assert says in refusal(capsys, *arguments)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    for path in (whole[0]).rglob("*"):
+        if path.is_file():
+            (run / path.relative_to(whole[0])).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy(path, run / path.relative_to(whole[0]))
+    shutil.rmtree(run / "iter3")
+    metareward.main(arguments)
+    assert len(json.loads((run / "summary.json").read_text())) == 4
+
+
+def test_a_line_cut_in_the_middle_of_a_character_is_drawn_again(whole, tmp_path, capsys):
+    """As a process that dies while writing leaves it: the half line goes, the others stay, and the file ends as it would have."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    text = (run / "iter2" / "responses.jsonl").read_bytes()
+    metareward.main([*whole[1], "--iters", "3", "--out", str(run)])
+    expected = (run / "iter3" / "responses.jsonl").read_bytes()
+    shutil.copytree(whole[0], run, dirs_exist_ok=True)
+    shutil.rmtree(run / "iter3")
+    (run / "iter3").mkdir()
+    lines = expected.split(b"\n")
+    (run / "iter3" / "responses.jsonl").write_bytes(lines[0] + b"\n" + lines[1][:20] + "é".encode()[:1])
+    metareward.main([*whole[1], "--iters", "3", "--out", str(run)])
+    assert (run / "iter3" / "responses.jsonl").read_bytes() == expected and (run / "iter2" / "responses.jsonl").read_bytes() == text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "shut").mkdir(mode=0o500)
+    assert "Permission denied" in refusal(capsys, *small(tmp_path), "--out", tmp_path / "shut" / "run")
+
+
 # ---- several processes
 
 def torchrun(processes, arguments):
