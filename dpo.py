@@ -384,7 +384,8 @@ def train(model, examples, held_out, compute, folder, *, epochs, batch_size, lr,
 
     examples, held_out: lists of dicts with "tokens", their number of tokens, and perhaps "line", by which train.jsonl calls them.
     `compute(list of examples)` returns (losses (B,), figures: name -> (B,)). Steps go to folder/train.jsonl as they are done. AdamW without
-    decay, cosine schedule with warm-up, gradients clipped to norm 1, a fresh optimizer each call; `seed` orders the examples. No dropout:
+    decay, cosine schedule with warm-up, gradients clipped to norm 1, a fresh optimizer each call; `seed` orders the examples. Where
+    torch.distributed is initialised, each process takes its share of every batch and the first one writes the files. No dropout:
     where training begins, the policy is its reference. Every `save_every` steps all state goes to folder/checkpoint.safetensors; the same
     call on the same folder goes on from there, on a CPU bit for bit as if it had never stopped, if its model is the same, a fresh adapter
     included (torch.manual_seed before `add_lora`). Delete the checkpoint when this has returned: a further call would return the old result.

@@ -1128,6 +1128,8 @@ def main(argv=None):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is Ctrl-C
         join_processes()
         settings, only_plan = parse_settings(argv)
+        if only_plan and world() > 1:
+            raise ValueError("--plan measures one process: python metareward.py --plan")
         if only_plan:
             return plan(settings)
         run = Run(settings)
