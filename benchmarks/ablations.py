@@ -79,9 +79,10 @@ def table(results):
         last = {name: [figures[name][-1] for figures in seeds] for name in FORMS}
         difference = np.subtract(last["truth"], [figures["truth"][-1] for figures in first])
         path = " ".join(f"{truth:.2f}" for truth in np.mean([figures["truth"] for figures in seeds], axis=0))
+        same_votes = not variant.startswith("N ")  # a judge is measured by the mean of N judgments: with another N that is another measure
         cells = [path, interval(last["truth"], ".2f"), interval(difference, "+.2f").replace("+- +", "+- ") if seeds is not first else "",
                  interval(last["padding"], ".2f"), interval([figures["characters"][2] for figures in seeds], ".0f"),
-                 *(interval(last[name], FORMS[name]) for name in ("characters", "judge", "ties"))]
+                 interval(last["characters"], ".0f"), *(interval(last[name], ".1f") if same_votes else "" for name in ("judge", "ties"))]
         yield f"| {variant} | " + " | ".join(cells) + " |"
 
 
