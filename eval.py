@@ -255,7 +255,7 @@ def same_prompt(answers):
 def measure_meta_judge(battles):
     """Biases of a meta-judge from its comparisons. battles: records with "verdicts" (N, N), entry [m][n] with m shown first, "scores" of
     the N judgments and perhaps "truth" of the answer. Rates are over the comparisons that parsed; see the README for each name."""
-    total, first, consistent, higher, right = 0, [], [], [], []
+    total, first, consistent, higher, right, differ = 0, [], [], [], [], []
     for battle in battles:
         r, scores = battle["verdicts"], battle["scores"]
         for m, n in ((m, n) for m in range(len(scores)) for n in range(len(scores)) if m != n):
@@ -263,6 +263,7 @@ def measure_meta_judge(battles):
             if r[m][n] == 0:
                 continue
             first.append(float(r[m][n] == 1))
+            differ.append(float(scores[m] != scores[n]))
             winner, loser = (m, n) if r[m][n] == 1 else (n, m)
             if scores[m] != scores[n]:
                 higher.append(float(scores[winner] > scores[loser]))
@@ -272,7 +273,7 @@ def measure_meta_judge(battles):
                 gap = abs(scores[loser] - battle["truth"]) - abs(scores[winner] - battle["truth"])
                 right += [float(gap > 0)] if gap else []
     figures = {"first_position_rate": mean(first), "higher_score_rate": mean(higher), "consistent_rate": mean(consistent),
-               "valid_rate": len(first) / total if total else None}
+               "valid_rate": len(first) / total if total else None, "scores_differ_rate": mean(differ)}
     return figures | ({"truth_accuracy": mean(right)} if any("truth" in battle for battle in battles) else {})
 
 
@@ -300,9 +301,12 @@ def drifts(record, max_score):
     """Warnings, a line each, where a record of summary.json has drifted as far as the paper's when it stopped training the judge."""
     first, higher, score = (look_up(record, path) for path in ("meta_judge.first_position_rate", "meta_judge.higher_score_rate", "judge.mean_score"))
     meta_judge, lines = f"iteration {record['iteration']}: the meta-judge prefers the", []
+    differ, trains = look_up(record, "meta_judge.scores_differ_rate"), look_up(record, "pairs.judge")
+    about = (f"; {differ:.0%} of these are about judgments with different scores" if differ is not None else "") + (
+        "; no judge trains on them" if trains == 0 else "")
     if first is not None and max(first, 1 - first) >= STOPPED["position"]:
         lines.append(f"{meta_judge} {'first' if first > 0.5 else 'second'} judgment in {max(first, 1 - first):.0%} of its verdicts "
-                     f"(the paper stopped training the judge at {STOPPED['position']:.0%})")
+                     f"(the paper stopped training the judge at {STOPPED['position']:.0%}{about})")
     if higher is not None and higher >= STOPPED["higher"]:
         lines.append(f"{meta_judge} higher score in {higher:.0%} of its verdicts (the paper: {STOPPED['higher']:.0%})")
     if score is not None and score > STOPPED["mean"] * max_score:
@@ -340,6 +344,21 @@ def load_alone(model, bits=None):
     return load(model, bits=bits)
 
 
+def own_settings(model):
+    """The settings of the run that an iteration's folder belongs to, or those that a model folder's preset.json names; {} for other models."""
+    for file, name in ((Path(model).parent / "config.json", "settings"), (Path(model) / "preset.json", None)):
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            settings = content.get(name) if name else {**content, "eval_prompts": file.parent / content.get("eval_prompts", "none")}
+            if isinstance(settings, dict):
+                return settings
+    return {}
+
+
+def answer_tokens(model, args):
+    return args.max_new_tokens or own_settings(model).get("max_answer_tokens", 1024)
+
+
 def answers_of(source, name, prompts, args):
     """{prompt: its answers (text, whether it ended)} by a model, or from a JSONL file of "prompt" and "text" such as a run's eval.jsonl."""
     answers = defaultdict(list)
@@ -349,8 +368,10 @@ def answers_of(source, name, prompts, args):
                 raise ValueError(f"{name} {source}: record {number} needs \"text\", the answer")
             answers[record["prompt"]].append((record["text"], record.get("finished") is not False))
         return answers
+    if Path(source).suffix in (".jsonl", ".json", ".txt"):
+        raise ValueError(f"{name} {source}: there is no such file")
     model, tokenizer = load_alone(source, args.bits)
-    for prompt, answer in zip(prompts, drawn(model, tokenizer, prompts, f"{name}: answers", max_new_tokens=args.max_new_tokens,
+    for prompt, answer in zip(prompts, drawn(model, tokenizer, prompts, f"{name}: answers", max_new_tokens=answer_tokens(source, args),
                                              temperature=args.temperature, top_p=args.top_p, seed=[args.seed, "compare"])):
         answers[prompt].append((answer.text, answer.finished))
     return answers
@@ -393,7 +414,8 @@ def compare(args):
     """`eval.py compare A B --judge MODEL`."""
     sources = {"A": args.a, "B": args.b}
     files = [source for source in sources.values() if Path(source).is_file()]
-    prompts_file = args.prompts or (files[0] if files else HERE / "data" / "eval.jsonl")
+    files += [own_settings(source).get("eval_prompts", "none") for source in sources.values()]
+    prompts_file = args.prompts or next((file for file in files if Path(file).is_file()), HERE / "data" / "eval.jsonl")
     prompts = list(dict.fromkeys(record["prompt"] for record in read_prompts(prompts_file)))
     load_tokenizer(args.judge)  # whether there is such a model, before the others answer
     if args.out:
@@ -497,12 +519,12 @@ def export(args):
         name = f"{run.resolve().name}-iter{t}"
         file = out / name / "model_outputs.json" if args.format == "alpaca" else out / "model_answer" / f"{name}.jsonl"
         model, tokenizer = load_alone(run / f"iter{t}", args.bits)
-        said = [[] for _ in questions]
+        said, longest = [[] for _ in questions], answer_tokens(run / f"iter{t}", args)
         for turn in range(max(len(turns) for turns, _ in questions)):
             asked = [i for i, (turns, _) in enumerate(questions) if len(turns) > turn]
             chats = [[text for k in range(turn) for text in (questions[i][0][k], said[i][k].text)] + [questions[i][0][turn]] for i in asked]
             samples = drawn(model, tokenizer, chats, f"{name}: answers" + (f", turn {turn + 1}" if args.format == "mt-bench" else ""),
-                            max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=[args.seed, "export", turn])
+                            max_new_tokens=longest, temperature=args.temperature, top_p=args.top_p, seed=[args.seed, "export", turn])
             for i, answer in zip(asked, samples):
                 said[i].append(answer)
         del model
@@ -510,7 +532,7 @@ def export(args):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(lines, indent=1) + "\n") if args.format == "alpaca" else write_jsonl(file, lines)
         cut = sum(not answer.finished for answers in said for answer in answers)
-        print(f"{file}: {len(lines)} questions, {cut} answers cut off after {args.max_new_tokens} tokens")
+        print(f"{file}: {len(lines)} questions, {cut} answers cut off after {longest} tokens")
 
 
 # ---- the report
@@ -529,6 +551,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;b
 details{margin:.4rem 0;padding-left:.6rem;border-left:2px solid #8884}summary{cursor:pointer}
 .good{border-left:4px solid #2a2}.bad{border-left:4px solid #c33}
 .note{border-left:4px solid #d90;padding:.2rem .8rem;background:#d901;margin:1rem 0}
+@media(max-width:40rem){td,th{padding:.2rem .25rem;font-size:.8rem}}
 .h1{background:#3f87d922}.h2{background:#3f87d955}.h3{background:#3f87d988}.h4{background:#3f87d9bb}"""
 
 FIGURES = [  # name, where in a record of summary.json, how shown
@@ -536,9 +559,10 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("actor: characters per answer", "actor.mean_length", ".0f"), ("judge: valid", "judge.valid_rate", ".0%"),
     ("judge: mean score", "judge.mean_score", ".2f"), ("judge: ties", "judge.ties", ".0%"),
     ("judge: right about the truth", "judge.truth_agreement", ".1%"), ("judge: agrees with people", "judge.human_agreement", ".1%"),
-    ("judge: agrees, ties count", "judge.human_agreement_with_ties", ".1%"), ("judge: Spearman with people", "judge.human_spearman", ".2f"),
+    ("judge: agrees, ties as wrong", "judge.human_agreement_with_ties", ".1%"), ("judge: Spearman with people", "judge.human_spearman", ".2f"),
     ("judge: score with length", "judge.length_correlation", ".2f"), ("truth with length", "judge.truth_length_correlation", ".2f"),
     ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
+    ("meta-judge: sees different scores", "meta_judge.scores_differ_rate", ".0%"),
     ("meta-judge: prefers the first", "meta_judge.first_position_rate", ".0%"),
     ("meta-judge: prefers the higher score", "meta_judge.higher_score_rate", ".0%"),
     ("meta-judge: same in both orders", "meta_judge.consistent_rate", ".0%"),
@@ -682,13 +706,14 @@ def rated(battle, rating):
     rows = [[f"judgment {i}", f"{rating['ratings'][i]:+.2f}", f"{battle['scores'][i]:g}", len(battle["texts"][i])] for i in order]
     body = html_table(["", "rating", "its score", "characters"], rows)
     if rating.get("battles"):
-        body += "<p>Battles won by the row against the column [E3]:</p>" + battle_table(rating["battles"])
+        body += "<p>Battles won by the row against the column [E3]; a win in one order only counts by its place's weight:</p>"
+        body += battle_table(rating["battles"])
     verdicts = [[m, *("" if m == n else {1: "first", -1: "second", 0: "?"}[v] for n, v in enumerate(row))]
                 for m, row in enumerate(battle["verdicts"])]
     body += "<p>Who won, with the row shown first and the column second (?: no winner named):</p>" + html_table(
         ["first \\ second", *range(len(verdicts))], verdicts)
-    kind = {order[0]: "good", order[-1]: "bad"}
-    body += "".join(f"judgment {i}{pre(battle['texts'][i], kind.get(i, ''))}" for i in order)
+    kind, said = {order[0]: "good", order[-1]: "bad"}, {order[0]: ", rated highest", order[-1]: ", rated lowest"}
+    body += "".join(f"judgment {i}{said.get(i, '')}{pre(battle['texts'][i], kind.get(i, ''))}" for i in order)
     return body + "".join(html.escape(f"{said['first']} shown first, {said['second']} second") + pre(said["text"]) for said in battle["said"][:2])
 
 
@@ -743,6 +768,14 @@ def read_whole(file, kind, notes):
     return content
 
 
+def rebuilt(folder, t, notes):
+    """What summary.json would say of iteration t, from the files in its folder."""
+    own, reference, people = (read_jsonl(folder / name) for name in ("eval.jsonl", "eval_judge.jsonl", "eval_ranked.jsonl"))
+    judge = measure_judge([answer for answer in reference or own if answer["finished"]]) | (measure_people(people) if people else {})
+    return {"iteration": t, "actor": measure_actor(own), "judge": judge, **read_whole(folder / "figures.json", dict, notes),
+            "seconds": read_whole(folder / "seconds.json", dict, notes)}
+
+
 def report(run):
     """Write runs/x/report.html, one self-contained page, from whatever the run has left so far.
 
@@ -756,10 +789,15 @@ def report(run):
     settings = settings if isinstance(settings, dict) else {}
     records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict)]
     records = [record for record in records if isinstance(record.get("iteration"), int)]
-    for t in sorted(folders.keys() - {record["iteration"] for record in records}):
-        notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
+    known, found = {record["iteration"] for record in records}, []
+    for t in sorted(folders.keys() - known):
         if (folders[t] / "figures.json").is_file():
-            records.append({"iteration": t, **read_whole(folders[t] / "figures.json", dict, notes)})
+            found.append(t)
+            records.append(rebuilt(folders[t], t, notes))
+        elif known:
+            notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
+    if found:
+        notes.append(f"not in summary.json, and shown by what their folders hold: iterations {' '.join(map(str, found))}")
     parts, links = [], []
 
     def attempt(title, draw):
@@ -780,7 +818,8 @@ def report(run):
     section("Training", lambda: plots(training_curves({r["iteration"]: read_jsonl(run / f"iter{r['iteration']}" / "train.jsonl", notes)
                                                        for r in records if r["iteration"] and r.get("train")})))
     compared = [record["iteration"] for record in records if record.get("meta_judge")]
-    section("Ratings of one answer's judgments", lambda: example(run / f"iter{compared[0]}", notes) if compared else "")
+    if compared:
+        section(f"Ratings of one answer's judgments, iteration {compared[0]}", lambda: example(run / f"iter{compared[0]}", notes))
     section("Dropped", lambda: count_table(records, "pairs.dropped", "reason"))
     section("Seconds by stage", lambda: count_table(records, "seconds", "stage"))
     section("Tokens by stage", lambda: count_table(records, "tokens", "stage"))
@@ -831,7 +870,8 @@ def parse(argv=None):
                          "runs/x/iter4/eval.jsonl")
     command.add_argument("b", metavar="B", help="what to compare it with")
     command.add_argument("--judge", required=True, help="a model that took no part in making A or B")
-    command.add_argument("--prompts", help="JSONL with \"prompt\", or one prompt a line (default: those of A's or B's file, or data/eval.jsonl)")
+    command.add_argument("--prompts", help="JSONL with \"prompt\", or one prompt a line (default: those of A's or B's file, else of their run, "
+                         "else data/eval.jsonl)")
     command.add_argument("--out", help="a JSONL file for every pair with its verdicts")
     command.add_argument("--max-verdict-tokens", type=int, default=512, help="longest verdict, in tokens; verdicts are greedy (default: %(default)s)")
 
@@ -843,7 +883,7 @@ def parse(argv=None):
     export_command.add_argument("--out", help="a folder (default: RUN/export/FORMAT)")
 
     for command in (command, export_command):
-        command.add_argument("--max-new-tokens", type=int, default=1024, help="longest answer, in tokens (default: %(default)s)")
+        command.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens (default: a run's own --max-answer-tokens, else 1024)")
         command.add_argument("--temperature", type=float, default=0.8, help="of the answers; 0 is greedy (default: %(default)s)")
         command.add_argument("--top-p", type=float, default=0.95, help="of the answers: the nucleus (default: %(default)s)")
         command.add_argument("--bits", type=int, choices=[4, 16, 32], help="of the models (default: a run's own, else 4 on CUDA, 32 elsewhere)")

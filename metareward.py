@@ -418,6 +418,9 @@ class Run:
         if theirs.get("format") != FORMAT:
             raise ValueError(f"{self.out} holds a run of another version of this program, which left other files: choose another --out")
         iters = theirs["settings"].get("iters")
+        done = len(read_json(self.out / "summary.json")) - 1 if (self.out / "summary.json").is_file() else 0
+        if self.settings.iters < done:
+            raise ValueError(f"{self.out} holds a run of {done} iterations: --iters may grow, not shrink")
         for name, value in mine["settings"].items():
             was = theirs["settings"].get(name)
             grown = isinstance(was, list) and len(was) == iters and value[:iters] == was  # a schedule goes on where it ended
@@ -1096,6 +1099,9 @@ def loop(run):
         print(f"M_{t}: " + ", ".join(f"{name} {value}" for name, value in figure_rows(records[-1:]) if name in GLANCE))
         for line in drifts(records[-1], run.settings.max_score):
             print(f"Drift, {line}")
+    if rank() == 0:
+        for note in report(run.out):
+            print(f"note: {note}", file=sys.stderr)
     return records
 
 

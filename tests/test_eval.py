@@ -302,7 +302,8 @@ def test_measure_meta_judge_by_hand():
     three (10 02 20), and in the same three the nearer to the truth wins; 12 is equal in both senses."""
     battle = {"verdicts": [[0, 1, -1], [1, 0, -1], [1, 0, 0]], "scores": [1, 3, 3], "truth": 2.5}
     assert measure_meta_judge([battle]) == pytest.approx({
-        "first_position_rate": 3 / 5, "higher_score_rate": 3 / 4, "consistent_rate": 1 / 2, "valid_rate": 5 / 6, "truth_accuracy": 3 / 4})
+        "first_position_rate": 3 / 5, "higher_score_rate": 3 / 4, "consistent_rate": 1 / 2, "valid_rate": 5 / 6, "truth_accuracy": 3 / 4,
+        "scores_differ_rate": 4 / 5})
 
 
 def test_a_nearer_score_is_not_the_higher_one():
@@ -311,11 +312,12 @@ def test_a_nearer_score_is_not_the_higher_one():
     low_wins = {"verdicts": [[0, 1], [-1, 0]], "scores": [1, 4], "truth": 0}
     unparsed = {"verdicts": [[0] * 3] * 3, "scores": [1, 2, 3]}
     figures = measure_meta_judge([low_wins, unparsed])
-    assert figures == {"first_position_rate": 0.5, "higher_score_rate": 0, "consistent_rate": 1, "valid_rate": 2 / 8, "truth_accuracy": 1}
+    assert figures == {"first_position_rate": 0.5, "higher_score_rate": 0, "consistent_rate": 1, "valid_rate": 2 / 8, "truth_accuracy": 1,
+                       "scores_differ_rate": 1}
 
 
 def test_measure_meta_judge_of_nothing():
-    empty = {"first_position_rate": None, "higher_score_rate": None, "consistent_rate": None, "valid_rate": None}
+    empty = {"first_position_rate": None, "higher_score_rate": None, "consistent_rate": None, "valid_rate": None, "scores_differ_rate": None}
     assert measure_meta_judge([]) == empty
     assert measure_meta_judge([{"verdicts": [[0, 0], [0, 0]], "scores": [1, 2]}]) == empty | {"valid_rate": 0}
 
@@ -335,6 +337,13 @@ def test_measure_repeats_by_hand():
     assert measure_repeats([], []) == {"repeat_winner_changed": None, "repeat_pair_changed": None}
     with pytest.raises(ValueError):
         measure_repeats(battles, repeats[:2])  # never the verdicts of another answer
+
+
+def test_drift_says_what_it_rests_on():
+    """A bias among judgments that are the same, or in an iteration that trains no judge, is told as such."""
+    record = {"iteration": 4, "meta_judge": {"first_position_rate": 0.97, "scores_differ_rate": 0.03}, "pairs": {"judge": 0}}
+    (line,) = drifts(record, 5)
+    assert "first judgment in 97%" in line and "3% of these are about judgments with different scores; no judge trains on them)" in line
 
 
 @pytest.mark.parametrize("meta, score, max_score, said", [
@@ -473,7 +482,8 @@ def test_compare_a_model_with_a_file(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments, says", [
     (["{good}", "{other}", "--judge", "{judge}"], "no prompt in common"), (["{good}", "{bad}", "--judge", "{judge}"], "record 1 needs \"text\""),
     (["{good}", "{good}", "--judge", "{missing}"], "no such folder"), (["{good}", "{missing}", "--judge", "{judge}"], "no such folder"),
-    (["{good}", "{good}"], "--judge"), (["{good}", "--judge", "{judge}"], "B"), (["{good}", "{torn}", "--judge", "{judge}"], "line 1"),
+    (["{good}", "no/such/answers.jsonl", "--judge", "{judge}"], "there is no such file"), (["{good}", "{good}"], "--judge"),
+    (["{good}", "--judge", "{judge}"], "B"), (["{good}", "{torn}", "--judge", "{judge}"], "line 1"),
     (["{good}", "{good}", "--judge", "{judge}", "--prompts", "{missing}"], "--prompts"),
     (["{good}", "{good}", "--judge", "{judge}", "--max-verdict-tokens", "3"], "no verdict of"),
     (["{good}", "{good}", "--judge", "{judge}", "--frobnicate"], "--frobnicate")])
@@ -503,15 +513,26 @@ def trained(tmp_path_factory):
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.02 * t)
         save_adapter(model, run / f"iter{t}" / "adapter")
+    (run / "config.json").write_text(json.dumps({"settings": {"max_answer_tokens": 120, "bits": 32, "eval_prompts": str(ROOT / "tiny/eval.jsonl")}}))
     return run
+
+
+def test_models_of_a_run_answer_its_own_prompts_as_long_as_it_did(trained, tmp_path, monkeypatch, capsys):
+    """Nothing but the iterations is named: the prompts are the run's held-out ones, and no answer is longer than the run's."""
+    asked = []
+    def short(model, tokenizer, prompts, *rest, **settings):
+        asked.append((len(prompts), settings["max_new_tokens"]))
+        return sample(model, tokenizer, prompts, *rest, **settings | {"max_new_tokens": 4})
+    monkeypatch.setattr(measuring, "sample", short)
+    status, _, error = command(monkeypatch, capsys, "compare", trained / "iter0", trained / "iter1", "--judge", ROOT / "tiny" / "judge")
+    assert asked == [(60, 120), (60, 120), (120, 512)] and status == 2 and "no verdict of" in error
 
 
 ALPACA = [{"instruction": f"How do I {task}?", "output": "A reference.", "generator": "reference", "dataset": "koala"} for task in TASKS[:3]]
 
 
 def exported(run, out, monkeypatch, capsys, form, questions, *flags):
-    status, said, error = command(monkeypatch, capsys, "export", run, "--format", form, "--questions", questions, "--out", out,
-                                  "--max-new-tokens", 120, *flags)
+    status, said, error = command(monkeypatch, capsys, "export", run, "--format", form, "--questions", questions, "--out", out, *flags)
     assert status == 0, error
     return said
 
@@ -916,13 +937,19 @@ def test_no_field_of_a_file_runs_in_the_page(run):
 
 
 def test_a_run_without_its_summary_still_shows_what_its_iterations_left(run, monkeypatch, capsys):
-    """figures.json of each iteration has what was counted; what was measured is gone with the summary, and no number is made up for it."""
+    """What was counted comes from figures.json, what was measured from the held-out answers again; no number is made up for what is gone."""
     (run / "summary.json").unlink()
     for t, pairs in ((0, 0), (1, 17)):
         (run / f"iter{t}" / "figures.json").write_text(json.dumps({"pairs": {"actor": pairs, "judge": 5, "dropped": {"why": 2}}}))
+        (run / f"iter{t}" / "seconds.json").write_text(json.dumps({"answers": 3.5}))
+    write_lines(run / "iter1" / "eval.jsonl", an_answer("a", "xx", 4, scores=[4], truth=3), an_answer("a", "xxxx", 2, scores=[2], truth=1))
+    write_lines(run / "iter1" / "eval_ranked.jsonl", *replies("a", (4, 0), (3, 1)))
     status, _, error = command(monkeypatch, capsys, "report", run)
     rows = {row[0]: row[1:] for row in Page((run / "report.html").read_text()).rows if row}
-    assert status == 0 and rows["training: actor pairs"] == ["0", "17"] and rows["why"] == ["2", "2"] and "actor: true score" not in rows
+    assert status == 0 and rows["training: actor pairs"] == ["0", "17"] and rows["why"] == ["2", "2"] and rows["answers"] == ["3.5", "3.5"]
+    assert rows["actor: true score"] == ["-", "2.00"] and rows["judge: right about the truth"] == ["-", "100.0%"]
+    assert rows["judge: agrees with people"] == ["-", "100.0%"] and "under way" not in error
+    assert "shown by what their folders hold: iterations 0 1" in error
 
 
 @pytest.mark.parametrize("width, scheme", [(1200, "light"), (1200, "dark"), (500, "light")])
