@@ -381,13 +381,13 @@ class Run:
         self.settings, self.out = settings, Path(settings.out)
         self.rubric = words.read_text(settings.rubric, "--rubric").strip() if settings.rubric else words.RUBRIC
         self.eval_prompts = words.read_prompts(settings.eval_prompts, "--eval-prompts")
+        self.chat = Chat(load_tokenizer(settings.model))
         self.replies, self.ranked = ranked_replies(settings)
         self.held_out = [*self.eval_prompts, *self.ranked]
         self.all_prompts, self.unfit = unused(words.read_prompts(settings.prompts), self.held_out) if settings.prompts else (None, Counter())
         if self.all_prompts is not None and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
             raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
                              f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
-        self.chat = Chat(load_tokenizer(settings.model))
         if (self.out / "config.json").is_file() and rank() == 0:
             self.lock_folder()
         self.check_folder()
