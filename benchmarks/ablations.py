@@ -86,6 +86,18 @@ def table(results):
         yield f"| {variant} | " + " | ".join(cells) + " |"
 
 
+def by_iteration(results):
+    """Every figure of M_0, M_1, ..., and its difference to the first variant's, a line each."""
+    first = next(iter(results.values()))
+    for variant, seeds in results.items():
+        for name, form in FORMS.items():
+            values = np.array([figures[name] for figures in seeds])  # (seeds, models)
+            yield f"{variant}: {name} " + ", ".join(interval(column, form) for column in values.T)
+            if seeds is not first:
+                changes = values - [figures[name] for figures in first]
+                yield f"{variant}: {name}, difference " + ", ".join(interval(column, form) for column in changes.T)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
@@ -99,7 +111,7 @@ def main():
         futures = {variant: [pool.submit(run, args.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}", variant, seed, args.model)
                              for seed in args.seeds] for variant in args.variants}
         results = {variant: [future.result() for future in runs] for variant, runs in futures.items()}
-    print("\n".join(table(results)))
+    print("\n".join([*table(results), "", "By iteration, M_0 to M_4:", *by_iteration(results)]))
 
 
 if __name__ == "__main__":
