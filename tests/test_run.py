@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import TINY
@@ -326,8 +327,7 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(whole, tmp_
     arguments = [*whole[1], "--out", str(tmp_path / "run")]
 
     def workers(process):
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        return [int(worker) for worker in found]
+        return [child.pid for child in psutil.Process(process.pid).children()]
 
     process = torchrun(2, arguments)
     while process.poll() is None and not list((tmp_path / "run").glob("iter1/judgments.jsonl.rank1")):
