@@ -3,7 +3,7 @@
 Runs the main command as a user would, once per seed and variant, and reads figures off the run's files: the actor's true score, padding
 sentences (those that match none of the prompt's checks) per answer, characters, and of the judge, on M_0's answers, how often it is right
 and how often it ties. Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first variant.
-A run that is already there is not run again.
+A run that is already there is not run again; one of another model or other settings is refused, as its log says.
 """
 import argparse
 import json
@@ -48,12 +48,10 @@ def padding(folder, checks):
 
 def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it."""
-    summary = out / "summary.json"
-    if not summary.exists() or len(json.loads(summary.read_text())) < 5:
-        with open(f"{out}.log", "w") as log:
-            subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed), "--model", model, *VARIANTS[variant]],
-                           check=True, stdout=log, stderr=log)
-    records = json.loads(summary.read_text())
+    with open(f"{out}.log", "w") as log:
+        subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed), "--model", model, *VARIANTS[variant]],
+                       check=True, stdout=log, stderr=log)
+    records = json.loads((out / "summary.json").read_text())
     prompts = read_jsonl(Path(json.loads((out / "config.json").read_text())["settings"]["eval_prompts"]))
     checks = {str(i): prompt["checks"] for i, prompt in enumerate(prompts)}
     figures = {"truth": [r["actor"]["truth"] for r in records], "padding": [padding(out / f"iter{t}", checks) for t in range(len(records))],
