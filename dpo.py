@@ -10,8 +10,9 @@
 A prompt and its answers stand in one row, `prompt chosen rejected prompt chosen ...`: the prompt is computed once, no answer sees another,
 and nothing is padded (prefix sharing, Wang and Hegde 2024, arXiv 2410.20305). Logits exist for answers only, a few hundred rows at a time.
 The reference needs no second model: its log-probabilities are computed once, before the first step, and kept in a file.
-Adapters never touch the base weights, so the base may be in 4 bits, on CUDA or a CPU. Left out: other losses, several GPUs, and 8-bit AdamW,
-which would save no more than a quarter of a gigabyte on an 8B model's adapter of rank 16.
+Adapters never touch the base weights, so the base may be in 4 bits, on CUDA or a CPU. Several processes under torch.distributed share every
+batch. Left out: other losses, models that one GPU cannot hold, and 8-bit AdamW, which would save no more than a quarter of a gigabyte on an
+8B model's adapter of rank 16.
 """
 import hashlib
 import itertools
@@ -301,7 +302,7 @@ def collect(mine):
 def add_up(figures):
     """The sums of all processes' figures, dicts from names to numbers."""
     everyone = collect(figures)
-    return {name: sum(part.get(name, 0) for part in everyone) for part in everyone for name in part}
+    return {name: sum(part.get(name, 0) for part in everyone) for name in dict.fromkeys(itertools.chain(*everyone))}
 
 
 # ---- training

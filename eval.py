@@ -20,7 +20,7 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,11 @@ def each_line(file, notes=None):
 def read_jsonl(file, notes=None):
     """A list of what `each_line` gives."""
     return list(each_line(file, notes))
+
+
+def iterations(run):
+    """{t: the folder of iteration t} of a run."""
+    return {int(folder.name[4:]): folder for folder in run.glob("iter*") if re.fullmatch("iter[0-9]+", folder.name)}
 
 
 def write_whole(file, text):
@@ -258,7 +263,7 @@ def measure_meta_judge(battles):
     total, first, consistent, higher, right, differ = 0, [], [], [], [], []
     for battle in battles:
         r, scores = battle["verdicts"], battle["scores"]
-        for m, n in ((m, n) for m in range(len(scores)) for n in range(len(scores)) if m != n):
+        for m, n in permutations(range(len(scores)), 2):
             total += 1
             if r[m][n] == 0:
                 continue
@@ -287,7 +292,7 @@ def measure_repeats(battles, repeats):
     winners = []
     for battle, again in zip(battles, repeats, strict=True):
         before, now, order = battle["verdicts"], again["verdicts"], again["order"]
-        for m, n in ((m, n) for m in range(len(order)) for n in range(len(order)) if m != n):
+        for m, n in permutations(range(len(order)), 2):
             if now[m][n] and before[order[m]][order[n]]:
                 winners.append(float(now[m][n] != before[order[m]][order[n]]))
     pairs = [float(pair(battle) != pair(again)) for battle, again in zip(battles, repeats)]
@@ -508,7 +513,7 @@ def official(form, name, record, answers):
 def export(args):
     """`eval.py export RUN --format ... --questions FILE`: one file per iteration."""
     run, questions = Path(args.run), read_questions(args.questions, args.format)
-    there = sorted(int(folder.parent.name[4:]) for folder in run.glob("iter*/adapter") if folder.parent.name[4:].isdigit())
+    there = sorted(t for t, folder in iterations(run).items() if (folder / "adapter").exists())
     if not there:
         raise ValueError(f"{run} has no iteration with an adapter: it is no run's folder, or the run has not finished iteration 0")
     missing = sorted(set(args.iterations or there) - set(there))
@@ -734,7 +739,8 @@ def samples(folder, notes):
     battles, ratings = {}, {}
     if any("judge" in pairs for pairs in groups.values()):
         battles = {battle["prompt_id"]: battle for battle in each_line(folder / "battles.jsonl", notes) if battle["prompt_id"] in groups}
-        ratings = {rating["id"]: rating for rating in each_line(folder / "ratings.jsonl", notes)}
+        shown = {battle["id"] for battle in battles.values()}
+        ratings = {rating["id"]: rating for rating in each_line(folder / "ratings.jsonl", notes) if rating["id"] in shown}
     page = []
     for prompt_id, pairs in groups.items():
         body, title = "", f"prompt {prompt_id}"
@@ -782,7 +788,7 @@ def report(run):
     Returns notes, a line on each thing that is missing or broken; they are on the page as well. Raises ValueError if there is no run at all.
     """
     run, notes = Path(run), []
-    folders = {int(folder.name[4:]): folder for folder in run.glob("iter*") if re.fullmatch("iter[0-9]+", folder.name)}
+    folders = iterations(run)
     if not (run / "summary.json").is_file() and not folders:
         raise ValueError(f"{run} has no summary.json and no iterations: it is no run's folder, or the run has not finished iteration 0")
     settings = read_whole(run / "config.json", dict, notes).get("settings")

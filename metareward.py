@@ -475,13 +475,18 @@ class Run:
                 seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
                 write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
 
-    def tokens_of(self, t):
-        """Tokens of iteration t by stage: those drawn, and those that training went over."""
+    def drawn_tokens(self, t):
+        """Tokens drawn in iteration t, by stage."""
         tokens = Counter()
         for (iteration, stage, _), count in self.stage_tokens.items():
-            tokens[stage] += count * (iteration == t)
-        tokens["warm start, training" if t == 0 else "training"] = sum(line.get("tokens", 0) for line in read_jsonl(self.folder(t) / "train.jsonl"))
-        return {stage: count for stage, count in tokens.items() if count}
+            if iteration == t:
+                tokens[stage] += count
+        return tokens
+
+    def tokens_of(self, t):
+        """Tokens of iteration t by stage: those drawn, and those that training went over."""
+        trained = sum(line.get("tokens", 0) for line in read_jsonl(self.folder(t) / "train.jsonl"))
+        return +(self.drawn_tokens(t) + Counter({"warm start, training" if t == 0 else "training": trained}))
 
     def seconds(self, t):
         file = self.folder(t) / "seconds.json"
@@ -495,8 +500,14 @@ class Run:
         Of several processes each takes its share of the items and writes a file of its own, until all are done.
         """
         file = self.folder(t) / name
-        parts = sorted(self.folder(t).glob(f"{name}.rank*"))
-        known = {record["id"]: record for source in (file, *parts) for record in read_jsonl(source)}
+
+        def parts():
+            return self.folder(t).glob(f"{name}.rank*")
+
+        def on_disk():
+            return {record["id"]: record for source in (file, *parts()) for record in read_jsonl(source)}
+
+        known = on_disk()
         own = file if world() == 1 else Path(f"{file}.rank{rank()}")
         collect(None)  # all have read before any writes
         cut_torn_line(own)
@@ -530,11 +541,11 @@ class Run:
                        keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache, on_end=keep)
         if world() > 1:
             collect(None)
-            known |= {record["id"]: record for source in self.folder(t).glob(f"{name}.rank*") for record in read_jsonl(source)}
+            known = on_disk()
         records = [known[item["id"]] for item in whole]
         self.write_jsonl(file, records)
         if rank() == 0:
-            for part in self.folder(t).glob(f"{name}.rank*"):
+            for part in parts():
                 part.unlink()
         self.stage_tokens[t, self.stage, name] = sum(record["sampled_tokens"] for record in records)
         return records
@@ -688,6 +699,11 @@ def actor_pairs(answers, rho, max_chars):
     return pairs, dropped
 
 
+def bare_answer(record):
+    """An answer without what was judged of it."""
+    return {key: record[key] for key in ("id", "prompt_id", "prompt", "text", "truth") if key in record}
+
+
 def most_varied(answers, seed):
     """Per prompt the answer whose judgments vary most, ties at random, as an item with its valid judgments."""
     items, dropped = [], Counter()
@@ -699,8 +715,7 @@ def most_varied(answers, seed):
             dropped["judge pair: no answer with two valid judgments"] += 1
             continue
         valid = [j for j in record["judgments"] if j["score"] is not None]
-        kept = {key: record[key] for key in ("id", "prompt_id", "prompt", "text", "truth") if key in record}
-        items.append(kept | {"texts": [j["text"] for j in valid], "scores": [j["score"] for j in valid]})
+        items.append(bare_answer(record) | {"texts": [j["text"] for j in valid], "scores": [j["score"] for j in valid]})
     return items, dropped
 
 
@@ -723,8 +738,7 @@ def repeated(run, t, battles):
     items = []
     for battle in battles:
         order = random.Random(f"{run.settings.seed}/{t}/{battle['id']}").sample(range(len(battle["texts"])), len(battle["texts"]))
-        kept = {key: battle[key] for key in ("id", "prompt_id", "prompt", "text", "truth") if key in battle}
-        items.append(kept | {"order": order, **{name: [battle[name][i] for i in order] for name in ("texts", "scores")}})
+        items.append(bare_answer(battle) | {"order": order, **{name: [battle[name][i] for i in order] for name in ("texts", "scores")}})
     return meta_judge(run, t, items, "repeats.jsonl", "comparisons, repeated")
 
 
@@ -1075,8 +1089,7 @@ def loop(run):
     """All iterations, from wherever the run's folder stands. Returns the records of summary.json."""
     file = run.out / "summary.json"
     records = read_json(file) if file.exists() else []
-    if records and rank() == 0:
-        report(run.out)  # the process may have died before it drew the last one
+    notes = report(run.out) if records and rank() == 0 else []  # the process may have died before it drew the last one
     for t in range(run.settings.iters + 1):
         if t < len(records):
             continue
@@ -1091,17 +1104,16 @@ def loop(run):
         with run.timed(t, "measuring"):
             measured = measure(run, t)
         figures = json.loads(figures_file.read_text())
-        figures["tokens"]["measuring"] = run.tokens_of(t).get("measuring", 0)
+        figures["tokens"]["measuring"] = run.drawn_tokens(t)["measuring"]
         records.append({"iteration": t, **measured, **figures, "seconds": run.seconds(t)})
         run.write(file, json.dumps(records, indent=1) + "\n")
         if rank() == 0:
-            report(run.out)  # after each iteration, for those who watch
+            notes = report(run.out)  # after each iteration, for those who watch
         print(f"M_{t}: " + ", ".join(f"{name} {value}" for name, value in figure_rows(records[-1:]) if name in GLANCE))
         for line in drifts(records[-1], run.settings.max_score):
             print(f"Drift, {line}")
-    if rank() == 0:
-        for note in report(run.out):
-            print(f"note: {note}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     return records
 
 
