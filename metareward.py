@@ -59,7 +59,7 @@ from eval import (
     write_jsonl,
     write_whole,
 )
-from sampling import Chat, load, load_tokenizer, sample
+from sampling import Chat, PromptTooLong, Sample, load, load_tokenizer, sample
 
 FORMAT = 2  # of a run's folder; runs of another are not resumed
 HERE = Path(os.path.relpath(Path(__file__).parent))
@@ -490,7 +490,7 @@ class Run:
 
     def seconds(self, t):
         file = self.folder(t) / "seconds.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def fill(self, t, name, items, ask, finish, n, max_new_tokens, label):
         """Sample for every item that iterT/name lacks, and append a line as each is finished; in the end the lines are in the order of items.
@@ -512,12 +512,11 @@ class Run:
         collect(None)  # all have read before any writes
         cut_torn_line(own)
         whole, items = items, share(items)
-        tokens, start = self.tokens, time.perf_counter()
+        tokens, start, too_long = self.tokens, time.perf_counter(), 0
 
-        def keep(place, number, sample):
+        def keep(item, number, nth, sample):
             self.tokens += len(sample.tokens)
-            item, prompt, _ = asked[place]
-            drawn[item["id"]][prompt][number] = sample
+            drawn[item["id"]][number][nth] = sample
             left[item["id"]] -= 1
             if left[item["id"]] == 0 and item["id"] not in known:
                 length = sum(len(sample.tokens) for samples in drawn[item["id"]] for sample in samples)
@@ -526,6 +525,12 @@ class Run:
                 out.flush()
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
                 bar.update()
+
+        def draw(asked):
+            sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
+                   temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
+                   keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache,
+                   on_end=lambda place, nth, sample: keep(*asked[place][:2], nth, sample))
 
         with open(own, "a", encoding="utf-8") as out, \
                 tqdm(total=len(items), desc=f"{'plan' if self.planning else f'iteration {t}'}: {label}", unit="item",
@@ -536,9 +541,19 @@ class Run:
                 asked = [(item, number, text) for item, texts in block for number, text in enumerate(texts)]
                 drawn = {item["id"]: [[None] * n for _ in texts] for item, texts in block}
                 left = {item["id"]: n * len(texts) for item, texts in block}
-                sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
-                       temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
-                       keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache, on_end=keep)
+                try:
+                    draw(asked)
+                except PromptTooLong as error:
+                    if len(error.places) == len(asked):
+                        raise
+                    places = set(error.places)
+                    draw([one for place, one in enumerate(asked) if place not in places])
+                    for place, nth in itertools.product(error.places, range(n)):
+                        keep(*asked[place][:2], nth, Sample("", [], False))
+                    too_long += len(places)
+        if too_long:
+            print(f"iteration {t}, {label}: {too_long} prompts do not fit into the model's context with a reply of {max_new_tokens} tokens; "
+                  "they got none, and count as cut off", file=sys.stderr)
         if world() > 1:
             collect(None)
             known = on_disk()
@@ -1103,7 +1118,7 @@ def loop(run):
         set_adapter(run.model, run.folder(t) / "adapter")
         with run.timed(t, "measuring"):
             measured = measure(run, t)
-        figures = json.loads(figures_file.read_text())
+        figures = read_json(figures_file)
         figures["tokens"]["measuring"] = run.drawn_tokens(t)["measuring"]
         records.append({"iteration": t, **measured, **figures, "seconds": run.seconds(t)})
         run.write(file, json.dumps(records, indent=1) + "\n")
@@ -1128,6 +1143,10 @@ def table(records):
     for record in records:
         dropped.update(record["pairs"]["dropped"])
     return "\n".join([*lines, "dropped: " + ("; ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing")])
+
+
+CURES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "make room",
+         errno.EACCES: "let it be written", errno.EPERM: "let it be written", errno.EROFS: "let it be written"}
 
 
 def join_processes():
@@ -1162,8 +1181,8 @@ def main(argv=None):
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
         if rank() > 0 and run is None:
             sys.exit(2)  # the first process says the same
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-        advice = "; what was finished is kept: make room, and the same command goes on" if full else ""
+        cure = CURES.get(getattr(error, "errno", None))
+        advice = f"; what was finished is kept: {cure}, and the same command goes on" if cure else ""
         print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:

@@ -119,9 +119,14 @@ def check_adapter(model, folder):
 # ---- text to tokens
 
 class Chat:
-    """A tokenizer's chat template around texts that are data: nothing inside a text can become a control token."""
+    """A tokenizer's chat template around texts that are data: nothing inside a text can become a control token.
+
+    Templates that can leave thinking out are asked to, and those that tell the date tell the same one every day. Raises ValueError if there
+    is no template, or if it makes the model think aloud before every answer: what is judged here is the answer.
+    """
 
     SLOT = "Zq{}SLOTqZ"
+    DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"  # or a run that goes on tomorrow would ask otherwise
 
     def __init__(self, tokenizer):
         if not tokenizer.chat_template:
@@ -132,13 +137,16 @@ class Chat:
         self.added_ids = set(self.added.values())
         self.pattern = re.compile("(" + "|".join(re.escape(text) for text in sorted(self.added, key=len, reverse=True)) + ")")
         told = self.render(2, add_generation_prompt=False)
+        if "<think>" in self.render(1, add_generation_prompt=True).rpartition("</think>")[2]:
+            raise ValueError("the chat template lets the model think aloud before every answer: choose a model that answers at once")
         self.end = next(iter(self.control(self.encode(told.split(self.SLOT.format(1))[-1]))), tokenizer.eos_token_id)
         self.frames = {}
 
     def render(self, count, add_generation_prompt):
         """The template around `count` turns, user's and assistant's in turn, with a slot in the place of each text."""
         turns = [{"role": ("user", "assistant")[i % 2], "content": f"\t{self.SLOT.format(i)}\t"} for i in range(count)]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return self.tokenizer.apply_chat_template(turns, chat_template=self.DAY + self.tokenizer.get_chat_template(), tokenize=False,
+                                                  add_generation_prompt=add_generation_prompt, enable_thinking=False)
 
     def frame(self, count):
         """What the template puts before, between and after `count` turns, and for each turn whether it strips it, as Llama-3's does."""
@@ -667,6 +675,14 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
                     yield row
 
 
+class PromptTooLong(ValueError):
+    """Prompts that leave no room for their answers in the model's context; `places` are their indices."""
+
+    def __init__(self, message, places):
+        super().__init__(message)
+        self.places = places
+
+
 def stop_tokens(model, tokenizer):
     """The set of token ids that end a chat model's answer: by its configuration, its tokenizer and its chat template."""
     configured = model.generation_config.eos_token_id
@@ -686,10 +702,12 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
     keys = list(range(len(prompts))) if keys is None else keys
     if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1 or len(keys) != len(prompts):
         raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_p in (0, 1] and one of keys per prompt")
-    longest, context = max(map(len, prompts), default=0) + max_new_tokens, getattr(model.config, "max_position_embeddings", None)
-    if context and longest > context:
-        raise ValueError(f"a prompt of {longest - max_new_tokens} tokens and {max_new_tokens} new ones exceed the model's context of {context}: "
-                         "shorten the prompts or the answers")
+    context = getattr(model.config, "max_position_embeddings", None)
+    too_long = [i for i, ids in enumerate(prompts) if context and len(ids) + max_new_tokens > context]
+    if too_long:
+        longest = max(len(prompts[i]) for i in too_long)
+        raise PromptTooLong(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}: "
+                            "shorten the prompts or the answers", too_long)
     rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens) for number in range(n)] for key in keys])
     samples = [[None] * n for _ in prompts]
     with shared_prefix(model), merged(model):

@@ -18,8 +18,12 @@ from transformers import (  # noqa: E402
 from sampling import load  # noqa: E402
 
 TINY = Path(__file__).parent.parent / "tiny"
-FUZZ = settings(max_examples=int(os.environ.get("CASES", 150)), deadline=None)  # of a test over generated cases
 torch.set_num_threads(1)
+
+
+def FUZZ(test):
+    """A test over generated cases: 150 of them, or as many as CASES says. `CASES=20000 python -m pytest -m fuzz` runs these tests alone."""
+    return pytest.mark.fuzz(settings(max_examples=int(os.environ.get("CASES", 150)), deadline=None)(test))
 
 
 @pytest.fixture(scope="session")

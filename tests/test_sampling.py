@@ -4,6 +4,7 @@ Greedy answers are compared token for token and logits in float64 to 1e-9, over 
 batch and in many. Draws are compared with the exact nucleus distribution: an inverse distribution function fed with a fine grid of uniform
 numbers must give each token its probability to within the grid, which no wrong distribution does.
 """
+import ast
 import functools
 import json
 import os
@@ -524,6 +525,25 @@ def test_odd_characters_do_not_crash(chat, text):
     assert chat.answer(text)[-1] == chat.end
 
 
+HYBRID = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+          "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+          "{% endif %}")
+
+
+def test_thinking_is_left_out_where_the_template_can():
+    """A template that thinks unless told otherwise is told so; one that always opens a thought is refused."""
+    tokenizer = byte_level(HYBRID, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"])
+    assert tokenizer.decode(Chat(tokenizer).prompt("Why?")) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    tokenizer.chat_template = HYBRID.replace("<think>\n\n</think>\n\n", "<think>\n")
+    with pytest.raises(ValueError, match="think aloud"):
+        Chat(tokenizer)
+
+
+def test_a_template_that_tells_the_date_tells_the_same_one_every_day():
+    tokenizer = byte_level("{{ strftime_now('%d %b %Y') }}" + LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    assert Chat(tokenizer).prompt("Why?") == tokenizer.encode("26 Jul 2024") + any_chat("llama-3").prompt("Why?")
+
+
 def test_a_tokenizer_without_a_template_is_refused(llama):
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     tokenizer.chat_template = None
@@ -763,6 +783,30 @@ def test_a_damaged_adapter_is_refused(iteration, tmp_path, damage):
     save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="does not fit"):
         load(str(folder))
+
+
+@pytest.mark.parametrize("own", ["config.json", "tokenizer_config.json", "both"])
+def test_a_models_own_code_is_never_run(tmp_path, own):
+    """A folder that brings Python files, and names them as its model's and tokenizer's classes: they are left alone or refused."""
+    shutil.copytree(TINY, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for name, classes in (("config.json", {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}),
+                          ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]})):
+        file = tmp_path / "model" / name
+        if own in (name, "both"):
+            file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": classes}))
+    (tmp_path / "model" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    try:
+        load(str(tmp_path / "model"))
+    except (ValueError, OSError):
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_code_here_reads_pickles_or_runs_what_a_file_says():
+    """The calls that could are nowhere in the modules, so that what a model or a file brings stays data."""
+    for file in sorted(TINY.parent.glob("*.py")):
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)}
+        assert not calls & {"torch.load", "pickle.load", "pickle.loads", "np.load", "numpy.load", "eval", "exec", "__import__", "os.system"}, file
 
 
 def test_pickles_are_refused(iteration, tmp_path):

@@ -1,0 +1,117 @@
+"""Damages files of runs and compares what the runs then leave: `OMP_NUM_THREADS=1 python benchmarks/faults.py --faults 100`
+
+A small run of the tiny world is stopped at several moments. Of a copy, one file, chosen at random, is removed, emptied, cut at a random byte, or
+overwritten from there on; then the run is started again. It must
+- make the damage good, and end with the bytes of a run that nobody disturbed, timings aside; or
+- stop with one line that names the file, status 2, all other files as they were, and end rightly once the file is back; or
+- end rightly but for that very file, where it belongs to a part that is finished and that later parts do not read.
+Anything else is a failure, and so is a traceback. Damage that leaves a file well formed (another number, another word) is not looked for.
+"""
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("tests", ".")]
+from test_run import command, differences, small  # noqa: E402
+
+NEVER = {"lock", "report.html"}  # hold nothing
+
+
+def snapshots(folder, flags, moments):
+    """Copies of a run's folder at so many moments: it is killed, copied, and started again. The last one is the finished run."""
+    run, copies, size = folder / "stopped", [], 0
+    for moment in range(moments):
+        process = command([*flags, "--out", str(run)])
+        while process.poll() is None and sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) <= size:
+            time.sleep(0.05)
+        time.sleep(1)
+        process.kill()
+        process.communicate()
+        size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+        copies.append(folder / f"moment{moment}")
+        shutil.copytree(run, copies[-1])
+    return copies
+
+
+def damage(file, kind, chance):
+    content = file.read_bytes()
+    at = chance.randrange(len(content) or 1)
+    if kind == "removed":
+        file.unlink()
+    else:
+        file.write_bytes({"emptied": b"", "cut": content[:at], "overwritten": content[:at] + b"\xc3\x00{" * 20}[kind])
+
+
+def started(run, flags):
+    """(status, stderr less the progress bars) of a run that is started again."""
+    process = command([*flags, "--out", str(run)])
+    _, err = process.communicate()
+    return process.returncode, [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line and "|" not in line]
+
+
+def contents(run):
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def try_fault(number, seed, folder, flags, copies, reference):
+    """One fault: (what was done, how it ended); "wrong: ..." if in none of the three ways."""
+    chance, run = random.Random(f"{seed}/{number}"), folder / f"fault{number}"
+    shutil.copytree(chance.choice(copies), run)
+    names = sorted(name for name in contents(run) if Path(name).name not in NEVER)
+    name, kind = chance.choice(names), chance.choice(["removed", "emptied", "cut", "overwritten"])
+    before = contents(run)
+    damage(run / name, kind, chance)
+    status, said = started(run, flags)
+    what = f"{name} {kind}"
+    if status == 0:
+        wrong = differences(reference, run)
+        ended = "made good" if not wrong else "not read again" if wrong == [name] else f"wrong: differs in {' '.join(wrong)}"
+    elif status == 2 and said and said[-1].startswith("error: "):
+        where = f"{Path(name).parent}" if "adapter" in name else name
+        others = {other: content for other, content in before.items() if other != name and Path(other).name not in {*NEVER, "seconds.json"}}
+        after = contents(run)
+        touched = [other for other in others if not after.get(other, b"").startswith(others[other])]  # lines may be added
+        (run / name).write_bytes(before[name])
+        again, _ = started(run, flags)
+        ended = (f"wrong: not named by: {said[-1]}" if where not in said[-1] else f"wrong: touched {' '.join(touched)}" if touched else
+                 "named" if again == 0 and not differences(reference, run) else "wrong: does not end rightly once the file is back")
+    else:
+        ended = f"wrong: status {status}, {' / '.join(said[-2:])}"
+    if not ended.startswith("wrong"):
+        shutil.rmtree(run)
+    return what, ended
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--faults", type=int, default=100, help="how many")
+    parser.add_argument("--moments", type=int, default=12, help="at how many moments the run is stopped")
+    parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and how")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    flags = small(folder)
+    process = command([*flags, "--out", str(folder / "undisturbed")])
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    copies = [*snapshots(folder, flags, args.moments), folder / "undisturbed"]
+    ends = Counter()
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(try_fault, i, args.seed, folder, flags, copies, folder / "undisturbed") for i in range(args.faults)]
+        for number, job in enumerate(jobs):
+            what, ended = job.result()
+            ends[ended.partition(":")[0]] += 1
+            print(f"{number}: {what}: {ended}", file=sys.stderr, flush=True)
+    print(f"{args.faults} faults: " + ", ".join(f"{ended} {count}" for ended, count in ends.most_common()))
+    if not ends["wrong"]:
+        shutil.rmtree(folder)
+    sys.exit(bool(ends["wrong"]))
+
+
+if __name__ == "__main__":
+    main()
