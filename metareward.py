@@ -545,7 +545,7 @@ class Run:
                     draw(asked)
                 except PromptTooLong as error:
                     if len(error.places) == len(asked):
-                        raise
+                        raise ValueError(f"{label}: {error}") from None
                     places = set(error.places)
                     draw([one for place, one in enumerate(asked) if place not in places])
                     for place, nth in itertools.product(error.places, range(n)):
@@ -821,7 +821,8 @@ def warm_start(run):
     judged = judge(run, 0, ranked_items(run.replies), label="judgments of ranked replies")
     examples, dropped = agreeing_judgments(judged, run.rubric, settings.seed)
     if not examples:
-        raise ValueError("the seed model gave no judgment that agrees with the ranked replies: choose another --out and --no-eft")
+        lost = "; ".join(f"{reason} {count}" for reason, count in dropped.items())
+        raise ValueError(f"the seed model gave no judgment that agrees with the ranked replies ({lost}): choose another --out and --no-eft")
     run.write_jsonl(folder / "sft.jsonl", examples)
     best = train_sft(run.model, *hold_out(encoded(run, examples), settings.seed), folder, epochs=settings.eft_epochs, batch_size=settings.batch_size,
                      lr=settings.lr, seed=settings.seed)

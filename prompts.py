@@ -157,8 +157,9 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
         try:
             record = json.loads(line) if str(file).endswith((".jsonl", ".json")) else {"prompt": line.strip()}
             check_record(record, needs_replies)
-        except ValueError as error:
-            raise ValueError(f"{flag} {file}, line {number}: {'not JSON' if isinstance(error, json.JSONDecodeError) else error}") from None
+        except (ValueError, RecursionError) as error:  # the latter of brackets in brackets in brackets
+            says = "not JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else error
+            raise ValueError(f"{flag} {file}, line {number}: {says}") from None
         records.append({**record, "prompt_id": f"{len(records)}"})
     if not records:
         raise ValueError(f"{flag} {file}: no prompts in it")
@@ -174,7 +175,7 @@ def check_record(record, needs_replies):
     for check in record.get("checks", []):
         try:
             re.compile(check)
-        except (re.error, TypeError):
+        except (re.error, TypeError, OverflowError, RecursionError):
             raise ValueError(f"{check!r} in \"checks\" is no regular expression") from None
     replies = record.get("replies")
     if needs_replies and not (isinstance(replies, list) and len(replies) > 1 and all(

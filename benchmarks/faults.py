@@ -1,7 +1,7 @@
 """Damages files of runs and compares what the runs then leave: `OMP_NUM_THREADS=1 python benchmarks/faults.py --faults 100`
 
-A small run of the tiny world is stopped at several moments. Of a copy, one file, chosen at random, is removed, emptied, cut at a random byte, or
-overwritten from there on; then the run is started again. It must
+A small run of the tiny world is stopped at several moments. Of a copy, one file, half the time one of the latest eight, is removed, emptied,
+cut at a random byte, or overwritten from there on; then the run is started again. It must
 - make the damage good, and end with the bytes of a run that nobody disturbed, timings aside; or
 - stop with one line that names the file, status 2, all other files as they were, and end rightly once the file is back; or
 - end rightly but for that very file, where it belongs to a part that is finished and that later parts do not read.
@@ -21,6 +21,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("tests", "
 from test_run import command, differences, small  # noqa: E402
 
 NEVER = {"lock", "report.html"}  # hold nothing
+WRITTEN = {*NEVER, "seconds.json", "config.json"}  # anew by each start, the latter with the folder's name
 
 
 def snapshots(folder, flags, moments):
@@ -63,7 +64,8 @@ def try_fault(number, seed, folder, flags, copies, reference):
     """One fault: (what was done, how it ended); "wrong: ..." if in none of the three ways."""
     chance, run = random.Random(f"{seed}/{number}"), folder / f"fault{number}"
     shutil.copytree(chance.choice(copies), run)
-    names = sorted(name for name in contents(run) if Path(name).name not in NEVER)
+    names = sorted((name for name in contents(run) if Path(name).name not in NEVER), key=lambda name: (run / name).stat().st_mtime)
+    names = names[-8:] if chance.random() < 0.5 else names  # what was written last is what the run goes on from
     name, kind = chance.choice(names), chance.choice(["removed", "emptied", "cut", "overwritten"])
     before = contents(run)
     damage(run / name, kind, chance)
@@ -74,7 +76,7 @@ def try_fault(number, seed, folder, flags, copies, reference):
         ended = "made good" if not wrong else "not read again" if wrong == [name] else f"wrong: differs in {' '.join(wrong)}"
     elif status == 2 and said and said[-1].startswith("error: "):
         where = f"{Path(name).parent}" if "adapter" in name else name
-        others = {other: content for other, content in before.items() if other != name and Path(other).name not in {*NEVER, "seconds.json"}}
+        others = {other: content for other, content in before.items() if other != name and Path(other).name not in WRITTEN}
         after = contents(run)
         touched = [other for other in others if not after.get(other, b"").startswith(others[other])]  # lines may be added
         (run / name).write_bytes(before[name])

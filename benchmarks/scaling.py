@@ -1,9 +1,15 @@
-"""How the time of each stage falls with the number of processes: `OMP_NUM_THREADS=1 python benchmarks/scaling.py --processes 1 2`
+"""How the time of each stage falls with the number of processes: `OMP_NUM_THREADS=1 python benchmarks/scaling.py --iters 2`
 
-Runs the tiny world as a user would, alone and under torchrun, each process with one thread, and reads the seconds off the runs' files.
+Runs the tiny world as a user would, alone and under torchrun with two processes, each with one thread, and reads the seconds off the runs'
+files. From these parts it works out what to expect of 8 and 64 processes at the paper's scale:
+- a stage takes fixed + shared / P seconds; both follow from the two runs, and `shared` grows with the number of prompts;
+- a stage ends when its slowest process does: items of the measured lengths are dealt out as `dpo.share` does, and the longest hand counts;
+- of a batch each process takes whole pairs, so that training is shared by no more processes than a batch has pairs.
+Left out: what the network takes (one sum of the adapter's gradients per step), and that a GPU with few rows computes less per second.
 """
 import argparse
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -11,6 +17,12 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from eval import read_jsonl  # noqa: E402
+from metareward import Settings  # noqa: E402
+
+PAPER = Settings(model="", out="")
+FILES = {"answers": "responses.jsonl", "judgments": "judgments.jsonl", "comparisons": "battles.jsonl"}
 
 
 def seconds(processes, out, flags):
@@ -25,19 +37,47 @@ def seconds(processes, out, flags):
     return total
 
 
+def longest_hand(lengths, count, processes):
+    """Tokens of the process with the most, by the mean, if `count` items of such lengths are dealt out in turn."""
+    chance = random.Random(0)
+    items = chance.choices(lengths, k=count)
+    hands = [sum(items[i::processes]) for i in range(processes)]
+    return max(hands) * processes / sum(hands)
+
+
+def expected(stage, one, two, run, prompts):
+    """(seconds that stay, seconds that are shared, {P: seconds}) of a stage at the paper's scale."""
+    fixed = max(0, 2 * two - one)
+    grows = stage in FILES or stage == "training"
+    factor = PAPER.prompts_per_iter / prompts if grows else 1
+    shared, times = (one - fixed) * factor, {}
+    for P in (1, 8, 64):
+        hand = 1
+        if stage in FILES:
+            records = read_jsonl(run / "iter1" / FILES[stage])
+            hand = longest_hand([record["sampled_tokens"] for record in records], round(len(records) * factor), P)
+        times[P] = fixed + shared * hand / (min(P, PAPER.batch_size) if stage == "training" else P)
+    return fixed, shared, times
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="how many, one run each")
     parser.add_argument("--iters", default="4", help="iterations of each run")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="where the runs go")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    runs = [seconds(n, (args.out / f"{n}").resolve(), ["--iters", args.iters]) for n in args.processes]
-    print("| stage | " + " | ".join(f"{n} processes, s" if n > 1 else "1 process, s" for n in args.processes) + " | ratio |")
-    print("|" + "---|" * (len(runs) + 2))
-    for stage in [*(stage for stage in runs[0] if runs[0][stage] >= 1), "all"]:
-        times = [run.total() if stage == "all" else run[stage] for run in runs]
-        print(f"| {stage} | " + " | ".join(f"{time:.1f}" for time in times) + f" | {times[0] / times[-1]:.2f} |")
+    one, two = (seconds(n, (args.out / f"{n}").resolve(), ["--iters", args.iters]) for n in (1, 2))
+    prompts = json.loads((args.out / "1" / "config.json").read_text())["settings"]["prompts_per_iter"]
+    print("| stage | 1 process, s | 2 processes, s | ratio | fixed, s | shared, s, of the paper's prompts | 8: times faster | 64: times faster |")
+    print("|" + "---|" * 8)
+    total = Counter()
+    for stage in (stage for stage in one if one[stage] >= 1):
+        fixed, shared, times = expected(stage, one[stage], two[stage], args.out / "1", prompts)
+        total.update({"fixed": fixed, "shared": shared, **times})
+        print(f"| {stage} | {one[stage]:.1f} | {two[stage]:.1f} | {one[stage] / two[stage]:.2f} | {fixed:.1f} | {shared:.0f} | "
+              f"{times[1] / times[8]:.1f} | {times[1] / times[64]:.1f} |")
+    print(f"| all | {one.total():.1f} | {two.total():.1f} | {one.total() / two.total():.2f} | {total['fixed']:.1f} | {total['shared']:.0f} | "
+          f"{total[1] / total[8]:.1f} | {total[1] / total[64]:.1f} |")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Models for the tests: the tiny world, and random ones of other families with the tiny world's tokenizer, built on the spot. No network."""
+import functools
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
@@ -21,9 +23,25 @@ TINY = Path(__file__).parent.parent / "tiny"
 torch.set_num_threads(1)
 
 
+cases = Counter()  # that were generated, by test
+
+
 def FUZZ(test):
     """A test over generated cases: 150 of them, or as many as CASES says. `CASES=20000 python -m pytest -m fuzz` runs these tests alone."""
+    inner = test.hypothesis.inner_test
+
+    @functools.wraps(inner)
+    def counted(*args, **kwargs):
+        cases[test.__name__] += 1
+        return inner(*args, **kwargs)
+
+    test.hypothesis.inner_test = counted
     return pytest.mark.fuzz(settings(max_examples=int(os.environ.get("CASES", 150)), deadline=None)(test))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if cases:
+        terminalreporter.write_line(f"{cases.total():,} generated cases in {len(cases)} tests")
 
 
 @pytest.fixture(scope="session")

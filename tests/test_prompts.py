@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import tempfile
 import time
 
 import pytest
@@ -320,6 +321,40 @@ def test_only_what_was_added_counts_and_the_first_wins():
 @pytest.mark.parametrize("empty", ["", "  \n", "?!"])
 def test_a_text_without_words_is_never_new(empty):
     assert Unlike().add(empty) is False and Unlike([empty]).add("word") is True
+
+
+json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+                           lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(
+                               ["prompt", "checks", "replies", "text", "rank", "prompt_id", ""]), inner, max_size=4)), max_leaves=8)
+good_records = st.fixed_dictionaries({"prompt": st.text(min_size=1), "replies": st.lists(st.fixed_dictionaries(
+    {"text": st.text(min_size=1), "rank": st.integers(0, 3)}), min_size=2, max_size=3)}, optional={"checks": st.lists(st.text(max_size=5))})
+lines = st.one_of(st.binary(max_size=40), json_values.map(json.dumps).map(str.encode), good_records.map(json.dumps).map(str.encode))
+
+
+@FUZZ
+@given(st.lists(lines, max_size=3).map(b"\n".join), st.booleans())
+def test_any_prompt_file_is_read_or_refused_by_name(content, needs_replies):
+    """Bytes, JSON of any shape and good records in one file: records whose prompts are texts, or one line that begins with the flag and the file."""
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        file.write(content)
+        file.flush()
+        try:
+            records = read_prompts(file.name, "--eft", needs_replies)
+        except ValueError as error:
+            assert str(error).startswith(f"--eft {file.name}") and "\n" not in str(error)
+        else:
+            assert records and all(isinstance(record["prompt"], str) and record["prompt"].strip() for record in records)
+            assert [record["prompt_id"] for record in records] == [f"{i}" for i in range(len(records))]
+            for record in records:
+                assert all(re.compile(check) for check in record.get("checks") or [])
+                if needs_replies:
+                    assert len(record["replies"]) > 1 and all(isinstance(reply["text"], str) for reply in record["replies"])
+
+
+def test_a_prompt_file_of_brackets_in_brackets_is_refused(tmp_path):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="line 1: not JSON"):
+        read_prompts(tmp_path / "deep.jsonl")
 
 
 @FUZZ

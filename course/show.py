@@ -1,0 +1,69 @@
+"""Prints what a run wrote, small enough for a slide: `python course/show.py runs/tiny/iter1 judgment`
+
+The lecture's outputs come from here. WHAT: judgment (of an answer, with its prompt), answers (of one prompt, with scores and the pair of them),
+battle (verdicts, weights, battles and ratings of one answer's judgments), training (steps and epochs of DPO).
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from eval import read_jsonl  # noqa: E402
+
+
+def judgment(folder, number):
+    record = read_jsonl(folder / "judgments.jsonl")[number]
+    print(f"Question: {record['prompt']}\nAnswer: {record['text']}\n\nJudgment 1 of {len(record['judgments'])}:\n{record['judgments'][0]['text']}")
+    print(f"\nall scores {record['scores']}, mean {record['score']:.2f}, true score {record['truth']}")
+
+
+def answers(folder, number):
+    records = read_jsonl(folder / "judgments.jsonl")
+    pair = [pair for pair in read_jsonl(folder / "pairs.jsonl") if pair["kind"] == "actor"][number]
+    print(f"Question: {pair['prompt'][0]['content']}\n score  true  characters")
+    for record in records:
+        if record["prompt_id"] == pair["prompt_id"]:
+            role = [role for role in ("chosen", "rejected") if pair[role][0]["content"] == record["text"]]
+            score = "-" if record["score"] is None else f"{record['score']:.2f}"
+            print(f"{score:>6}{record['truth']:6}{len(record['text']):12}  {' '.join(role)}".rstrip())
+
+
+def battle(folder, number):
+    record, rating = (read_jsonl(folder / f"{name}.jsonl")[number] for name in ("battles", "ratings"))
+    print(f"Answer: {record['text']}  (true score {record['truth']})\n\nverdicts r: row shown first, column second")
+    for row in record["verdicts"]:
+        print("".join(f"{v:+3d}" if v else "  ." for v in row))
+    print("battles B")
+    for row in rating["battles"]:
+        print("".join(f"{v:6.2f}" if v else "     ." for v in row))
+    print("scores and ratings")
+    print("".join(f"{score:8.0f}" for score in record["scores"]) + "\n" + "".join(f"{e:8.2f}" for e in rating["ratings"]))
+    print("chosen and rejected: judgments {} and {}, counted from 0".format(*rating["pair"]) if rating["pair"] else "no pair")
+
+
+def training(folder, number):
+    print("           loss  margin  chosen reward  rejected reward")
+    for line in read_jsonl(folder / "train.jsonl"):
+        held_out = "held_out_loss" in line
+        if held_out or line["step"] == 1:
+            before = "held_out_" if held_out else ""
+            values = [line[before + name] for name in ("loss", "margin", "chosen_reward", "rejected_reward")]
+            print(f"{'epoch ' + str(line['epoch']) if held_out else 'step 1':8}{values[0]:7.3f}{values[1]:8.3f}{values[2]:15.3f}{values[3]:17.3f}")
+
+
+def main():
+    parts = {"judgment": judgment, "answers": answers, "battle": battle, "training": training}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("iteration", type=Path, help="an iteration of a run, such as runs/tiny/iter1")
+    parser.add_argument("what", choices=parts)
+    parser.add_argument("number", type=int, nargs="?", default=0, help="which one, counted from 0")
+    args = parser.parse_args()
+    try:
+        parts[args.what](args.iteration, args.number)
+    except IndexError:
+        print(f"error: {args.iteration} has no {args.what} {args.number}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
