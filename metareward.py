@@ -103,7 +103,7 @@ def elo(battles, ridge=1e-6):
     """Bradley-Terry ratings that best explain a battle matrix, (N,), mean zero, natural-log scale [E4].
 
     Maximises sum_mn B_mn log sigmoid(e_m - e_n) - ridge/2 sum e^2 by Newton's method, with B scaled to a mean of one battle per pair. The
-    ridge (1e-6) keeps ratings finite where a judgment won every battle (about 14 apart then) and moves regular ones by about 1e-5.
+    ridge (1e-6) keeps ratings finite where a judgment won every battle (12 apart, if there are two) and moves regular ones by about 1e-5.
     """
     B = np.asarray(battles, dtype=float)
     if B.ndim != 2 or B.shape[0] != B.shape[1] or not np.isfinite(B).all() or (B < 0).any():

@@ -31,7 +31,7 @@ def source(file, name):
     node = ast.parse(text)
     for part in name.split(".") if name else []:
         node = next(child for child in node.body if getattr(child, "name", None) == part)
-    return ast.get_source_segment(text, node, padded=True) if name else text
+    return "\n".join(text.splitlines()[node.lineno - 1: node.end_lineno]) if name else text
 
 
 def in_order(expected, lines):

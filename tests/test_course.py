@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import nbformat
-import pytest
 from conftest import TINY
 from nbclient import NotebookClient
 
@@ -23,7 +22,8 @@ def test_excerpts_stand_in_the_code():
 
 def test_an_excerpt_that_is_not_in_the_code_is_found():
     """A changed word, two lines that do not follow each other, the lines in another order."""
-    good = "```python dpo.py dpo_loss\n    chosen_rewards = beta * (policy_chosen - ref_chosen)\n...\n    return losses, chosen_rewards.detach(), rejected_rewards.detach()\n```\n"
+    good = ("```python dpo.py dpo_loss\n    chosen_rewards = beta * (policy_chosen - ref_chosen)\n...\n"
+            "    return losses, chosen_rewards.detach(), rejected_rewards.detach()\n```\n")
     assert list(check.excerpt_faults(good)) == []
     lines = good.splitlines(keepends=True)
     for bad in (good.replace("beta *", "beta +"), good.replace("...\n", ""), "".join([lines[0], lines[3], lines[2], lines[1], lines[4]])):
@@ -49,7 +49,8 @@ def test_links_of_the_course_lead_somewhere():
 
 
 def exercises(*flags):
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "course/exercises", *flags], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "course/exercises", *flags], cwd=ROOT,
+                          capture_output=True, text=True)
 
 
 def test_the_solutions_pass_their_checks():
@@ -63,8 +64,7 @@ def test_every_check_fails_on_its_starter():
     assert done.returncode == 1 and re.search(r"^\d+ failed(, \d+ warnings?)? in", done.stdout.splitlines()[-1]), done.stdout
 
 
-@pytest.mark.parametrize("place", ["."])
-def test_the_notebook_runs_from_top_to_bottom(place):
+def test_the_notebook_runs_from_top_to_bottom():
     notebook = nbformat.read(ROOT / "course" / "walkthrough.ipynb", as_version=4)
     NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "course")}}).execute()
     assert sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])) >= 6
