@@ -490,9 +490,12 @@ class State:
             (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.records))
 
     def load(self):
-        tensors = load_file(self.file, device=str(self.model.device))
-        with safe_open(self.file, "pt") as file:
-            told = json.loads(file.metadata()["state"])
+        try:
+            tensors = load_file(self.file, device=str(self.model.device))
+            with safe_open(self.file, "pt") as file:
+                told = json.loads(file.metadata()["state"])
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{self.file} is damaged ({error}): delete it, and this training starts again") from None
         other = [name for name, value in self.call.items() if told["call"].get(name) != value]
         if other:
             raise ValueError(f"{self.file} belongs to a training with other {', '.join(other)}: choose another folder")
@@ -648,4 +651,7 @@ def whole_lines(file):
     whole = text[: text.rfind(b"\n") + 1]
     if len(whole) < len(text):
         os.truncate(file, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        raise ValueError(f"{file} is damaged: delete it, and what it held is computed again") from None

@@ -81,7 +81,10 @@ def iterations(run):
 def write_whole(file, text):
     """Write a file beside its place and rename it, so that it is never half there."""
     beside = Path(f"{file}.part")
-    beside.write_text(text, encoding="utf-8", errors="replace")
+    with open(beside, "w", encoding="utf-8", errors="replace") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())  # the name may outlive a power cut that the content does not
     os.replace(beside, file)
 
 

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import shlex
 import signal
@@ -61,7 +62,7 @@ from eval import (
 )
 from sampling import Chat, PromptTooLong, Sample, load, load_tokenizer, sample
 
-FORMAT = 2  # of a run's folder; runs of another are not resumed
+FORMAT = 3  # of a run's folder; runs of another are not resumed
 HERE = Path(os.path.relpath(Path(__file__).parent))
 GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 BLOCK = 4096            # samples drawn together; those of a block that a crash cut short are drawn again
@@ -360,6 +361,15 @@ def eft_replies(settings):
     return [{"prompt_id": f"{i}", **record} for i, record in enumerate(itertools.islice(words.oasst_replies(file), OASST_PROMPTS))]
 
 
+def fingerprint(model):
+    """What tells a model from another of the same name: of the hub its commit; of a folder the sizes of its weights, and its configuration."""
+    if not Path(model).is_dir():
+        return transformers.AutoConfig.from_pretrained(model)._commit_hash
+    files = sorted(file for pattern in ("*.safetensors", "*.json", "*.jinja") for file in Path(model).glob(pattern) if file.name != "preset.json")
+    told = [[file.name, file.stat().st_size if file.suffix == ".safetensors" else file.read_text()] for file in files]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
 def unused(records, held_out):
     """Prompts without repetitions and without those held out for measuring: (records, what was dropped)."""
     seen, held, kept, dropped = set(), {record["prompt"] for record in held_out}, [], Counter()
@@ -404,6 +414,7 @@ class Run:
         """What config.json says of this run: its settings, the content of the files they name, and versions."""
         files = {name: hashlib.sha256(Path(getattr(self.settings, name)).read_bytes()).hexdigest()[:16]
                  for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric") if getattr(self.settings, name)}
+        files["model"] = fingerprint(self.settings.model)
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
         return json.loads(json.dumps({"format": FORMAT, "settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))
 
@@ -429,7 +440,10 @@ class Run:
                                  "choose another --out, or the same settings")
         for name, content in theirs.get("files", {}).items():
             if content != mine["files"].get(name):
-                raise ValueError(f"{self.out} holds a run whose --{name.replace('_', '-')} file had another content: choose another --out")
+                raise ValueError(f"{self.out} holds a run whose --{name.replace('_', '-')} had another content: choose another --out")
+        for name, version in theirs.get("versions", {}).items():
+            if version != mine["versions"].get(name) and rank() == 0:
+                print(f"note: this run was begun with {name} {version}, and goes on with {mine['versions'].get(name)}", file=sys.stderr)
 
     def lock_folder(self):
         """Refuse a folder that another process works on. The system drops the lock when this process ends, however it ends."""
@@ -489,8 +503,10 @@ class Run:
         return +(self.drawn_tokens(t) + Counter({"warm start, training" if t == 0 else "training": trained}))
 
     def seconds(self, t):
-        file = self.folder(t) / "seconds.json"
-        return read_json(file) if file.exists() else {}
+        try:
+            return read_json(self.folder(t) / "seconds.json")
+        except (FileNotFoundError, ValueError):  # no run shall end for want of its timings
+            return {}
 
     def fill(self, t, name, items, ask, finish, n, max_new_tokens, label):
         """Sample for every item that iterT/name lacks, and append a line as each is finished; in the end the lines are in the order of items.
@@ -505,14 +521,17 @@ class Run:
             return self.folder(t).glob(f"{name}.rank*")
 
         def on_disk():
-            return {record["id"]: record for source in (file, *parts()) for record in read_jsonl(source)}
+            try:
+                return {record["id"]: record for source in (file, *parts()) for record in read_jsonl(source)}
+            except (KeyError, TypeError):
+                raise ValueError(f"{file}: a line is no record of this run; take it out, and it is drawn again") from None
 
         known = on_disk()
         own = file if world() == 1 else Path(f"{file}.rank{rank()}")
         collect(None)  # all have read before any writes
         cut_torn_line(own)
         whole, items = items, share(items)
-        tokens, start, too_long = self.tokens, time.perf_counter(), 0
+        tokens, start = self.tokens, time.perf_counter()
 
         def keep(item, number, nth, sample):
             self.tokens += len(sample.tokens)
@@ -520,7 +539,9 @@ class Run:
             left[item["id"]] -= 1
             if left[item["id"]] == 0 and item["id"] not in known:
                 length = sum(len(sample.tokens) for samples in drawn[item["id"]] for sample in samples)
-                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]]), "sampled_tokens": length}
+                too_long = sum(sample.tokens == [] for (sample, *_) in drawn[item["id"]])
+                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]]), "sampled_tokens": length,
+                                     **({"too_long": too_long} if too_long else {})}
                 out.write(json.dumps(known[item["id"]]) + "\n")
                 out.flush()
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
@@ -544,16 +565,10 @@ class Run:
                 try:
                     draw(asked)
                 except PromptTooLong as error:
-                    if len(error.places) == len(asked):
-                        raise ValueError(f"{label}: {error}") from None
                     places = set(error.places)
                     draw([one for place, one in enumerate(asked) if place not in places])
                     for place, nth in itertools.product(error.places, range(n)):
                         keep(*asked[place][:2], nth, Sample("", [], False))
-                    too_long += len(places)
-        if too_long:
-            print(f"iteration {t}, {label}: {too_long} prompts do not fit into the model's context with a reply of {max_new_tokens} tokens; "
-                  "they got none, and count as cut off", file=sys.stderr)
         if world() > 1:
             collect(None)
             known = on_disk()
@@ -563,7 +578,16 @@ class Run:
             for part in parts():
                 part.unlink()
         self.stage_tokens[t, self.stage, name] = sum(record["sampled_tokens"] for record in records)
+        self.tell_too_long(records, label, max_new_tokens)
         return records
+
+    def tell_too_long(self, records, label, max_new_tokens):
+        too_long = [record["too_long"] for record in records if "too_long" in record]
+        about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
+        if records and len(too_long) == len(records):
+            raise ValueError(f"{label}: all prompts are too long, {about}: choose another --out and shorter prompts, answers or replies")
+        if too_long and rank() == 0:
+            print(f"{label}: {sum(too_long)} prompts are too long, {about}; they got none, and are counted", file=sys.stderr)
 
 
 def cut_torn_line(file):
@@ -630,9 +654,9 @@ def meta_judge(run, t, answers, name="battles.jsonl", label="comparisons"):
     return run.fill(t, name, answers, ask, finish, 1, run.settings.max_verdict_tokens, label)
 
 
-def request(run, t, items):
+def request(run, t, items, number=0):
     """Ask for a new task after some seed tasks: records with "task" (None where cut off or malformed)."""
-    return run.fill(t, "requests.jsonl", items, lambda item: [words.new_task_prompt(item["seeds"])],
+    return run.fill(t, f"requests{number}.jsonl", items, lambda item: [words.new_task_prompt(item["seeds"])],
                     lambda item, s: {"task": words.parse_task(s[0][0].text) if s[0][0].finished else None}, 1, 256, "new prompts")
 
 
@@ -652,18 +676,25 @@ def choose_prompts(run, t):
 def invent_prompts(run, t, count):
     """Self-instruct: ask for one more task after 8 seed tasks, drop what is malformed or nearly a duplicate of any earlier one."""
     seeds = [record["prompt"] for record in words.read_prompts(HERE / "data" / "seeds.jsonl")]
-    earlier = [record["prompt"] for i in range(1, t) for record in read_jsonl(run.folder(i) / "prompts.jsonl")]
-    requests, chosen = [], []
-    while len(chosen) < count:
-        if len(requests) > 20 * count + 100:
-            raise ValueError(f"the model invents too few new prompts ({len(chosen)} in {len(requests)} tries): choose another --out and give "
-                             "a file with --prompts")
-        requests += [{"id": f"{i}", "seeds": random.Random(f"{run.settings.seed}/{t}/{i}").sample(seeds, 8)}
-                     for i in range(len(requests), len(requests) + max(32, count - len(chosen)))]
-        replies = request(run, t, requests)
+    earlier = []
+    for i in range(1, t):
+        file = run.folder(i) / "prompts.jsonl"
+        earlier += [record["prompt"] for record in read_jsonl(file)]
+        if len(earlier) < i * count:
+            raise ValueError(f"{file} is missing or cut short, and no prompt may be used twice: put it back from a copy")
+    replies, chosen = [], []
+    for number in itertools.count():  # as many as are missing, until none is; a file for each time
+        requests = [{"id": f"{i}", "seeds": random.Random(f"{run.settings.seed}/{t}/{i}").sample(seeds, 8)}
+                    for i in range(len(replies), len(replies) + max(32, count - len(chosen)))]
+        replies += request(run, t, requests, number)
         unlike = words.Unlike([*seeds, *earlier, *(record["prompt"] for record in run.held_out)])
         tasks = [reply for reply in replies if reply["task"]]
         chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]} for reply in tasks if unlike.add(reply["task"])]
+        if len(chosen) >= count:
+            break
+        if len(replies) > 20 * count + 100:
+            raise ValueError(f"the model invents too few new prompts ({len(chosen)} in {len(replies)} tries): choose another --out and give "
+                             "a file with --prompts")
     return chosen[:count], +Counter({"new prompt malformed or cut off": len(replies) - len(tasks),
                                      "new prompt nearly a duplicate": len(tasks) - len(chosen),
                                      "new prompt not needed": max(0, len(chosen) - count)})
@@ -673,6 +704,9 @@ def unique_answers(records):
     """One item per different finished answer, and what was dropped on the way."""
     dropped, items = Counter(), []
     for record in records:
+        if record.get("too_long"):
+            dropped["prompt too long for the model's context"] += 1
+            continue
         seen = set()
         for number, response in enumerate(record["responses"]):
             if not response["finished"]:
@@ -761,7 +795,8 @@ def judge_pairs(battles, rubric, max_chars):
     """One pair of judgments per compared answer, by their ratings (see `rated`): returns (pairs, what was dropped)."""
     pairs, dropped = [], Counter()
     for battle in battles:
-        dropped["verdict malformed or cut off"] += sum(not v for m, row in enumerate(battle["verdicts"]) for n, v in enumerate(row) if m != n)
+        unread, too_long = sum(row.count(0) for row in battle["verdicts"]) - len(battle["verdicts"]), battle.get("too_long", 0)
+        dropped += Counter({"verdict malformed or cut off": unread - too_long, "judgments too long to be compared": too_long})
         texts, ratings = battle["texts"], battle["ratings"]
         if battle["pair"] is None:
             dropped["judge pair: all ratings equal"] += 1
@@ -1057,7 +1092,8 @@ def iterate(run, t):
         dropped += lost
     with run.timed(t, "judgments"):
         answers = judge(run, t, answers)
-        dropped["judgment malformed or cut off"] = sum(score is None for a in answers for score in a["scores"])
+        dropped["answer too long to be judged"] = sum("too_long" in a for a in answers)
+        dropped["judgment malformed or cut off"] = sum(score is None for a in answers if "too_long" not in a for score in a["scores"])
     pairs, lost = actor_pairs(answers, settings.at("rho", t), settings.at("max_response_chars", t))
     dropped += lost
     figures = {"meta_judge": None}
@@ -1146,8 +1182,14 @@ def table(records):
     return "\n".join([*lines, "dropped: " + ("; ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing")])
 
 
-CURES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "make room",
-         errno.EACCES: "let it be written", errno.EPERM: "let it be written", errno.EROFS: "let it be written"}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def goes_on(argv):
+    """What a run that stopped says last: the command that goes on."""
+    program = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", f"{world()}"]
+    again = shlex.join([*program, "metareward.py", *(sys.argv[1:] if argv is None else map(str, argv))])
+    return f"what was finished is kept, and the same command goes on where this one was: {again}"
 
 
 def join_processes():
@@ -1161,7 +1203,7 @@ def join_processes():
 
 
 def main(argv=None):
-    run = None
+    only_plan = False
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is Ctrl-C
         join_processes()
@@ -1175,21 +1217,18 @@ def main(argv=None):
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
         if rank() == 0:
-            program = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", f"{world()}"]
-            again = shlex.join([*program, "metareward.py", *(sys.argv[1:] if argv is None else map(str, argv))])
-            print(f"\nstopped; what was finished is kept, and the same command goes on where this one was: {again}", file=sys.stderr)
+            print("\nstopped" + ("" if only_plan else f"; {goes_on(argv)}"), file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
-        if rank() > 0 and run is None:
-            sys.exit(2)  # the first process says the same
-        cure = CURES.get(getattr(error, "errno", None))
-        advice = f"; what was finished is kept: {cure}, and the same command goes on" if cure else ""
-        print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
+        where = f" in process {rank()}" if rank() > 0 else ""
+        number = getattr(error, "errno", None) or next(map(int, re.findall(r"os error (\d+)", str(error))), None)  # as safetensors says it
+        advice = f"; make room, or allow it to be written; {goes_on(argv)}" if number in UNWRITABLE and not only_plan else ""
+        print(f"error{where}: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if world() == 1 or "peer" not in str(error):  # gloo's word for a process that is gone
+        if world() == 1 or not re.search("peer|pipe|connection|remote process", str(error), re.IGNORECASE):
             raise
-        print("error: another process of this run has ended; what was finished is kept, and the same command goes on", file=sys.stderr)
+        print(f"error: another process of this run has ended; {goes_on(argv)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -157,7 +157,7 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
         try:
             record = json.loads(line) if str(file).endswith((".jsonl", ".json")) else {"prompt": line.strip()}
             check_record(record, needs_replies)
-        except (ValueError, RecursionError) as error:  # the latter of brackets in brackets in brackets
+        except (ValueError, RecursionError, OverflowError) as error:  # of brackets in brackets in brackets, and of huge numbers
             says = "not JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else error
             raise ValueError(f"{flag} {file}, line {number}: {says}") from None
         records.append({**record, "prompt_id": f"{len(records)}"})

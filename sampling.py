@@ -32,6 +32,7 @@ import torch.nn.functional as F
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it recommends a package that nobody here needs
 from huggingface_hub.utils import logging as hub_logging
+from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
@@ -121,12 +122,13 @@ def check_adapter(model, folder):
 class Chat:
     """A tokenizer's chat template around texts that are data: nothing inside a text can become a control token.
 
-    Templates that can leave thinking out are asked to, and those that tell the date tell the same one every day. Raises ValueError if there
-    is no template, or if it makes the model think aloud before every answer: what is judged here is the answer.
+    Templates that can leave thinking out are asked to (enable_thinking=False), and those that tell the date tell the same one every day.
+    Raises ValueError if there is no template, or one that does not take plain texts, or one that opens a thought (<think>) before every
+    answer: what is judged here is the answer. Where a template's marks are plain text and no tokens, a text can spell them.
     """
 
     SLOT = "Zq{}SLOTqZ"
-    DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"  # or a run that goes on tomorrow would ask otherwise
+    DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # or a run that goes on tomorrow would ask otherwise
 
     def __init__(self, tokenizer):
         if not tokenizer.chat_template:
@@ -145,8 +147,14 @@ class Chat:
     def render(self, count, add_generation_prompt):
         """The template around `count` turns, user's and assistant's in turn, with a slot in the place of each text."""
         turns = [{"role": ("user", "assistant")[i % 2], "content": f"\t{self.SLOT.format(i)}\t"} for i in range(count)]
-        return self.tokenizer.apply_chat_template(turns, chat_template=self.DAY + self.tokenizer.get_chat_template(), tokenize=False,
-                                                  add_generation_prompt=add_generation_prompt, enable_thinking=False)
+        try:
+            text = self.tokenizer.apply_chat_template(turns, chat_template=self.DAY + self.tokenizer.get_chat_template(), tokenize=False,
+                                                      add_generation_prompt=add_generation_prompt, enable_thinking=False)
+        except TemplateError as error:
+            raise ValueError(f"the chat template takes no plain chat of user and assistant ({error}): choose another model") from None
+        if any(text.count(turn["content"].strip()) != 1 for turn in turns):
+            raise ValueError("the chat template does not put each text of a chat in one place: choose another model")
+        return text
 
     def frame(self, count):
         """What the template puts before, between and after `count` turns, and for each turn whether it strips it, as Llama-3's does."""
@@ -173,7 +181,8 @@ class Chat:
             if piece in self.added:
                 ids += self.text(piece[:1]) + self.text(piece[1:])
             elif piece:
-                ids += self.encode(piece)
+                whole = self.encode(piece)
+                ids += [i for character in piece for i in self.encode(character)] if self.control(whole) else whole  # after a normalizer
         return ids
 
     def prompt(self, *turns):
@@ -199,6 +208,11 @@ class Chat:
 def printable(text):
     """Text with a question mark in the place of each half of a surrogate pair, which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
+
+
+def visible(text):
+    """Text for a terminal: what would steer it is shown as its code."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text)
 
 
 # ---- keys and values, shared and own
@@ -773,7 +787,7 @@ def main():
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     for answer in answers:
-        print(answer.text + ("" if answer.finished else f" [cut off after {len(answer.tokens)} tokens]"))
+        print(visible(answer.text) + ("" if answer.finished else f" [cut off after {len(answer.tokens)} tokens]"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Damages files of runs and compares what the runs then leave: `OMP_NUM_THREADS=1 python benchmarks/faults.py --faults 100`
 
 A small run of the tiny world is stopped at several moments. Of a copy, one file, half the time one of the latest eight, is removed, emptied,
-cut at a random byte, or overwritten from there on; then the run is started again. It must
+cut at a random byte, or overwritten there with 60 others; then the run is started again. It must
 - make the damage good, and end with the bytes of a run that nobody disturbed, timings aside; or
 - stop with one line that names the file, status 2, all other files as they were, and end rightly once the file is back; or
 - end rightly but for that very file, where it belongs to a part that is finished and that later parts do not read.
@@ -46,7 +46,7 @@ def damage(file, kind, chance):
     if kind == "removed":
         file.unlink()
     else:
-        file.write_bytes({"emptied": b"", "cut": content[:at], "overwritten": content[:at] + b"\xc3\x00{" * 20}[kind])
+        file.write_bytes({"emptied": b"", "cut": content[:at], "overwritten": content[:at] + b"\xc3\x00{" * 20 + content[at + 60:]}[kind])
 
 
 def started(run, flags):

@@ -351,10 +351,12 @@ def test_any_prompt_file_is_read_or_refused_by_name(content, needs_replies):
                     assert len(record["replies"]) > 1 and all(isinstance(reply["text"], str) for reply in record["replies"])
 
 
-def test_a_prompt_file_of_brackets_in_brackets_is_refused(tmp_path):
-    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="line 1: not JSON"):
-        read_prompts(tmp_path / "deep.jsonl")
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": "a", "replies": [{"text": "b", "rank": 1%s}, {"text": "c", "rank": 0}]}' % ("0" * 400)],
+                         ids=["brackets in brackets", "a huge rank"])
+def test_lines_that_overflow_are_refused(tmp_path, line):
+    (tmp_path / "deep.jsonl").write_text(line)
+    with pytest.raises(ValueError, match="line 1: "):
+        read_prompts(tmp_path / "deep.jsonl", needs_replies=True)
 
 
 @FUZZ

@@ -228,15 +228,18 @@ def test_the_second_process_on_a_folder_is_refused(whole, tmp_path):
     assert third.returncode == 0 and differences(whole[0], tmp_path / "run") == [], err
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(whole, tmp_path):
-    """No file may grow past 100 kB, as on a full disk; then the limit is lifted."""
+@pytest.mark.parametrize("flags", [[], ["--no-eft"]], ids=["a file of text", "an adapter"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(whole, tmp_path, flags):
+    """No file may grow past 100 kB, as on a full disk; then the limit is lifted. What is written first without a warm start is an adapter."""
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    process = command([*whole[1], "--out", str(tmp_path / "run")], preexec_fn=limit)
+    process = command([*whole[1], *flags, "--out", str(tmp_path / "run")], preexec_fn=limit)
     _, err = process.communicate()
     assert process.returncode == 2 and "Traceback" not in err
-    assert re.fullmatch(r"error: .+; what was finished is kept: make room, and the same command goes on", err.strip().splitlines()[-1])
+    assert re.fullmatch(r"error: .+; make room, .+ is kept, and the same command goes on where this one was: python .+", err.strip().splitlines()[-1])
+    if flags:
+        return
     process = command([*whole[1], "--out", str(tmp_path / "run")])
     assert process.communicate() and process.returncode == 0
     assert differences(whole[0], tmp_path / "run") == []
@@ -249,7 +252,9 @@ FAULTS = {
     "a summary cut": (lambda run: os.truncate(run / "summary.json", 100), "summary.json: not JSON"),
     "figures cut": (lambda run: (shutil.copytree(run / "iter2" / "adapter", run / "iter3" / "adapter"),
                                  (run / "iter3" / "figures.json").write_text('{"train')), "iter3/figures.json: not JSON"),
-    "seconds cut": (lambda run: (run / "iter3" / "seconds.json").write_text('{"answ'), "iter3/seconds.json: not JSON"),
+    "a checkpoint cut": (lambda run: (run / "iter3" / "checkpoint.safetensors").write_bytes(b"\x10"), "iter3/checkpoint.safetensors is damaged"),
+    "a reference spoilt": (lambda run: (run / "iter3" / "reference.jsonl").write_text("{\n{}\n"), "iter3/reference.jsonl is damaged"),
+    "a line of something else": (lambda run: (run / "iter3" / "responses.jsonl").write_text("{}\n"), "iter3/responses.jsonl: a line is no record"),
     "a settings file cut": (lambda run: os.truncate(run / "config.json", 50), "config.json: not JSON"),
     "held-out answers removed": (lambda run: (run / "iter0" / "eval.jsonl").unlink(), "iter0/eval.jsonl is missing or cut short"),
     "a line that is not JSON": (lambda run: (run / "iter3" / "responses.jsonl").write_text("{\n{}\n"), "iter3/responses.jsonl, line 1: not JSON"),
@@ -308,7 +313,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(whole, tmp_path):
     _, err = process.communicate()
     run.chmod(0o700)
     assert process.returncode == 2 and "Permission denied" in err and "Traceback" not in err
-    assert err.strip().splitlines()[-1].endswith("what was finished is kept: let it be written, and the same command goes on")
+    assert "; make room, or allow it to be written; what was finished is kept" in err.strip().splitlines()[-1]
     assert differences(whole[0], run) == []
     process = command(arguments)
     _, err = process.communicate()
@@ -635,7 +640,7 @@ def test_hostile_texts_stay_data_in_a_whole_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(metareward, "sample", sampler)
     metareward.main(arguments)
     printed, run = capsys.readouterr(), tmp_path / "run"
-    assert "iteration 1, answers: 1 prompts do not fit" in printed.err and "iteration 1, judgments: " in printed.err
+    assert "\nanswers: 1 prompts are too long" in printed.err and "\njudgments: " in printed.err
     answers, judged, battles, pairs = (read_jsonl(run / "iter1" / f"{name}.jsonl") for name in ("responses", "judgments", "battles", "pairs"))
     assert [record["prompt"] for record in answers] == prompts
     assert {r["text"] for record in answers for r in record["responses"]} == {*HOSTILE}
@@ -649,12 +654,42 @@ def test_hostile_texts_stay_data_in_a_whole_run(tmp_path, capsys, monkeypatch):
     assert {pair["kind"] for pair in pairs} == {"actor", "judge"}
     assert all((pair["kind"], pair["prompt"][0]["content"]) in known for pair in pairs)
     record = json.loads((run / "summary.json").read_text())[1]
-    assert record["pairs"]["dropped"]["answer cut off"] == 3 and record["pairs"]["dropped"]["answer empty"] and record["train"]
+    dropped = record["pairs"]["dropped"]
+    assert dropped["prompt too long for the model's context"] == 1 and dropped["answer too long to be judged"] and dropped["answer empty"]
+    assert "answer cut off" not in dropped and "judgment malformed or cut off" not in dropped and record["train"]
     page = (run / "report.html").read_text()
     assert "<script" not in page.lower() and "<img src=x" not in page.lower() and "&lt;script&gt;" in page
-    before = {path: path.read_bytes() for path in run.glob("iter*/**/*") if path.is_file()}
+    before = {path: path.read_bytes() for path in run.glob("iter*/**/*") if path.is_file() and path.name not in ("seconds.json", "train.jsonl")}
+    lines = before[run / "iter1" / "judgments.jsonl"].splitlines(keepends=True)
+    (run / "iter1" / "judgments.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    for name in ("summary.json", "iter1/figures.json", "iter1/pairs.jsonl", "iter1/battles.jsonl"):
+        (run / name).unlink()
     metareward.main(arguments)
-    assert {path: path.read_bytes() for path in run.glob("iter*/**/*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_prompts_that_do_not_fit_are_counted_wherever_they_stand(tmp_path, processes):
+    """The last prompt of three is too long, alone in its block and, of two processes, all that the second one has of the held-out prompts."""
+    long = json.dumps({"prompt": "How do I sing " + "so well " * 2000 + "?"}) + "\n"
+    arguments = small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--prompts", str(tmp_path / "prompts.jsonl"),
+                      "--prompts-per-iter", "3", "--responses", "2", "--epochs", "1")
+    (tmp_path / "prompts.jsonl").write_text("".join((TINY / "prompts.jsonl").read_text().splitlines(keepends=True)[:2]) + long)
+    (tmp_path / "eval.jsonl").write_text((TINY / "eval.jsonl").read_text().splitlines(keepends=True)[0] + long.replace("sing", "dance"))
+    start = "import metareward; metareward.BLOCK = 4; metareward.main()"
+    program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable] if processes == 2 else []
+    process = subprocess.run([sys.executable, *program, "-c", start, *arguments], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                             capture_output=True)
+    assert process.returncode == 0, process.stderr
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
+    assert record["pairs"]["dropped"]["prompt too long for the model's context"] == 1
+    assert process.stderr.count("\nanswers: 1 prompts are too long") == 1, process.stderr
+    assert [r.get("too_long") for r in read_jsonl(tmp_path / "run" / "iter1" / "responses.jsonl")] == [None, None, 1]
+
+
+def test_a_stage_whose_prompts_are_all_too_long_is_refused(tmp_path, capsys):
+    assert "judgments of ranked replies: all prompts are too long" in refusal(
+        capsys, *small(tmp_path, "--out", str(tmp_path / "run"), "--max-judgment-tokens", "1000"))
 
 
 # ---- model folders of other kinds through the whole loop
@@ -783,7 +818,8 @@ class Told:
 
     def fill(self, t, name, items, ask, finish, *rest):
         assert all(len(item["seeds"]) == 8 and item["seeds"][0] in ask(item)[0] for item in items)
-        said = [Sample(self.replies[i % len(self.replies)].format(i), [1], True) for i in range(len(items))]
+        self.asked = getattr(self, "asked", []) + [(name, item["id"]) for item in items]
+        said = [Sample(self.replies[int(item["id"]) % len(self.replies)].format(item["id"]), [1], True) for item in items]
         return [{"id": item["id"], **finish(item, [[s]])} for item, s in zip(items, said)]
 
 
@@ -795,3 +831,13 @@ def test_invented_prompts_are_new_and_the_others_counted(tmp_path):
     assert [c["prompt"] for c in chosen[:2]] == [f"Tell a{i} b{i} c{i} d{i} e{i} to me." for i in (0, 4)]
     assert len(chosen) == 8 == len({c["prompt_id"] for c in chosen})
     assert dropped == {"new prompt malformed or cut off": 8, "new prompt nearly a duplicate": 16}
+
+
+def test_invented_prompts_are_asked_for_once(tmp_path):
+    """Forty prompts of which one reply in four is one: several rounds, each in a file of its own, and no item in two of them."""
+    run = Told(tmp_path, ["Task: Tell a{0} b{0} c{0} d{0} e{0} to me.", "Well.", "No.", "Oh."])
+    chosen, _ = metareward.invent_prompts(run, 1, 40)
+    assert len(chosen) == 40 and len({name for name, _ in run.asked}) > 1
+    assert [item for _, item in run.asked] == [f"{i}" for i in range(len(run.asked))]
+    with pytest.raises(ValueError, match="iter1/prompts.jsonl is missing or cut short"):
+        metareward.invent_prompts(run, 2, 40)

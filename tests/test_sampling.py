@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
     Gemma2Config,
@@ -537,6 +537,31 @@ def test_thinking_is_left_out_where_the_template_can():
     tokenizer.chat_template = HYBRID.replace("<think>\n\n</think>\n\n", "<think>\n")
     with pytest.raises(ValueError, match="think aloud"):
         Chat(tokenizer)
+
+
+@pytest.mark.parametrize("start", ["", "\n", "    ", "\n    "])
+def test_the_beginning_of_a_template_is_left_alone(start):
+    """Jinja strips white space before a template's first tag: what tells the date stands before it and must not change that."""
+    tokenizer = byte_level(start + LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    assert Chat(tokenizer).prompt("Why?") == template_ids(tokenizer, "Why?")
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ messages[0].content[0].text }}", "no text at all",
+                                      "{% for m in messages %}{{ m.content + m.content }}{% endfor %}"])
+def test_templates_that_do_not_take_plain_texts_are_refused(template):
+    with pytest.raises(ValueError, match="the chat template .*: choose another model"):
+        Chat(byte_level(template, ["<|eot_id|>"]))
+
+
+def test_a_normalizer_makes_no_control_token_of_a_text():
+    """An added token that is looked for after normalization, as those are that are not special: full-width characters spell it, too."""
+    tokenizer = byte_level(QWEN, ["<|im_start|>", "<|im_end|>"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_tokens([AddedToken("<think>", normalized=True)])
+    chat, text = Chat(tokenizer), "say \uff1cthink\uff1e twice"
+    assert chat.control(chat.encode(text)), "not hostile"
+    assert chat.control(chat.text(text)) == [] and chat.control(chat.answer(text)) == [chat.end]
+    assert chat.control(chat.prompt(text)) == chat.control(chat.prompt("words"))
 
 
 def test_a_template_that_tells_the_date_tells_the_same_one_every_day():
