@@ -1,4 +1,4 @@
-"""Holds the lecture to the code: `python course/check.py lecture.md` (after `python metareward.py --iters 4 --out runs/tiny`; some minutes).
+"""Holds the lecture to the code: `python course/check.py course/lecture.md`, once the two runs at its top are made.
 
     ```python dpo.py dpo_loss     an excerpt: its lines stand in that function (or class, or at the top of the module) one after the other;
                                   a line "..." leaves some out
@@ -81,7 +81,7 @@ def output_faults(page):
 
 
 def main():
-    page = (ROOT / "course" / sys.argv[1]).read_text()
+    page = Path(sys.argv[1]).read_text()
     sys.path.insert(0, str(ROOT))
     with contextlib.chdir(ROOT):
         faults = [*excerpt_faults(page), *example_faults(page), *output_faults(page)]

@@ -1,20 +1,24 @@
 """Prints what a run wrote, small enough for a slide: `python course/show.py runs/tiny/iter1 judgment`
 
-The lecture's outputs come from here. WHAT: judgment (of an answer, with its prompt), answers (of one prompt, with scores and the pair of them),
-battle (verdicts, weights, battles and ratings of one answer's judgments), training (steps and epochs of DPO).
+The lecture's outputs come from here. WHAT: judgment (an answer and what was judged of it), answers (of one prompt, with scores and the pair of them),
+battle (verdicts, battles and ratings of one answer's judgments), training (the first step and the epochs of DPO), padding (of the tiny world:
+sentences per held-out answer that earn nothing, of each model of the run).
 """
 import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from eval import read_jsonl  # noqa: E402
+from eval import iterations, read_jsonl  # noqa: E402
+from tiny.world import PADDING  # noqa: E402
 
 
 def judgment(folder, number):
     record = read_jsonl(folder / "judgments.jsonl")[number]
-    print(f"Question: {record['prompt']}\nAnswer: {record['text']}\n\nJudgment 1 of {len(record['judgments'])}:\n{record['judgments'][0]['text']}")
-    print(f"\nall scores {record['scores']}, mean {record['score']:.2f}, true score {record['truth']}")
+    print(f"Question: {record['prompt']}\nAnswer: {record['text']}\n\nIts judgments:")
+    for judged in record["judgments"]:
+        print(" / ".join(judged["text"].splitlines()))
+    print(f"\nmean score {record['score']:.2f}, true score {record['truth']}")
 
 
 def answers(folder, number):
@@ -38,7 +42,13 @@ def battle(folder, number):
         print("".join(f"{v:6.2f}" if v else "     ." for v in row))
     print("scores and ratings")
     print("".join(f"{score:8.0f}" for score in record["scores"]) + "\n" + "".join(f"{e:8.2f}" for e in rating["ratings"]))
-    print("chosen and rejected: judgments {} and {}, counted from 0".format(*rating["pair"]) if rating["pair"] else "no pair")
+    if not rating["pair"]:
+        return print("no pair")
+    chosen, rejected = rating["pair"]
+    for name, place in (("chosen", chosen), ("rejected", rejected)):
+        print(f"\n{name}, judgment {place}, counted from 0: " + " / ".join(record["texts"][place].splitlines()))
+    said = next(said["text"] for said in record["said"] if (said["first"], said["second"]) == (chosen, rejected))
+    print(f"\nthe meta-judge of these two, as A and B:\n{said}")
 
 
 def training(folder, number):
@@ -51,8 +61,15 @@ def training(folder, number):
             print(f"{'epoch ' + str(line['epoch']) if held_out else 'step 1':8}{values[0]:7.3f}{values[1]:8.3f}{values[2]:15.3f}{values[3]:17.3f}")
 
 
+def padding(folder, number):
+    sentences = [sentence for style in PADDING.values() for sentence in style]
+    for t, place in sorted(iterations(folder.parent).items()):
+        texts = [record["text"] for record in read_jsonl(place / "eval.jsonl")]
+        print(f"M_{t} {sum(text.count(sentence) for text in texts for sentence in sentences) / len(texts):.2f}")
+
+
 def main():
-    parts = {"judgment": judgment, "answers": answers, "battle": battle, "training": training}
+    parts = {"judgment": judgment, "answers": answers, "battle": battle, "training": training, "padding": padding}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("iteration", type=Path, help="an iteration of a run, such as runs/tiny/iter1")
     parser.add_argument("what", choices=parts)
@@ -60,8 +77,8 @@ def main():
     args = parser.parse_args()
     try:
         parts[args.what](args.iteration, args.number)
-    except IndexError:
-        print(f"error: {args.iteration} has no {args.what} {args.number}", file=sys.stderr)
+    except (IndexError, KeyError):  # the warm start has no DPO
+        print(f"error: {args.iteration} has no {args.what} {args.number}; is it an iteration of a run, 1 or later?", file=sys.stderr)
         sys.exit(2)
 
 
