@@ -60,6 +60,11 @@ def contents(run):
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+def whole(name, content):
+    """What must be left of a file: of one that was killed while a line was written, the lines before."""
+    return content[: content.rfind(b"\n") + 1] if name.endswith(".jsonl") else content
+
+
 def try_fault(number, seed, folder, flags, copies, reference):
     """One fault: (what was done, how it ended); "wrong: ..." if in none of the three ways."""
     chance, run = random.Random(f"{seed}/{number}"), folder / f"fault{number}"
@@ -78,7 +83,7 @@ def try_fault(number, seed, folder, flags, copies, reference):
         where = f"{Path(name).parent}" if "adapter" in name else name
         others = {other: content for other, content in before.items() if other != name and Path(other).name not in WRITTEN}
         after = contents(run)
-        touched = [other for other in others if not after.get(other, b"").startswith(others[other])]  # lines may be added
+        touched = [other for other in others if not after.get(other, b"").startswith(whole(other, others[other]))]  # lines may be added
         (run / name).write_bytes(before[name])
         again, _ = started(run, flags)
         ended = (f"wrong: not named by: {said[-1]}" if where not in said[-1] else f"wrong: touched {' '.join(touched)}" if touched else
