@@ -434,7 +434,7 @@ def test_another_content_of_a_file_is_refused_by_name(whole, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     config = json.loads((whole[0] / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "files": {**config["files"], "rubric": "0"}}))
-    assert "--rubric file" in refusal(capsys, *whole[1], "--out", tmp_path / "run")
+    assert "--rubric had another content" in refusal(capsys, *whole[1], "--out", tmp_path / "run")
 
 
 @pytest.mark.parametrize("config", ["[]", "{}", "{"])
