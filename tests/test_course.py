@@ -66,7 +66,9 @@ def test_every_check_fails_on_its_starter():
 
 def test_the_notebook_runs_from_top_to_bottom():
     notebook = nbformat.read(ROOT / "course" / "walkthrough.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "course")}}).execute()
+    for cell in notebook.cells:  # beside other tests, two threads would mostly wait for each other
+        cell.source = cell.source.replace("torch.set_num_threads(2)", "torch.set_num_threads(1)")
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "course")}}).execute()
     assert sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])) >= 6
 
 
