@@ -74,11 +74,15 @@ def try_fault(number, seed, folder, flags, copies, reference):
     name, kind = chance.choice(names), chance.choice(["removed", "emptied", "cut", "overwritten"])
     before = contents(run)
     damage(run / name, kind, chance)
+    damaged = contents(run).get(name)
     status, said = started(run, flags)
     what = f"{name} {kind}"
     if status == 0:
+        left = contents(run).get(name) == damaged
+        if left:
+            (run / name).write_bytes(before[name])
         wrong = differences(reference, run)
-        ended = "made good" if not wrong else "not read again" if wrong == [name] else f"wrong: differs in {' '.join(wrong)}"
+        ended = f"wrong: differs in {' '.join(wrong)}" if wrong else "not read again" if left else "made good"
     elif status == 2 and said and said[-1].startswith("error: "):
         where = f"{Path(name).parent}" if "adapter" in name else name
         others = {other: content for other, content in before.items() if other != name and Path(other).name not in WRITTEN}
