@@ -410,6 +410,7 @@ class Run:
         self.stage, self.stage_tokens = None, {}  # of the items in the files, by iteration, stage and file
         self.planning = False
 
+    @functools.cached_property
     def told(self):
         """What config.json says of this run: its settings, the content of the files they name, and versions."""
         files = {name: hashlib.sha256(Path(getattr(self.settings, name)).read_bytes()).hexdigest()[:16]
@@ -419,10 +420,13 @@ class Run:
         return json.loads(json.dumps({"format": FORMAT, "settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))
 
     def check_folder(self):
-        """Refuse a folder whose run had other settings, or other content in the files it read. More iterations may be asked for later."""
-        file, mine = self.out / "config.json", self.told()
+        """Refuse a folder whose run had other settings, or other content in the files it read. More iterations may be asked for later.
+
+        Returns notes on versions that have changed.
+        """
+        file, mine = self.out / "config.json", self.told
         if not file.exists():
-            return
+            return []
         theirs = read_json(file)
         if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
             raise ValueError(f"{self.out} is no run's folder, though it has a config.json: choose another --out")
@@ -441,9 +445,8 @@ class Run:
         for name, content in theirs.get("files", {}).items():
             if content != mine["files"].get(name):
                 raise ValueError(f"{self.out} holds a run whose --{name.replace('_', '-')} had another content: choose another --out")
-        for name, version in theirs.get("versions", {}).items():
-            if version != mine["versions"].get(name) and rank() == 0:
-                print(f"note: this run was begun with {name} {version}, and goes on with {mine['versions'].get(name)}", file=sys.stderr)
+        return [f"this run was begun with {name} {version}, and goes on with {mine['versions'].get(name)}"
+                for name, version in theirs.get("versions", {}).items() if version != mine["versions"].get(name)]
 
     def lock_folder(self):
         """Refuse a folder that another process works on. The system drops the lock when this process ends, however it ends."""
@@ -457,8 +460,9 @@ class Run:
         if rank() == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock_folder()
-            self.check_folder()  # another process may have come first while the model was loaded
-            write_whole(self.out / "config.json", json.dumps(self.told(), indent=1) + "\n")
+            for note in self.check_folder():  # once more: another process may have come first while the model was loaded
+                print(f"note: {note}", file=sys.stderr)
+            write_whole(self.out / "config.json", json.dumps(self.told, indent=1) + "\n")
         collect(None)
 
     def write(self, file, text):
@@ -516,17 +520,7 @@ class Run:
         Of several processes each takes its share of the items and writes a file of its own, until all are done.
         """
         file = self.folder(t) / name
-
-        def parts():
-            return self.folder(t).glob(f"{name}.rank*")
-
-        def on_disk():
-            try:
-                return {record["id"]: record for source in (file, *parts()) for record in read_jsonl(source)}
-            except (KeyError, TypeError):
-                raise ValueError(f"{file}: a line is no record of this run; take it out, and it is drawn again") from None
-
-        known = on_disk()
+        known = on_disk(file)
         own = file if world() == 1 else Path(f"{file}.rank{rank()}")
         collect(None)  # all have read before any writes
         cut_torn_line(own)
@@ -547,12 +541,6 @@ class Run:
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
                 bar.update()
 
-        def draw(asked):
-            sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
-                   temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
-                   keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache,
-                   on_end=lambda place, nth, sample: keep(*asked[place][:2], nth, sample))
-
         with open(own, "a", encoding="utf-8") as out, \
                 tqdm(total=len(items), desc=f"{'plan' if self.planning else f'iteration {t}'}: {label}", unit="item",
                      initial=sum(item["id"] in known for item in items)) as bar:
@@ -562,32 +550,54 @@ class Run:
                 asked = [(item, number, text) for item, texts in block for number, text in enumerate(texts)]
                 drawn = {item["id"]: [[None] * n for _ in texts] for item, texts in block}
                 left = {item["id"]: n * len(texts) for item, texts in block}
-                try:
-                    draw(asked)
-                except PromptTooLong as error:
-                    places = set(error.places)
-                    draw([one for place, one in enumerate(asked) if place not in places])
-                    for place, nth in itertools.product(error.places, range(n)):
-                        keep(*asked[place][:2], nth, Sample("", [], False))
+                self.draw(asked, n, keep, max_new_tokens, seed=[self.settings.seed, t, name])
         if world() > 1:
             collect(None)
-            known = on_disk()
+            known = on_disk(file)
         records = [known[item["id"]] for item in whole]
         self.write_jsonl(file, records)
         if rank() == 0:
-            for part in parts():
+            for part in rank_files(file):
                 part.unlink()
         self.stage_tokens[t, self.stage, name] = sum(record["sampled_tokens"] for record in records)
         self.tell_too_long(records, label, max_new_tokens)
         return records
 
+    def draw(self, asked, n, keep, max_new_tokens, seed):
+        """Sample n times for each (item, number of its prompt, prompt), and keep(item, number, nth, sample) each; a prompt that is too long
+        gets empty samples, cut off."""
+        try:
+            sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
+                   temperature=self.settings.temperature, top_p=self.settings.top_p, seed=seed,
+                   keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache,
+                   on_end=lambda place, nth, sample: keep(*asked[place][:2], nth, sample))
+        except PromptTooLong as error:
+            places = set(error.places)
+            self.draw([one for place, one in enumerate(asked) if place not in places], n, keep, max_new_tokens, seed)
+            for place, nth in itertools.product(error.places, range(n)):
+                keep(*asked[place][:2], nth, Sample("", [], False))
+
     def tell_too_long(self, records, label, max_new_tokens):
+        """Say how many prompts of a stage were too long. Raises ValueError if all were, since more of the same would follow."""
         too_long = [record["too_long"] for record in records if "too_long" in record]
         about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
         if records and len(too_long) == len(records):
             raise ValueError(f"{label}: all prompts are too long, {about}: choose another --out and shorter prompts, answers or replies")
         if too_long and rank() == 0:
             print(f"{label}: {sum(too_long)} prompts are too long, {about}; they got none, and are counted", file=sys.stderr)
+
+
+def rank_files(file):
+    """What several processes have written of a stage's file, one each."""
+    return file.parent.glob(f"{file.name}.rank*")
+
+
+def on_disk(file):
+    """The records of a stage by their "id", those of several processes' files included."""
+    try:
+        return {record["id"]: record for source in (file, *rank_files(file)) for record in read_jsonl(source)}
+    except (KeyError, TypeError):
+        raise ValueError(f"{file}: a line is no record of this run; take it out, and it is drawn again") from None
 
 
 def cut_torn_line(file):

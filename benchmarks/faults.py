@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("tests", ".")]
-from test_run import command, differences, small  # noqa: E402
+from test_run import command, differences, size, small, wait_until_it_writes  # noqa: E402
 
 NEVER = {"lock", "report.html"}  # hold nothing
 WRITTEN = {*NEVER, "seconds.json", "config.json"}  # anew by each start, the latter with the folder's name
@@ -26,15 +26,13 @@ WRITTEN = {*NEVER, "seconds.json", "config.json"}  # anew by each start, the lat
 
 def snapshots(folder, flags, moments):
     """Copies of a run's folder at so many moments: it is killed, copied, and started again. The last one is the finished run."""
-    run, copies, size = folder / "stopped", [], 0
+    run, copies = folder / "stopped", []
     for moment in range(moments):
-        process = command([*flags, "--out", str(run)])
-        while process.poll() is None and sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) <= size:
-            time.sleep(0.05)
+        before, process = size(run), command([*flags, "--out", str(run)])
+        wait_until_it_writes(process, run, before)
         time.sleep(1)
         process.kill()
         process.communicate()
-        size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
         copies.append(folder / f"moment{moment}")
         shutil.copytree(run, copies[-1])
     return copies

@@ -14,11 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("tests", ".")]
-from test_run import command, differences, small  # noqa: E402
-
-
-def size(folder):
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+from test_run import command, differences, size, small, wait_until_it_writes  # noqa: E402
 
 
 def newest(folder):
@@ -59,8 +55,8 @@ def main():
                 before, start = size(out), time.monotonic()
                 process = command([*flags, "--out", str(out)])
                 resuming = chance.random() < 0.2
-                while process.poll() is None and not resuming and size(out) <= before:
-                    time.sleep(0.01)
+                if not resuming:
+                    wait_until_it_writes(process, out, before)
                 time.sleep(chance.uniform(0, 8 if resuming else 1))
                 if kills == args.kills or process.poll() is not None:
                     _, err = process.communicate()

@@ -51,11 +51,9 @@ def expected(stage, one, two, run, prompts):
     grows = stage in FILES or stage == "training"
     factor = PAPER.prompts_per_iter / prompts if grows else 1
     shared, times = (one - fixed) * factor, {}
+    lengths = [record["sampled_tokens"] for record in read_jsonl(run / "iter1" / FILES[stage])] if stage in FILES else []
     for P in (1, 8, 64):
-        hand = 1
-        if stage in FILES:
-            records = read_jsonl(run / "iter1" / FILES[stage])
-            hand = longest_hand([record["sampled_tokens"] for record in records], round(len(records) * factor), P)
+        hand = longest_hand(lengths, round(len(lengths) * factor), P) if lengths else 1
         times[P] = fixed + shared * hand / (min(P, PAPER.batch_size) if stage == "training" else P)
     return fixed, shared, times
 

@@ -35,7 +35,7 @@ def source(file, name):
 
 
 def in_order(expected, lines):
-    """Whether the expected lines stand in `lines` one directly after the other, but for what "..." leaves out: the first that does not, or None."""
+    """The first expected line that does not stand in `lines` where it should, right after the one before or, after "...", later; None: all do."""
     place, skip = 0, True
     for line in expected:
         if line.strip() == "...":

@@ -37,9 +37,8 @@ def test_worked_examples_come_out_as_written():
 
 def test_every_equation_stands_beside_the_lines_that_compute_it():
     excerpts = "".join(text for _, (language, *where), text in check.fences(LECTURE) if language == "python" and where)
-    text = LECTURE
     for tag in ("[E1]", "[E2]", "[E3]", "[E4]", "[E5]"):
-        assert f"# {tag}" in excerpts and text.count(tag) > excerpts.count(tag), tag
+        assert f"# {tag}" in excerpts and LECTURE.count(tag) > excerpts.count(tag), tag
 
 
 def test_links_of_the_course_lead_somewhere():

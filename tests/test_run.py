@@ -47,6 +47,17 @@ def command(arguments, **options):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
+def size(folder):
+    """Bytes of all files in a folder, which may be missing."""
+    return sum(path.stat().st_size for path in list(folder.rglob("*")) if path.is_file()) if folder.exists() else 0
+
+
+def wait_until_it_writes(process, out, before):
+    """Until a run is past its imports, and its folder larger than it was; or until it has ended."""
+    while process.poll() is None and size(out) <= before:
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run: (its folder, its command line without --out, what it printed)."""
@@ -173,10 +184,8 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(whole, tmp_path):
     reference, arguments, _ = whole
     chance, out, kills, lines = random.Random(1), tmp_path / "run", 0, {}
     while kills < 10:
-        process = command([*arguments, "--out", str(out)])
-        before = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
-        while process.poll() is None and sum(p.stat().st_size for p in list(out.rglob("*")) if p.is_file()) <= before:
-            time.sleep(0.01)  # it is past its imports and has written something
+        before, process = size(out), command([*arguments, "--out", str(out)])
+        wait_until_it_writes(process, out, before)
         time.sleep(chance.uniform(0, 1))
         if process.poll() is not None:
             break
