@@ -16,7 +16,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, FUZZ, TINY, random_model
+from conftest import FAMILIES, FUZZ, LLAMA_3, QWEN_3, TINY, random_model
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -380,8 +380,6 @@ def test_draws_differ_between_seeds_and_keys(llama, drawn):
 
 # ---- 4. chats
 
-LLAMA_3 = ("{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
-           " + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
 QWEN = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
         "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
@@ -525,16 +523,11 @@ def test_odd_characters_do_not_crash(chat, text):
     assert chat.answer(text)[-1] == chat.end
 
 
-HYBRID = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
-          "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-          "{% endif %}")
-
-
 def test_thinking_is_left_out_where_the_template_can():
     """A template that thinks unless told otherwise is told so; one that always opens a thought is refused."""
-    tokenizer = byte_level(HYBRID, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"])
+    tokenizer = byte_level(QWEN_3, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"])
     assert tokenizer.decode(Chat(tokenizer).prompt("Why?")) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    tokenizer.chat_template = HYBRID.replace("<think>\n\n</think>\n\n", "<think>\n")
+    tokenizer.chat_template = QWEN_3.replace("<think>\n\n</think>\n\n", "<think>\n")
     with pytest.raises(ValueError, match="think aloud"):
         Chat(tokenizer)
 
