@@ -40,7 +40,7 @@ from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -263,10 +263,16 @@ def save_adapter(model, folder):
     collect(None)  # nobody reads it before it is there
 
 
-def set_adapter(model, folder):
-    """Put the adapter in `folder` in the place of the model's own. Every key must match (sampling.load checks files from outside)."""
+def set_adapter(model, folder, sha256=None):
+    """Put the adapter in `folder` in the place of the model's own. Every key must match (sampling.load checks files from outside).
+
+    sha256: of its file as it was written, if known. Raises ValueError for a file that is missing, damaged, or not that one.
+    """
     try:
-        weights = load_file(Path(folder) / "adapter_model.safetensors")
+        content = (Path(folder) / "adapter_model.safetensors").read_bytes()
+        weights = load(content)
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise SafetensorError("its content is not what was written")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"adapter {folder} is missing or damaged ({error}): put it back from a copy, or start again in another folder") from None
     if weights.keys() != get_peft_model_state_dict(model, save_embedding_layers=False).keys():
@@ -333,7 +339,7 @@ class Budget:
             try:
                 result = work(part)
             except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in ("out of memory", "ALLOC_FAILED")):
                     raise
             if result is None:  # only here the tensors that the error held are free
                 self.shrink(part)
@@ -494,6 +500,8 @@ class State:
             tensors = load_file(self.file, device=str(self.model.device))
             with safe_open(self.file, "pt") as file:
                 told = json.loads(file.metadata()["state"])
+            if told.get("checksum") != checksum(tensors):
+                raise ValueError("its numbers are not those that were written")
         except (SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{self.file} is damaged ({error}): delete it, and this training starts again") from None
         other = [name for name, value in self.call.items() if told["call"].get(name) != value]
@@ -513,7 +521,7 @@ class State:
         for name, weight in self.weights.items():
             tensors[f"weight.{name}"] = weight.detach()
             tensors |= {f"{key}.{name}": self.optimizer.state[weight][key] for key in ("exp_avg", "exp_avg_sq")}
-        told = json.dumps({"call": self.call, "step": self.step, "records": self.records, "best": self.best})
+        told = json.dumps({"call": self.call, "step": self.step, "records": self.records, "best": self.best, "checksum": checksum(tensors)})
         beside = Path(f"{self.file}.part")  # safetensors' own save_file leaves a file of a random name when it is killed
         beside.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"state": told}))
         os.replace(beside, self.file)
@@ -538,6 +546,15 @@ class State:
             weight.grad = None
         save_adapter(self.model, self.folder / "adapter")
         return self.best
+
+
+def checksum(tensors):
+    """What tells a dict of tensors from one with other names or numbers."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(name.encode())
+        whole.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 def digest(data):

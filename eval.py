@@ -331,8 +331,8 @@ def look_up(record, path):
 
 # ---- comparing models
 
-def drawn(model, tokenizer, prompts, label, **settings):
-    """One sample for each prompt, with a bar."""
+def drawn(model, tokenizer, prompts, label, max_new_tokens, **settings):
+    """One sample for each prompt, with a bar, and a line about prompts that are too long: theirs have no tokens."""
     tokens, start = 0, time.perf_counter()
 
     def ended(i, number, sample):
@@ -342,7 +342,13 @@ def drawn(model, tokenizer, prompts, label, **settings):
         bar.update()
 
     with tqdm(total=len(prompts), desc=label, unit="sample") as bar:
-        return [samples[0] for samples in sample(model, tokenizer, prompts, on_end=ended, **settings)]
+        samples = [one for (one,) in sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, on_end=ended, skip_too_long=True, **settings)]
+    if too_long := sum(not one.tokens for one in samples):
+        about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
+        if too_long == len(samples):
+            raise ValueError(f"{label}: all prompts are too long, {about}: ask for shorter replies")
+        print(f"{label}: {too_long} prompts are too long, {about}; they got none", file=sys.stderr)
+    return samples
 
 
 def load_alone(model, bits=None):
@@ -381,7 +387,8 @@ def answers_of(source, name, prompts, args):
     model, tokenizer = load_alone(source, args.bits)
     for prompt, answer in zip(prompts, drawn(model, tokenizer, prompts, f"{name}: answers", max_new_tokens=answer_tokens(source, args),
                                              temperature=args.temperature, top_p=args.top_p, seed=[args.seed, "compare"])):
-        answers[prompt].append((answer.text, answer.finished))
+        if answer.tokens:
+            answers[prompt].append((answer.text, answer.finished))
     return answers
 
 

@@ -60,7 +60,7 @@ from eval import (
     write_jsonl,
     write_whole,
 )
-from sampling import Chat, PromptTooLong, Sample, load, load_tokenizer, sample
+from sampling import Chat, load, load_tokenizer, sample
 
 FORMAT = 3  # of a run's folder; runs of another are not resumed
 HERE = Path(os.path.relpath(Path(__file__).parent))
@@ -370,6 +370,10 @@ def fingerprint(model):
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
+def sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def unused(records, held_out):
     """Prompts without repetitions and without those held out for measuring: (records, what was dropped)."""
     seen, held, kept, dropped = set(), {record["prompt"] for record in held_out}, [], Counter()
@@ -413,7 +417,7 @@ class Run:
     @functools.cached_property
     def told(self):
         """What config.json says of this run: its settings, the content of the files they name, and versions."""
-        files = {name: hashlib.sha256(Path(getattr(self.settings, name)).read_bytes()).hexdigest()[:16]
+        files = {name: sha256(Path(getattr(self.settings, name)))[:16]
                  for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric") if getattr(self.settings, name)}
         files["model"] = fingerprint(self.settings.model)
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
@@ -550,7 +554,10 @@ class Run:
                 asked = [(item, number, text) for item, texts in block for number, text in enumerate(texts)]
                 drawn = {item["id"]: [[None] * n for _ in texts] for item, texts in block}
                 left = {item["id"]: n * len(texts) for item, texts in block}
-                self.draw(asked, n, keep, max_new_tokens, seed=[self.settings.seed, t, name])
+                sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
+                       temperature=self.settings.temperature, top_p=self.settings.top_p, seed=[self.settings.seed, t, name],
+                       keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache,
+                       on_end=lambda place, nth, sample: keep(*asked[place][:2], nth, sample), skip_too_long=True)
         if world() > 1:
             collect(None)
             known = on_disk(file)
@@ -562,20 +569,6 @@ class Run:
         self.stage_tokens[t, self.stage, name] = sum(record["sampled_tokens"] for record in records)
         self.tell_too_long(records, label, max_new_tokens)
         return records
-
-    def draw(self, asked, n, keep, max_new_tokens, seed):
-        """Sample n times for each (item, number of its prompt, prompt), and keep(item, number, nth, sample) each; a prompt that is too long
-        gets empty samples, cut off."""
-        try:
-            sample(self.model, self.tokenizer, [text for *_, text in asked], n, max_new_tokens=max_new_tokens,
-                   temperature=self.settings.temperature, top_p=self.settings.top_p, seed=seed,
-                   keys=[[item["id"], number] for item, number, _ in asked], capacity=self.settings.max_tokens_in_cache,
-                   on_end=lambda place, nth, sample: keep(*asked[place][:2], nth, sample))
-        except PromptTooLong as error:
-            places = set(error.places)
-            self.draw([one for place, one in enumerate(asked) if place not in places], n, keep, max_new_tokens, seed)
-            for place, nth in itertools.product(error.places, range(n)):
-                keep(*asked[place][:2], nth, Sample("", [], False))
 
     def tell_too_long(self, records, label, max_new_tokens):
         """Say how many prompts of a stage were too long. Raises ValueError if all were, since more of the same would follow."""
@@ -1158,14 +1151,15 @@ def loop(run):
         figures_file = run.folder(t) / "figures.json"
         if not figures_file.exists():  # iteration t is not trained yet
             if t:
-                set_adapter(run.model, run.folder(t - 1) / "adapter")
-            run.write(figures_file, json.dumps(iterate(run, t) if t else start(run)))
+                set_adapter(run.model, run.folder(t - 1) / "adapter", records[-1].get("adapter"))
+            made = iterate(run, t) if t else start(run)
+            run.write(figures_file, json.dumps(made | {"adapter": sha256(run.folder(t) / "adapter" / "adapter_model.safetensors")}))
         if rank() == 0:
             (run.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
-        set_adapter(run.model, run.folder(t) / "adapter")
+        figures = read_json(figures_file)
+        set_adapter(run.model, run.folder(t) / "adapter", figures.get("adapter"))
         with run.timed(t, "measuring"):
             measured = measure(run, t)
-        figures = read_json(figures_file)
         figures["tokens"]["measuring"] = run.drawn_tokens(t)["measuring"]
         records.append({"iteration": t, **measured, **figures, "seconds": run.seconds(t)})
         run.write(file, json.dumps(records, indent=1) + "\n")

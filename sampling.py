@@ -705,7 +705,8 @@ def stop_tokens(model, tokenizer):
 
 
 @torch.no_grad()
-def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None):
+def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None,
+                  skip_too_long=False):
     """n continuations of each prompt, token ids to token ids; `sample` does the same for texts and explains the rest.
 
     prompts: lists of token ids, as `Chat(tokenizer).prompt(text)` gives them. stops: a set of ids that end a sample, and belong to it, as
@@ -718,12 +719,17 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
         raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_p in (0, 1] and one of keys per prompt")
     context = getattr(model.config, "max_position_embeddings", None)
     too_long = [i for i, ids in enumerate(prompts) if context and len(ids) + max_new_tokens > context]
-    if too_long:
+    if too_long and not skip_too_long:
         longest = max(len(prompts[i]) for i in too_long)
         raise PromptTooLong(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}: "
                             "shorten the prompts or the answers", too_long)
-    rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens) for number in range(n)] for key in keys])
     samples = [[None] * n for _ in prompts]
+    for i, number in itertools.product(too_long, range(n)):
+        samples[i][number] = []
+        if on_end:
+            on_end(i, number, [])
+    rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens) for number in range(n)] for key in keys])
+    rows = [row for row in rows if samples[row.prompt][row.number] is None]
     with shared_prefix(model), merged(model):
         capacity = capacity or cache_capacity(model)
         while rows:
@@ -744,7 +750,8 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
     return samples
 
 
-def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None):
+def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, top_p=0.95, seed=0, keys=None, capacity=None, on_end=None,
+           skip_too_long=False):
     """n answers to each prompt.
 
     prompts: user texts, or lists of texts, the user's and the assistant's in turn; the chat template is applied here.
@@ -752,19 +759,20 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
     depend on (seed, key, number of the sample) and on nothing else, the draw itself on the rounding of logits as well.
     capacity: how many tokens' keys and values the cache may hold (default: see `cache_capacity`); halved when CUDA runs out of memory.
     on_end(i, number, sample): called as each sample ends, in no particular order.
-    Returns for each prompt a list of n Samples. Raises ValueError for settings out of range.
+    skip_too_long: samples of a prompt that leaves no room for them in the context have no tokens, cut off at once; the others are drawn.
+    Returns for each prompt a list of n Samples. Raises PromptTooLong, unless such are skipped, and ValueError for settings out of range.
     """
     chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)
     samples = [[None] * n for _ in prompts]
     turns = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def finish(i, number, ids):
-        samples[i][number] = Sample(tokenizer.decode(ids, skip_special_tokens=True), ids, ids[-1] in stops)
+        samples[i][number] = Sample(tokenizer.decode(ids, skip_special_tokens=True), ids, bool(ids) and ids[-1] in stops)
         if on_end:
             on_end(i, number, samples[i][number])
 
     sample_tokens(model, [chat.prompt(*texts) for texts in turns], n, stops=stops, max_new_tokens=max_new_tokens, temperature=temperature,
-                  top_p=top_p, seed=seed, keys=keys, capacity=capacity, on_end=finish)
+                  top_p=top_p, seed=seed, keys=keys, capacity=capacity, on_end=finish, skip_too_long=skip_too_long)
     return samples
 
 

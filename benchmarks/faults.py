@@ -5,7 +5,7 @@ cut at a random byte, or overwritten there with 60 others; then the run is start
 - make the damage good, and end with the bytes of a run that nobody disturbed, timings aside; or
 - stop with one line that names the file, status 2, all other files as they were, and end rightly once the file is back; or
 - end rightly but for that very file, where it belongs to a part that is finished and that later parts do not read.
-Anything else is a failure, and so is a traceback. Damage that leaves a file well formed (another number, another word) is not looked for.
+Anything else is a failure, and so is a traceback. Of text, damage that leaves it well formed (another number, another word) is not looked for.
 """
 import argparse
 import random

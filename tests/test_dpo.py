@@ -3,6 +3,7 @@
 The loss and its gradients are held to TRL 1.16 on random numbers (float64, 1e-12) and through a whole model, TRL doing its own tokenizing,
 masking and reference. Training that stops at any step and is called again must leave the same bytes as training that never stopped.
 """
+import hashlib
 import json
 import math
 
@@ -504,6 +505,25 @@ def test_adapters_can_be_exchanged(tiny, fresh_tiny, tmp_path):
         set_adapter(model, tmp_path / "other")
 
 
+def test_an_adapter_whose_numbers_changed_is_refused(fresh_tiny, tmp_path):
+    """The file is still well formed, and is taken where nobody says what it was."""
+    model, file = with_lora(fresh_tiny, fresh=False), tmp_path / "adapter" / "adapter_model.safetensors"
+    save_adapter(model, tmp_path / "adapter")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    set_adapter(model, tmp_path / "adapter", sha256)
+    flip(file)
+    set_adapter(model, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="adapter is missing or damaged .its content is not what was written"):
+        set_adapter(model, tmp_path / "adapter", sha256)
+
+
+def flip(file):
+    """Change one bit of a safetensors file's last number."""
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+
+
 def test_gradients_in_four_bits_are_those_of_the_dequantized_weights(tiny):
     """After sampling or measuring, too: there bitsandbytes packs weights anew on some processors, and gradients no longer pass through them."""
     rounded, plain = load(str(TINY), bits=4)[0], load(str(TINY))[0]
@@ -608,6 +628,18 @@ def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refu
     out_of_memory(monkeypatch, 2, 3)
     with pytest.raises(ValueError, match=f"an example of {examples[0]['tokens']} tokens does not fit"):
         train_dpo(model, examples, [], tmp_path / "again", beta=0.1, epochs=1, batch_size=1, lr=1e-3)
+
+
+@pytest.mark.parametrize("says", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"])
+def test_libraries_report_a_lack_of_memory_in_their_own_ways(tiny, says):
+    sizes = []
+
+    def work(part):
+        sizes.append(len(part))
+        if len(sizes) == 1:
+            raise RuntimeError(says)
+        return part
+    assert sum(len(part) for part, _ in Budget(tiny[0], []).passes(work, [{"tokens": 1}] * 4)) == 4 and sizes == [4, 2, 2]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny):
@@ -857,6 +889,17 @@ def test_a_finished_training_called_again_computes_nothing(uninterrupted, tiny, 
     run(tmp_path, tiny[1], monkeypatch=monkeypatch)
     figures, calls = run(tmp_path, tiny[1], monkeypatch=monkeypatch)
     assert (figures, leavings(tmp_path)) == uninterrupted and calls == 0
+
+
+def test_a_checkpoint_whose_numbers_changed_is_refused(uninterrupted, tiny, tmp_path, monkeypatch):
+    """And once it is deleted, training starts again."""
+    with pytest.raises(Interrupted):
+        run(tmp_path, tiny[1], 5, monkeypatch)
+    flip(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged .its numbers are not those that were written.: delete it"):
+        run(tmp_path, tiny[1], monkeypatch=monkeypatch)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
 
 
 # ---- what is not a number

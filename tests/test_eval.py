@@ -462,6 +462,24 @@ def test_cut_off_answers_are_counted_where_they_are_compared(tmp_path, monkeypat
     assert "cut off, and compared as they are: 2 of A, 0 of B" in out and "4 answers without a counterpart" in out
 
 
+LONG = "How do I sing " + "so well " * 2000 + "?"
+
+
+def test_prompts_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch, capsys):
+    """One prompt of three leaves the model no room; then one answer of three leaves the judge none; then all."""
+    (tmp_path / "prompts.txt").write_text(f"How do I keep bread fresh?\n{LONG}\nHow do I keep cheese soft?\n")
+    status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny", "--prompts", tmp_path / "prompts.txt", "--judge",
+                                 ROOT / "tiny" / "judge", "--max-new-tokens", "100")
+    assert status == 0 and "0 answers without a counterpart" in out and "to 2 prompts" in out, error
+    assert "A: answers: 1 prompts are too long" in error and "B: answers: 1 prompts are too long" in error and error.count("too long") == 2
+    good, other = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "other.jsonl", POOR)
+    other.write_text(other.read_text().replace("Nobody could", "Nobody " * 2000 + "could", 1))
+    status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge", ROOT / "tiny" / "judge")
+    assert status == 0 and "comparisons: 2 prompts are too long" in error and "1 pairs without two verdicts" in out
+    status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge", ROOT / "tiny" / "judge", "--max-verdict-tokens", "5000")
+    assert status == 2 and error.splitlines()[-1].startswith("error: comparisons: all prompts are too long")
+
+
 def test_a_missing_judge_is_found_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "sample", lambda *_, **__: pytest.fail("answers were drawn"))
     status, _, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny", "--judge", "no/such/place")
@@ -589,6 +607,21 @@ def test_mt_bench_answers_the_second_turn_after_the_first(trained, tmp_path, mon
     alone = sample(model, tokenizer, [questions[0]["turns"][1]], max_new_tokens=120, temperature=0)[0][0].text
     assert {record["choices"][0]["turns"][1] for record in records} != {alone}  # what went before was read
     assert not (tmp_path / "out" / "model_answer" / "mine-iter0.jsonl").exists()
+
+
+def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_path, monkeypatch, capsys):
+    """Its second turn, too. The other questions' answers are those without it."""
+    questions = [{"question_id": i, "turns": [text, "Why?"]} for i, text in enumerate(["How do I keep bread fresh?", LONG])]
+    texts = []
+    for some in (questions, questions[:1]):
+        (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in some))
+        status, out, error = command(monkeypatch, capsys, "export", trained, "--format", "mt-bench", "--questions", tmp_path / "question.jsonl",
+                                     "--out", tmp_path / "out", "--iterations", "1")
+        assert status == 0, error
+        texts.append([record["choices"][0]["turns"] for record in read_jsonl(tmp_path / "out" / "model_answer" / "mine-iter1.jsonl")])
+        if some == questions:
+            assert "turn 1: 1 prompts are too long" in error and "turn 2: 1 prompts are too long" in error and "2 answers cut off" in out
+    assert texts[0] == [*texts[1], ["", ""]] and all(texts[1][0])
 
 
 def test_arena_hard_in_both_forms(trained, tmp_path, monkeypatch, capsys):

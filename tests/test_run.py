@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Mistral
 import metareward
 from eval import read_jsonl
 from prompts import judge_prompt, meta_judge_prompt
-from sampling import Chat, PromptTooLong, Sample, load, sample
+from sampling import Chat, Sample, load, sample
 
 ROOT = TINY.parent
 
@@ -258,6 +258,8 @@ FAULTS = {
     "an adapter removed": (lambda run: shutil.rmtree(run / "iter2" / "adapter"), "iter2/adapter is missing or damaged"),
     "an adapter truncated": (lambda run: os.truncate(run / "iter2" / "adapter" / "adapter_model.safetensors", 1000),
                              "iter2/adapter is missing or damaged"),
+    "an adapter's numbers changed": (lambda run: (run / "iter2" / "adapter" / "adapter_model.safetensors").write_bytes(
+        (run / "iter2" / "adapter" / "adapter_model.safetensors").read_bytes()[:-8] + b"\0\0\x80?\0\0\x80?"), "iter2/adapter is missing or damaged"),
     "a summary cut": (lambda run: os.truncate(run / "summary.json", 100), "summary.json: not JSON"),
     "figures cut": (lambda run: (shutil.copytree(run / "iter2" / "adapter", run / "iter3" / "adapter"),
                                  (run / "iter3" / "figures.json").write_text('{"train')), "iter3/figures.json: not JSON"),
@@ -576,12 +578,13 @@ def scripted(actor=None, judge=None, meta_judge=None):
     roles = {"actor": actor or (lambda i, k: (f"answer {k} " + "x" * k, True)), "judge": judge or (lambda i, k: (f"{k}\nScore: {(i + k) % 6}", True)),
              "meta_judge": meta_judge or (lambda i, k: (f"Winner: Judgment {'AB'[i % 2]}", True))}
 
-    def fake(model, tokenizer, prompts, n, *, on_end, **settings):
+    def fake(model, tokenizer, prompts, n, *, max_new_tokens, on_end, **settings):
+        chat, room = Chat(tokenizer), model.config.max_position_embeddings - max_new_tokens
         for i, prompt in enumerate(prompts):
             role = "judge" if prompt.endswith('"Score: n".') else "meta_judge" if prompt.endswith("the winner.") else "actor"
             for k in range(n):
                 text, finished = roles[role](i, k)
-                on_end(i, k, Sample(text, [1, 2], finished))
+                on_end(i, k, Sample(text, [1, 2], finished) if len(chat.prompt(prompt)) <= room else Sample("", [], False))
     return fake
 
 
@@ -636,17 +639,9 @@ def test_hostile_texts_stay_data_in_a_whole_run(tmp_path, capsys, monkeypatch):
     def reasons(i, k):
         return HOSTILE[(i + 5 * k) % len(HOSTILE)]
 
-    fake = scripted(actor=lambda i, k: (reasons(i, k), True), judge=lambda i, k: (f"{reasons(i, k)}\nScore: {(i + k) % 6}", True),
-                    meta_judge=lambda i, k: (f"{reasons(i, k)}\nWinner: Judgment {'AB'[i % 2]}", True))
-
-    def sampler(model, tokenizer, texts, n, *, max_new_tokens, **more):
-        chat = Chat(tokenizer)
-        too_long = [i for i, text in enumerate(texts) if len(chat.prompt(text)) + max_new_tokens > model.config.max_position_embeddings]
-        if too_long:
-            raise PromptTooLong("too long", too_long)
-        return fake(model, tokenizer, texts, n, **more)
-
-    monkeypatch.setattr(metareward, "sample", sampler)
+    monkeypatch.setattr(metareward, "sample", scripted(
+        actor=lambda i, k: (reasons(i, k), True), judge=lambda i, k: (f"{reasons(i, k)}\nScore: {(i + k) % 6}", True),
+        meta_judge=lambda i, k: (f"{reasons(i, k)}\nWinner: Judgment {'AB'[i % 2]}", True)))
     metareward.main(arguments)
     printed, run = capsys.readouterr(), tmp_path / "run"
     assert "\nanswers: 1 prompts are too long" in printed.err and "\njudgments: " in printed.err

@@ -367,6 +367,22 @@ def test_out_of_memory_with_one_row_is_an_error(llama, monkeypatch):
         sample(*llama, PROMPTS, n=3, max_new_tokens=16)
 
 
+def test_prompts_that_are_too_long_are_skipped_or_refused(llama, drawn):
+    """Wherever they stand: the others are drawn as without them, and each sample of a skipped one ends without tokens, once."""
+    model, tokenizer = llama
+    long = "and so on " * model.config.max_position_embeddings
+    prompts, ended = [long, *PROMPTS, long + "!"], []
+    settings = {"n": 3, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "keys": prompts}
+    with pytest.raises(sampling.PromptTooLong, match=f"context of {model.config.max_position_embeddings}") as refused:
+        sample(model, tokenizer, prompts, **settings)
+    assert refused.value.places == [0, len(prompts) - 1]
+    skipped = sample(model, tokenizer, prompts, **settings, skip_too_long=True, on_end=lambda i, number, _: ended.append((i, number)))
+    nothing = [sampling.Sample("", [], False)] * 3
+    assert skipped == [nothing, *drawn, nothing]
+    assert sorted(ended) == [(i, number) for i in range(len(prompts)) for number in range(3)]
+    assert sample(model, tokenizer, [long], n=3, max_new_tokens=16, skip_too_long=True) == [nothing]
+
+
 def test_draws_differ_between_seeds_and_keys(llama, drawn):
     """Over 1536 tokens at temperature 1 not one of some 15 samples of four tokens and more comes out the same by chance."""
     def long(samples):
