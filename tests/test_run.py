@@ -640,7 +640,8 @@ def test_hostile_texts_stay_data_in_a_whole_run(tmp_path, capsys, monkeypatch):
         return HOSTILE[(i + 5 * k) % len(HOSTILE)]
 
     monkeypatch.setattr(metareward, "sample", scripted(
-        actor=lambda i, k: (reasons(i, k), True), judge=lambda i, k: (f"{reasons(i, k)}\nScore: {(i + k) % 6}", True),
+        actor=lambda i, k: (reasons(i, k), True),
+        judge=lambda i, k: (f"{reasons(i, k)[:3000]}\nScore: {(i + k) % 6}", True),  # a judge's reply has its limit, unlike what it reads
         meta_judge=lambda i, k: (f"{reasons(i, k)}\nWinner: Judgment {'AB'[i % 2]}", True)))
     metareward.main(arguments)
     printed, run = capsys.readouterr(), tmp_path / "run"
