@@ -46,6 +46,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+torch.backends.cuda.enable_cudnn_sdp(False)  # it plans each shape of attention anew, and shapes hardly ever repeat here
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing")  # of a new name, which older versions and peft do not have
 LOGIT_ROWS = 256                                  # answer tokens whose vocabulary-wide logits exist at the same time
 PASS_TOKENS = {"cuda": 16384, "cpu": 512}         # most tokens per pass: more are not faster, and take memory
@@ -500,9 +501,9 @@ class State:
             tensors = load_file(self.file, device=str(self.model.device))
             with safe_open(self.file, "pt") as file:
                 told = json.loads(file.metadata()["state"])
-            if told.get("checksum") != checksum(tensors):
-                raise ValueError("its numbers are not those that were written")
-        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            if told.pop("checksum") != checksum(tensors, told):
+                raise ValueError("its content is not what was written")
+        except (SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"{self.file} is damaged ({error}): delete it, and this training starts again") from None
         other = [name for name, value in self.call.items() if told["call"].get(name) != value]
         if other:
@@ -521,9 +522,10 @@ class State:
         for name, weight in self.weights.items():
             tensors[f"weight.{name}"] = weight.detach()
             tensors |= {f"{key}.{name}": self.optimizer.state[weight][key] for key in ("exp_avg", "exp_avg_sq")}
-        told = json.dumps({"call": self.call, "step": self.step, "records": self.records, "best": self.best, "checksum": checksum(tensors)})
+        told = {"call": self.call, "step": self.step, "records": self.records, "best": self.best}
+        state = json.dumps(told | {"checksum": checksum(tensors, told)})
         beside = Path(f"{self.file}.part")  # safetensors' own save_file leaves a file of a random name when it is killed
-        beside.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"state": told}))
+        beside.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"state": state}))
         os.replace(beside, self.file)
 
     def log(self, record):
@@ -548,9 +550,9 @@ class State:
         return self.best
 
 
-def checksum(tensors):
-    """What tells a dict of tensors from one with other names or numbers."""
-    whole = hashlib.sha256()
+def checksum(tensors, told):
+    """What tells a dict of tensors, and what is told beside them, from others."""
+    whole = hashlib.sha256(json.dumps(told).encode())
     for name in sorted(tensors):
         whole.update(name.encode())
         whole.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from prompts import compare_prompt, parse_winner, read_prompts, read_text
-from sampling import load, load_tokenizer, sample
+from sampling import load, load_tokenizer, read_record, sample
 
 try:
     import matplotlib
@@ -45,7 +45,8 @@ HERE = Path(os.path.relpath(Path(__file__).parent))
 def each_line(file, notes=None):
     """The records of a JSONL file, one after the other; none if there is no such file. A torn last line (the process died in it) is left out.
 
-    Raises ValueError that names the line if any other is not JSON. notes: a list that is told instead, also of a file that is missing or torn.
+    Raises ValueError that names the line if any other is no JSON record. notes: a list that is told instead, also of a file that is missing or
+    torn.
     """
     notes, strict = ([], True) if notes is None else (notes, False)
     try:
@@ -59,13 +60,15 @@ def each_line(file, notes=None):
                 notes.append(f"{file}, line {number}: torn, left out")
                 return
             try:
-                record = json.loads(line)
-            except ValueError as error:
-                if strict:
-                    raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
-                notes.append(f"{file}, line {number}: not JSON, left out")
-            else:
+                record, why = json.loads(line), "no record"
+            except (ValueError, RecursionError) as error:
+                record, why = None, f"not JSON ({error})"
+            if isinstance(record, dict):
                 yield record
+            elif strict:
+                raise ValueError(f"{file}, line {number}: {why}")
+            else:
+                notes.append(f"{file}, line {number}: {why}, left out")
 
 
 def read_jsonl(file, notes=None):
@@ -345,8 +348,6 @@ def drawn(model, tokenizer, prompts, label, max_new_tokens, **settings):
         samples = [one for (one,) in sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, on_end=ended, skip_too_long=True, **settings)]
     if too_long := sum(not one.tokens for one in samples):
         about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
-        if too_long == len(samples):
-            raise ValueError(f"{label}: all prompts are too long, {about}: ask for shorter replies")
         print(f"{label}: {too_long} prompts are too long, {about}; they got none", file=sys.stderr)
     return samples
 
@@ -362,7 +363,7 @@ def own_settings(model):
     """The settings of the run that an iteration's folder belongs to, or those that a model folder's preset.json names; {} for other models."""
     for file, name in ((Path(model).parent / "config.json", "settings"), (Path(model) / "preset.json", None)):
         if file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_record(file)
             settings = content.get(name) if name else {**content, "eval_prompts": file.parent / content.get("eval_prompts", "none")}
             if isinstance(settings, dict):
                 return settings
@@ -438,7 +439,7 @@ def compare(args):
     a, b = (answers_of(source, name, prompts, args) for name, source in sources.items())
     matched = [(prompt, *two) for prompt in (prompts if args.prompts else a) for two in zip(a.get(prompt, ()), b.get(prompt, ()))]
     if not matched:
-        raise ValueError("A and B have no prompt in common: compare answers to the same prompts")
+        raise ValueError("A and B have no answers to the same prompts: compare such")
     records = judge_both_orders(args.judge, [(prompt, one, other) for prompt, (one, _), (other, _) in matched], args.bits, args.max_verdict_tokens)
     if args.out:
         write_jsonl(args.out, records)
@@ -473,8 +474,8 @@ def read_questions(file, form):
     """The questions of an official file: (the texts of its turns, the record itself), one after the other."""
     text = read_text(file, "--questions")
     try:
-        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError:
+        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError):
         raise ValueError(f"--questions {file}: neither a JSON list nor JSON lines") from None
     questions = []
     for number, record in enumerate(records, 1):
@@ -775,7 +776,7 @@ def read_whole(file, kind, notes):
     """The content of a JSON file, an empty `kind` if it is missing or broken, which notes are told."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{file} " + ("is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"))
         return kind()
     if not isinstance(content, kind):
@@ -786,7 +787,8 @@ def read_whole(file, kind, notes):
 
 def rebuilt(folder, t, notes):
     """What summary.json would say of iteration t, from the files in its folder."""
-    own, reference, people = (read_jsonl(folder / name) for name in ("eval.jsonl", "eval_judge.jsonl", "eval_ranked.jsonl"))
+    own, reference, people = (read_jsonl(file, notes if file.exists() else [])
+                              for file in map(folder.joinpath, ("eval.jsonl", "eval_judge.jsonl", "eval_ranked.jsonl")))
     judge = measure_judge([answer for answer in reference or own if answer["finished"]]) | (measure_people(people) if people else {})
     return {"iteration": t, "actor": measure_actor(own), "judge": judge, **read_whole(folder / "figures.json", dict, notes),
             "seconds": read_whole(folder / "seconds.json", dict, notes)}
@@ -805,22 +807,23 @@ def report(run):
     settings = settings if isinstance(settings, dict) else {}
     records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict)]
     records = [record for record in records if isinstance(record.get("iteration"), int)]
-    known, found = {record["iteration"] for record in records}, []
-    for t in sorted(folders.keys() - known):
-        if (folders[t] / "figures.json").is_file():
-            found.append(t)
-            records.append(rebuilt(folders[t], t, notes))
-        elif known:
-            notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
-    if found:
-        notes.append(f"not in summary.json, and shown by what their folders hold: iterations {' '.join(map(str, found))}")
-    parts, links = [], []
+    known, found, parts, links = {record["iteration"] for record in records}, [], [], []
 
     def attempt(title, draw):
         try:
             return draw()
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
             notes.append(f"{title}: cannot be drawn, a file is not as a run leaves it ({type(error).__name__}: {error})")
+
+    for t in sorted(folders.keys() - known):
+        if (folders[t] / "figures.json").is_file():
+            found += [record for record in [attempt(f"Iteration {t}", lambda: rebuilt(folders[t], t, notes))] if record]
+        elif known:
+            notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
+    if found:
+        shown = " ".join(f"{record['iteration']}" for record in found)
+        notes.append(f"not in summary.json, and shown by what their folders hold: iterations {shown}")
+    records += found
 
     def section(title, draw):
         body = attempt(title, draw)

@@ -42,7 +42,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import prompts as words
-from dpo import add_lora, check_logits, collect, rank, save_adapter, set_adapter, share, train_dpo, train_sft, world
+from dpo import add_lora, check_logits, collect, digest, rank, save_adapter, set_adapter, share, train_dpo, train_sft, world
 from eval import (
     Parser,
     by_prompt,
@@ -62,8 +62,9 @@ from eval import (
 )
 from sampling import Chat, load, load_tokenizer, sample
 
-FORMAT = 3  # of a run's folder; runs of another are not resumed
+FORMAT = 4  # of a run's folder; runs of another are not resumed
 HERE = Path(os.path.relpath(Path(__file__).parent))
+SEEDS = HERE / "data" / "seeds.jsonl"
 GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 BLOCK = 4096            # samples drawn together; those of a block that a crash cut short are drawn again
 HELD_OUT = 0.1          # share of the prompts whose pairs pick the epoch instead of training
@@ -263,6 +264,7 @@ class Settings:
             check(getattr(self, name) >= least, name, f"at least {least}")
         check(self.max_tokens_in_cache is None or self.max_tokens_in_cache >= 1, "max_tokens_in_cache", "at least 1")
         check(not (self.position_advantage and self.no_position_weights), "position_advantage", "without --no-position-weights")
+        check(self.bits in (None, 4, 16, 32), "bits", "4, 16 or 32")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         check(0 < self.beta < math.inf, "beta", "above 0")
         check(0 < self.lr < math.inf, "lr", "above 0")
@@ -314,10 +316,14 @@ def read_preset(model):
     if not file.is_file():
         return {}
     preset = read_json(file)
-    fields = {field.name: field.type for field in dataclasses.fields(Settings)}
+    fields = {field.name: (field.type, field.metadata.get("type")) for field in dataclasses.fields(Settings)}
+
+    def fits(value, kind):
+        return isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+
     for name, value in preset.items() if isinstance(preset, dict) else [("not a record", None)]:
-        kinds = {float: (int, float), tuple: list}.get(fields.get(name), fields.get(name))
-        if kinds is None or not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool):
+        kind, each = fields.get(name, (None, None))
+        if kind is None or not (isinstance(value, list) and all(fits(one, each) for one in value) if each else fits(value, kind)):
             raise ValueError(f"{file}: {name}: no setting, or not of the right type")
     if "rubric" in preset and "max_score" not in preset:
         raise ValueError(f"{file}: rubric needs max_score, the highest score that the rubric gives")
@@ -329,7 +335,7 @@ def read_preset(model):
 def read_json(file):
     try:
         return json.loads(file.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{file}: not JSON; put it back from a copy") from None
 
 
@@ -355,23 +361,23 @@ def eft_replies(settings):
         return words.read_prompts(settings.eft, "--eft", needs_replies=True)
     try:
         file = hf_hub_download("OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz", repo_type="dataset")
-    except Exception as error:  # the hub's client raises many kinds
+        return [{"prompt_id": f"{i}", **record} for i, record in enumerate(itertools.islice(words.oasst_replies(file), OASST_PROMPTS))]
+    except Exception as error:  # the hub's client raises many kinds, and a file that was cut in its cache others
         raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies with --eft FILE, or start without "
                          "them with --no-eft") from None
-    return [{"prompt_id": f"{i}", **record} for i, record in enumerate(itertools.islice(words.oasst_replies(file), OASST_PROMPTS))]
 
 
 def fingerprint(model):
-    """What tells a model from another of the same name: of the hub its commit; of a folder the sizes of its weights, and its configuration."""
+    """What tells a model from another of the same name: of the hub its commit, of a folder what its files hold."""
     if not Path(model).is_dir():
         return transformers.AutoConfig.from_pretrained(model)._commit_hash
     files = sorted(file for pattern in ("*.safetensors", "*.json", "*.jinja") for file in Path(model).glob(pattern) if file.name != "preset.json")
-    told = [[file.name, file.stat().st_size if file.suffix == ".safetensors" else file.read_text()] for file in files]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return digest([[file.name, sha256(file)] for file in files])
 
 
 def sha256(file):
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def unused(records, held_out):
@@ -416,10 +422,11 @@ class Run:
 
     @functools.cached_property
     def told(self):
-        """What config.json says of this run: its settings, the content of the files they name, and versions."""
-        files = {name: sha256(Path(getattr(self.settings, name)))[:16]
-                 for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric") if getattr(self.settings, name)}
-        files["model"] = fingerprint(self.settings.model)
+        """What config.json says of this run: its settings, what it reads, and versions."""
+        given = {name: getattr(self.settings, name) for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric")}
+        files = {f"--{name.replace('_', '-')}": sha256(file) for name, file in given.items() if file}
+        files |= {"--model": fingerprint(self.settings.model)} | ({} if self.all_prompts else {f"{SEEDS}": sha256(SEEDS)})
+        files |= {} if self.settings.eft or self.settings.no_eft else {"oasst1": digest([self.replies, self.ranked])}
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
         return json.loads(json.dumps({"format": FORMAT, "settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))
 
@@ -430,6 +437,8 @@ class Run:
         """
         file, mine = self.out / "config.json", self.told
         if not file.exists():
+            if (self.out / "summary.json").exists() or any(self.out.glob("iter*")):
+                raise ValueError(f"{file} is missing, which says what run this is: put it back from a copy, or choose another --out")
             return []
         theirs = read_json(file)
         if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
@@ -448,7 +457,7 @@ class Run:
                                  "choose another --out, or the same settings")
         for name, content in theirs.get("files", {}).items():
             if content != mine["files"].get(name):
-                raise ValueError(f"{self.out} holds a run whose --{name.replace('_', '-')} had another content: choose another --out")
+                raise ValueError(f"{self.out} holds a run whose {name} had another content: choose another --out")
         return [f"this run was begun with {name} {version}, and goes on with {mine['versions'].get(name)}"
                 for name, version in theirs.get("versions", {}).items() if version != mine["versions"].get(name)]
 
@@ -512,8 +521,8 @@ class Run:
 
     def seconds(self, t):
         try:
-            return read_json(self.folder(t) / "seconds.json")
-        except (FileNotFoundError, ValueError):  # no run shall end for want of its timings
+            return dict(read_json(self.folder(t) / "seconds.json"))
+        except (OSError, ValueError, TypeError):  # no run shall end for want of its timings
             return {}
 
     def fill(self, t, name, items, ask, finish, n, max_new_tokens, label):
@@ -538,8 +547,8 @@ class Run:
             if left[item["id"]] == 0 and item["id"] not in known:
                 length = sum(len(sample.tokens) for samples in drawn[item["id"]] for sample in samples)
                 too_long = sum(sample.tokens == [] for (sample, *_) in drawn[item["id"]])
-                known[item["id"]] = {"id": item["id"], **finish(item, drawn[item["id"]]), "sampled_tokens": length,
-                                     **({"too_long": too_long} if too_long else {})}
+                record = {"id": item["id"], **finish(item, drawn[item["id"]]), "sampled_tokens": length, "too_long": too_long}
+                known[item["id"]] = record if too_long else {key: value for key, value in record.items() if key != "too_long"}
                 out.write(json.dumps(known[item["id"]]) + "\n")
                 out.flush()
                 bar.set_postfix_str(f"{(self.tokens - tokens) / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
@@ -574,7 +583,7 @@ class Run:
         """Say how many prompts of a stage were too long. Raises ValueError if all were, since more of the same would follow."""
         too_long = [record["too_long"] for record in records if "too_long" in record]
         about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
-        if records and len(too_long) == len(records):
+        if too_long and not any(record["sampled_tokens"] for record in records):
             raise ValueError(f"{label}: all prompts are too long, {about}: choose another --out and shorter prompts, answers or replies")
         if too_long and rank() == 0:
             print(f"{label}: {sum(too_long)} prompts are too long, {about}; they got none, and are counted", file=sys.stderr)
@@ -587,10 +596,10 @@ def rank_files(file):
 
 def on_disk(file):
     """The records of a stage by their "id", those of several processes' files included."""
-    try:
-        return {record["id"]: record for source in (file, *rank_files(file)) for record in read_jsonl(source)}
-    except (KeyError, TypeError):
-        raise ValueError(f"{file}: a line is no record of this run; take it out, and it is drawn again") from None
+    records = [record for source in (file, *rank_files(file)) for record in read_jsonl(source)]
+    if not all(isinstance(record.get("id"), str) and isinstance(record.get("sampled_tokens"), int) for record in records):
+        raise ValueError(f"{file}: a line is no record of this run; take it out, and it is drawn again")
+    return {record["id"]: record for record in records}
 
 
 def cut_torn_line(file):
@@ -678,7 +687,7 @@ def choose_prompts(run, t):
 
 def invent_prompts(run, t, count):
     """Self-instruct: ask for one more task after 8 seed tasks, drop what is malformed or nearly a duplicate of any earlier one."""
-    seeds = [record["prompt"] for record in words.read_prompts(HERE / "data" / "seeds.jsonl")]
+    seeds = [record["prompt"] for record in words.read_prompts(SEEDS)]
     earlier = []
     for i in range(1, t):
         file = run.folder(i) / "prompts.jsonl"
@@ -960,7 +969,7 @@ def clocked(run, work):
     folder, tokens, start = run.folder(t), run.tokens, time.perf_counter()
     result = work(t)
     seconds = time.perf_counter() - start
-    memory = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = torch.cuda.max_memory_reserved() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return result, (run.tokens - tokens, seconds, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), memory)
 
 
@@ -1010,7 +1019,7 @@ def stage_costs(run):
             add("warm start, training", count, 1, training_cost(run, train_sft, examples, settings.eft_epochs, count))
     prompts = run.all_prompts
     if prompts is None:
-        seeds = words.read_prompts(HERE / "data" / "seeds.jsonl")
+        seeds = words.read_prompts(SEEDS)
         texts = [record["prompt"] for record in seeds]
         requests = [{"id": f"{i}", "seeds": random.Random(f"plan/{i}").sample(texts, 8)} for i in range(CALIBRATION[-1])]
         cost, records = sampling_cost(run, request, requests, 1, asked)
@@ -1151,13 +1160,13 @@ def loop(run):
         figures_file = run.folder(t) / "figures.json"
         if not figures_file.exists():  # iteration t is not trained yet
             if t:
-                set_adapter(run.model, run.folder(t - 1) / "adapter", records[-1].get("adapter"))
+                set_adapter(run.model, run.folder(t - 1) / "adapter", records[-1]["adapter"])
             made = iterate(run, t) if t else start(run)
             run.write(figures_file, json.dumps(made | {"adapter": sha256(run.folder(t) / "adapter" / "adapter_model.safetensors")}))
         if rank() == 0:
             (run.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
         figures = read_json(figures_file)
-        set_adapter(run.model, run.folder(t) / "adapter", figures.get("adapter"))
+        set_adapter(run.model, run.folder(t) / "adapter", figures["adapter"])
         with run.timed(t, "measuring"):
             measured = measure(run, t)
         figures["tokens"]["measuring"] = run.drawn_tokens(t)["measuring"]
@@ -1191,9 +1200,10 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM
 
 def goes_on(argv):
     """What a run that stopped says last: the command that goes on."""
-    program = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", f"{world()}"]
-    again = shlex.join([*program, "metareward.py", *(sys.argv[1:] if argv is None else map(str, argv))])
-    return f"what was finished is kept, and the same command goes on where this one was: {again}"
+    program = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    again = shlex.join([*program, *(sys.argv if argv is None else ["metareward.py", *map(str, argv)])])
+    same = "same command" + (", on each machine," if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" else "")
+    return f"what was finished is kept, and the {same} goes on where this one was: {again}"
 
 
 def join_processes():
@@ -1201,7 +1211,7 @@ def join_processes():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
         if rank() > 0:
             sys.stdout = open(os.devnull, "w")
 
@@ -1218,6 +1228,8 @@ def main(argv=None):
             return plan(settings)
         run = Run(settings)
         print(table(loop(run)))
+        if world() > 1:
+            torch.distributed.destroy_process_group()
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
         if rank() == 0:

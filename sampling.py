@@ -32,13 +32,13 @@ import torch.nn.functional as F
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on every import it recommends a package that nobody here needs
 from huggingface_hub.utils import logging as hub_logging
-from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+torch.backends.cuda.enable_cudnn_sdp(False)  # it plans each shape of attention anew, and shapes hardly ever repeat here
 hub_logging.set_verbosity_error()  # our own line says what could not be fetched
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks transformers for it
 
@@ -57,15 +57,15 @@ def load(model, adapter=None, bits=None, device=None):
 
     model: a hub name, a model folder, or an iteration's folder (runs/x/iter4) or adapter folder, which name their base themselves.
     bits: 4 (NF4 through bitsandbytes), 16 (bfloat16) or 32. Default: 4 on CUDA, 32 elsewhere. Safetensors only, no remote code.
-    Raises ValueError for an adapter that does not fit key by key: a partly loaded adapter would silently do nothing.
+    Raises ValueError for weights that are missing or do not fit, of the model or of the adapter key by key: a partly loaded adapter would
+    silently do nothing; and for an adapter of a run that is not what the run has written.
     """
     folder = Path(model)
     if adapter is None:
         adapter = next((place for place in (folder / "adapter", folder) if (place / "adapter_config.json").is_file()), None)
         model = base_of(adapter) if adapter else model
-        settings = folder.parent / "config.json"  # of a run: an adapter belongs to the precision it was trained in
-        if adapter and bits is None and settings.is_file():
-            bits = json.loads(settings.read_text()).get("settings", {}).get("bits")
+        if adapter and bits is None:  # an adapter belongs to the precision it was trained in
+            bits = read_record(folder.parent / "config.json").get("settings", {}).get("bits")
     if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise ValueError(f"adapter {adapter} has no adapter_model.safetensors")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,9 +73,15 @@ def load(model, adapter=None, bits=None, device=None):
     dtype = torch.float32 if bits == 32 or (bits == 4 and device == "cpu") else torch.bfloat16
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     tokenizer = load_tokenizer(model)
-    network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map={"": device}, use_safetensors=True,
-        trust_remote_code=False)
+    place = {"": torch.cuda.current_device() if device == "cuda" else device}  # "cuda" is the first GPU to the threads that load
+    try:
+        network, told = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, quantization_config=nf4 if bits == 4 else None, device_map=place, use_safetensors=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model {model} cannot be loaded ({error})") from None
+    if wrong := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):  # transformers would draw these at random
+        raise ValueError(f"model {model} cannot be loaded: {len(wrong)} of its weights are missing or of another shape, the first is {wrong[0]}")
     network.requires_grad_(False)
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -86,9 +92,25 @@ def load(model, adapter=None, bits=None, device=None):
     return network.eval(), tokenizer
 
 
+def read_record(file):
+    """The record in a JSON file, {} if there is no such file. Raises ValueError that names it if it holds something else."""
+    try:
+        record = json.loads(file.read_text()) if file.is_file() else {}
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{file}: not a JSON record; put it back from a copy")
+    return record
+
+
 def base_of(adapter):
     """The model an adapter was made on: a hub name, or a folder, which may be given as seen from any folder above the adapter."""
-    name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    try:
+        name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    except (TypeError, ValueError, KeyError):
+        name = None
+    if not isinstance(name, str):
+        raise ValueError(f"adapter {adapter}: its adapter_config.json is damaged, or names no base model")
     places = [Path(name), *(above / name for above in Path(adapter).resolve().parents)]
     return str(next((place for place in places if (place / "config.json").is_file()), name))
 
@@ -105,13 +127,19 @@ def load_tokenizer(model):
     except OSError as error:
         raise OSError(f"model {model} cannot be loaded ({str(error).strip().splitlines()[0]}); name a model folder or a model of the hub; "
                       "for a gated one ask for access on its page, then run: hf auth login") from None
+    except Exception as error:  # damaged files of a tokenizer raise many kinds
+        raise ValueError(f"model {model} cannot be loaded: its configuration or its tokenizer is damaged ({type(error).__name__}: {error})") from None
 
 
 def check_adapter(model, folder):
-    """Raise ValueError unless the adapter's file has exactly the keys and shapes of the model's LoRA weights."""
+    """Raise ValueError unless the adapter's file has exactly the keys and shapes of the model's LoRA weights, and is what a run wrote."""
+    file = Path(folder) / "adapter_model.safetensors"
+    sha256 = read_record(Path(folder).parent / "figures.json").get("adapter")
+    if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"adapter {folder} is damaged: its content is not what was written; put it back from a copy")
     expected = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
-    with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    with safe_open(file, "pt") as weights:
+        found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise ValueError(f"adapter {folder} does not fit the model: {len(wrong)} keys differ, the first is {wrong[0]}")
@@ -150,7 +178,7 @@ class Chat:
         try:
             text = self.tokenizer.apply_chat_template(turns, chat_template=self.DAY + self.tokenizer.get_chat_template(), tokenize=False,
                                                       add_generation_prompt=add_generation_prompt, enable_thinking=False)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program, which may fail in any way
             raise ValueError(f"the chat template takes no plain chat of user and assistant ({error}): choose another model") from None
         if any(text.count(turn["content"].strip()) != 1 for turn in turns):
             raise ValueError("the chat template does not put each text of a chat in one place: choose another model")

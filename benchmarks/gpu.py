@@ -6,6 +6,7 @@ card's cache holds; whether packed pairs are separate sequences; memory and spee
 of 24 GB and for TRL, where it is installed. --small does it all with a small model on any machine, to see that the script runs.
 """
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -14,7 +15,6 @@ import time
 import traceback
 from pathlib import Path
 
-import bitsandbytes
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.utils import logging
@@ -73,9 +73,12 @@ def model_of(bits, small):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(dtype)
     model.eval().requires_grad_(False)
+    model.lm_head.weight.mul_(8)  # as sure of the next token as a trained model: else any nucleus is half the vocabulary
     if bits == 4:
+        import bitsandbytes  # which --bits 16 does without
         for name, old in [(name, module) for name, module in model.named_modules() if type(module) is torch.nn.Linear and name != "lm_head"]:
-            new = bitsandbytes.nn.Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+            new = bitsandbytes.nn.Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4",
+                                             device="meta")
             new.weight = bitsandbytes.nn.Params4bit(old.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True)
             new.support_avx512bf16_for_cpu = False
             model.set_submodule(name, new.to(DEVICE))
@@ -112,7 +115,10 @@ def continuous(model, prompts, n, new):
     """transformers' continuous batching."""
     settings = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.95, top_k=0, max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
     out = model.generate_batch(inputs=[ids for ids in prompts for _ in range(n)], generation_config=settings)
-    return sum(len(result.generated_tokens) for result in out.values())
+    drawn = sum(len(result.generated_tokens) for result in out.values())
+    if drawn < len(prompts) * n * new:
+        raise RuntimeError(f"it gave up after {drawn} tokens")
+    return drawn
 
 
 def speed(model, bandwidth, rate, small):
@@ -122,7 +128,8 @@ def speed(model, bandwidth, rate, small):
     figures = {}
     ours(model, prompts[:2], n, new, ())
     for name, work in {"ours": lambda: ours(model, prompts, n, new, ()),
-                       **{f"generate, {k * n} samples per call": lambda k=k: generate(model, prompts, n, new, (), k * n) for k in (1, 4, 16)},
+                       **{f"generate, {k * n} samples per call": lambda k=k: generate(model, prompts[: 4 * k], n, new, (), k * n)
+                          for k in (1, 4, 16)},
                        "generate_batch": lambda: continuous(model, prompts, n, new)}.items():
         try:
             took, drawn = seconds(work)
@@ -134,8 +141,9 @@ def speed(model, bandwidth, rate, small):
     weights = sum(w.numel() * w.element_size() for name, w in model.named_parameters() if "embed" not in name)
     token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     flops = 2 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear))
+    body = flops - 2 * config.vocab_size * config.hidden_size  # a prompt needs the logits of its last token only
     terms = {"reading weights": drawn / rows * weights / bandwidth, "reading the cache": drawn * token * (new / 2 + length / n) / bandwidth,
-             "arithmetic of drawing": drawn * flops / rate, "arithmetic of prompts": count * length * flops / rate}
+             "arithmetic of drawing": drawn * flops / rate, "arithmetic of prompts": count * length * body / rate}
     reading, caching, drawing, prompting = terms.values()
     limit, best = drawn / (max(reading + caching, drawing) + prompting), max([1e-9, *(v for k, v in figures.items() if k != "ours")])
     print("  seconds at the least: " + ", ".join(f"{name} {value:.2f}" for name, value in terms.items()))
@@ -161,8 +169,8 @@ def smaller_cards(model, small):
 
 
 def pairs(model, prompt, answer, count):
-    """Token ids as train_dpo takes them."""
-    columns = [tokens(model, count, length) for length in (prompt, answer, answer)]
+    """Token ids as train_dpo takes them; no two of a kind are equally long."""
+    columns = [[ids[: length - i % (length // 2)] for i, ids in enumerate(tokens(model, count, length))] for length in (prompt, answer, answer)]
     return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row)) for row in zip(*columns)]
 
 
@@ -200,9 +208,9 @@ def steps(model, examples):
 
 def dpo(model, bandwidth, rate, small):
     """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500, 16 a step."""
-    flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head")
+    flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules()
+                    if isinstance(m, torch.nn.Linear) and "lora" not in name and "lm_head" not in name)
     head = 2 * model.config.vocab_size * model.config.hidden_size
-    model = add_lora(model, 16)
     scale, a_step = (20, 4) if small else (1, 16)
     workloads = {"judge": (900, 200), "actor": (100, 500)}
     for name, (prompt, answer) in workloads.items():
@@ -211,7 +219,8 @@ def dpo(model, bandwidth, rate, small):
             torch.cuda.empty_cache()
             ballast = torch.empty(int(torch.cuda.mem_get_info()[1] - size * 1e9), dtype=torch.uint8, device=DEVICE) if size else None
             took, count = steps(model, examples)
-            useful = 2 * (count * flops + 2 * len(examples) * answer // scale * head)  # forward, and backward to what goes into frozen weights
+            answers = sum(len(example["chosen_ids"]) + len(example["rejected_ids"]) for example in examples)
+            useful = 2 * (count * flops + answers * head)  # forward, and backward to what goes into frozen weights
             taken = 0 if ballast is None else ballast.numel()
             memory = f"peak {(torch.cuda.max_memory_allocated() - taken) / 1e9:.1f} GB" if CUDA else "peak not measured"
             budget = f"{0.8 * free_memory() / activation_bytes(model):,.0f} tokens fit" if CUDA else "budget not measured"
@@ -262,7 +271,7 @@ def main():
         parser.error("there is no CUDA GPU here; --small runs anywhere")
     limits = machine(args.small)
     for bits in args.bits:
-        model = model_of(bits, args.small)
+        model = add_lora(model_of(bits, args.small), 16)  # a run samples with its adapter, too
         print(f"{bits} bits: " + (f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB of weights" if CUDA else "on the CPU"), flush=True)
         for part, more in ((check, ()), (speed, limits), (smaller_cards, ()), (packed, ()), (dpo, limits)):
             try:
@@ -270,6 +279,7 @@ def main():
             except Exception:  # the other parts are still worth their time on the card
                 traceback.print_exc()
         del model
+        gc.collect()  # TRL leaves the model in a cycle
         if CUDA:
             torch.cuda.empty_cache()
 

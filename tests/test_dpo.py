@@ -891,14 +891,23 @@ def test_a_finished_training_called_again_computes_nothing(uninterrupted, tiny, 
     assert (figures, leavings(tmp_path)) == uninterrupted and calls == 0
 
 
-def test_a_checkpoint_whose_numbers_changed_is_refused(uninterrupted, tiny, tmp_path, monkeypatch):
+def change_step(file):
+    """Another digit in what a checkpoint tells beside its tensors."""
+    content = file.read_bytes()
+    assert content.count(b'\\"step\\": 3, \\"records') == 1
+    file.write_bytes(content.replace(b'\\"step\\": 3, \\"records', b'\\"step\\": 9, \\"records'))
+
+
+@pytest.mark.parametrize("change", [flip, change_step])
+def test_a_checkpoint_whose_content_changed_is_refused(uninterrupted, tiny, tmp_path, monkeypatch, change):
     """And once it is deleted, training starts again."""
     with pytest.raises(Interrupted):
         run(tmp_path, tiny[1], 5, monkeypatch)
-    flip(tmp_path / "checkpoint.safetensors")
-    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged .its numbers are not those that were written.: delete it"):
+    file = tmp_path / "checkpoint.safetensors"
+    change(file)
+    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged .its content is not what was written.: delete it"):
         run(tmp_path, tiny[1], monkeypatch=monkeypatch)
-    (tmp_path / "checkpoint.safetensors").unlink()
+    file.unlink()
     assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
 
 

@@ -477,7 +477,7 @@ def test_prompts_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch, 
     status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge", ROOT / "tiny" / "judge")
     assert status == 0 and "comparisons: 2 prompts are too long" in error and "1 pairs without two verdicts" in out
     status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge", ROOT / "tiny" / "judge", "--max-verdict-tokens", "5000")
-    assert status == 2 and error.splitlines()[-1].startswith("error: comparisons: all prompts are too long")
+    assert status == 2 and "comparisons: 12 prompts are too long" in error and error.splitlines()[-1].startswith("error: no verdict of")
 
 
 def test_a_missing_judge_is_found_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
@@ -498,7 +498,8 @@ def test_compare_a_model_with_a_file(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["{good}", "{other}", "--judge", "{judge}"], "no prompt in common"), (["{good}", "{bad}", "--judge", "{judge}"], "record 1 needs \"text\""),
+    (["{good}", "{other}", "--judge", "{judge}"], "no answers to the same prompts"),
+    (["{good}", "{bad}", "--judge", "{judge}"], "record 1 needs \"text\""),
     (["{good}", "{good}", "--judge", "{missing}"], "no such folder"), (["{good}", "{missing}", "--judge", "{judge}"], "no such folder"),
     (["{good}", "no/such/answers.jsonl", "--judge", "{judge}"], "there is no such file"), (["{good}", "{good}"], "--judge"),
     (["{good}", "--judge", "{judge}"], "B"), (["{good}", "{torn}", "--judge", "{judge}"], "line 1"),
@@ -610,11 +611,11 @@ def test_mt_bench_answers_the_second_turn_after_the_first(trained, tmp_path, mon
 
 
 def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_path, monkeypatch, capsys):
-    """Its second turn, too. The other questions' answers are those without it."""
-    questions = [{"question_id": i, "turns": [text, "Why?"]} for i, text in enumerate(["How do I keep bread fresh?", LONG])]
+    """Its second turn, too, which no other question has. The other questions' answers are those without it."""
+    questions = [{"question_id": i, "turns": turns} for i, turns in enumerate([["How do I keep bread\u2028 fresh?"], [LONG, "Why?"]])]
     texts = []
     for some in (questions, questions[:1]):
-        (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in some))
+        (tmp_path / "question.jsonl").write_text("".join(json.dumps(question, ensure_ascii=False) + "\n" for question in some))
         status, out, error = command(monkeypatch, capsys, "export", trained, "--format", "mt-bench", "--questions", tmp_path / "question.jsonl",
                                      "--out", tmp_path / "out", "--iterations", "1")
         assert status == 0, error
@@ -656,7 +657,8 @@ def test_style_counts_by_hand():
     ("mt-bench", '{"question_id": 1, "turns": ["a"]}\n{"uid": "x", "prompt": "y"}', "question 2 is none of mt-bench"),
     ("arena-hard", '{"instruction": "x"}', "question 1 is none of arena-hard"), ("mt-bench", '{"question_id": 1, "turns": []}', "question 1"),
     ("mt-bench", '{"question_id": 1, "turns": "hello"}', "question 1"), ("mt-bench", '{"question_id": 1, "turns": [{"content": "x"}]}', "question 1"),
-    ("arena-hard", '{"turns": [{"content": "x"}]}', "question 1"), ("alpaca", "[3]", "question 1"), ("alpaca", "\udcff", "not UTF-8")])
+    ("arena-hard", '{"turns": [{"content": "x"}]}', "question 1"), ("alpaca", "[3]", "question 1"),
+    ("alpaca", "[" * 100_000, "neither a JSON list nor"), ("alpaca", "\udcff", "not UTF-8")])
 def test_question_files_that_do_not_fit_the_format(trained, tmp_path, monkeypatch, capsys, form, content, says):
     (tmp_path / "questions").write_text(content, errors="surrogateescape")
     status, out, error = command(monkeypatch, capsys, "export", trained, "--format", form, "--questions", tmp_path / "questions")
@@ -977,7 +979,10 @@ def test_a_run_without_its_summary_still_shows_what_its_iterations_left(run, mon
         (run / f"iter{t}" / "seconds.json").write_text(json.dumps({"answers": 3.5}))
     write_lines(run / "iter1" / "eval.jsonl", an_answer("a", "xx", 4, scores=[4], truth=3), an_answer("a", "xxxx", 2, scores=[2], truth=1))
     write_lines(run / "iter1" / "eval_ranked.jsonl", *replies("a", (4, 0), (3, 1)))
+    with open(run / "iter1" / "eval_ranked.jsonl", "a") as file:
+        file.write("5\n[\n")
     status, _, error = command(monkeypatch, capsys, "report", run)
+    assert "eval_ranked.jsonl, line 3: no record, left out" in error and "eval_ranked.jsonl, line 4: not JSON" in error
     rows = {row[0]: row[1:] for row in Page((run / "report.html").read_text()).rows if row}
     assert status == 0 and rows["training: actor pairs"] == ["0", "17"] and rows["why"] == ["2", "2"] and rows["answers"] == ["3.5", "3.5"]
     assert rows["actor: true score"] == ["-", "2.00"] and rows["judge: right about the truth"] == ["-", "100.0%"]

@@ -266,6 +266,9 @@ FAULTS = {
     "a checkpoint cut": (lambda run: (run / "iter3" / "checkpoint.safetensors").write_bytes(b"\x10"), "iter3/checkpoint.safetensors is damaged"),
     "a reference spoilt": (lambda run: (run / "iter3" / "reference.jsonl").write_text("{\n{}\n"), "iter3/reference.jsonl is damaged"),
     "a line of something else": (lambda run: (run / "iter3" / "responses.jsonl").write_text("{}\n"), "iter3/responses.jsonl: a line is no record"),
+    "a settings file removed": (lambda run: (run / "config.json").unlink(), "config.json is missing, which says what run this is"),
+    "a record without its end": (lambda run: (run / "iter3" / "responses.jsonl").write_text('{"id": "0"}\n'), "responses.jsonl: a line is no record"),
+    "brackets without end": (lambda run: (run / "iter3" / "responses.jsonl").write_text("[" * 100_000 + "\n"), "responses.jsonl, line 1: not JSON"),
     "a settings file cut": (lambda run: os.truncate(run / "config.json", 50), "config.json: not JSON"),
     "held-out answers removed": (lambda run: (run / "iter0" / "eval.jsonl").unlink(), "iter0/eval.jsonl is missing or cut short"),
     "a line that is not JSON": (lambda run: (run / "iter3" / "responses.jsonl").write_text("{\n{}\n"), "iter3/responses.jsonl, line 1: not JSON"),
@@ -444,8 +447,23 @@ def test_another_configuration_is_refused_by_name(whole, capsys):
 def test_another_content_of_a_file_is_refused_by_name(whole, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     config = json.loads((whole[0] / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "files": {**config["files"], "rubric": "0"}}))
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "files": {**config["files"], "--rubric": "0"}}))
     assert "--rubric had another content" in refusal(capsys, *whole[1], "--out", tmp_path / "run")
+
+
+def test_another_model_of_the_same_name_is_refused(whole, tmp_path, capsys):
+    """Its files have the same names and sizes, and one weight is another."""
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.py", "__pycache__", "judge"))
+    arguments = [*whole[1], "--model", str(model), "--out", str(tmp_path / "run"), "--no-eft"]
+    shutil.copytree(whole[0], tmp_path / "run")
+    config, settings = json.loads((whole[0] / "config.json").read_text()), metareward.parse_settings(arguments)[0]
+    told = {**config, "settings": {**config["settings"], **settings.__dict__}, "files": {"--model": metareward.fingerprint(str(model))}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(told))
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert "--model had another content" in refusal(capsys, *arguments)
 
 
 @pytest.mark.parametrize("config", ["[]", "{}", "{"])
@@ -455,11 +473,17 @@ def test_a_foreign_folder_is_refused(config, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("preset", [
-    "[]", "{", '{"rho": 0.3}', '{"lr": "x"}', '{"nonsense": 1}', '{"prompts": null}', '{"no_eft": 1}', '{"rubric": "r.txt"}',
+    "[]", "{", "[" * 100_000, '{"rho": 0.3}', '{"rho": ["a"]}', '{"max_response_chars": [null]}',
+    '{"max_judgment_chars": [true]}', '{"lr": "x"}', '{"nonsense": 1}', '{"prompts": null}', '{"no_eft": 1}', '{"rubric": "r.txt"}',
 ])
 def test_a_bad_preset_is_refused(preset, capsys, tmp_path):
     (tmp_path / "preset.json").write_text(preset)
     assert "preset.json" in refusal(capsys, "--model", tmp_path, "--out", tmp_path / "run")
+
+
+def test_a_presets_values_are_checked_as_those_of_the_command_line(capsys, tmp_path):
+    (tmp_path / "preset.json").write_text('{"bits": 8}')
+    assert "--bits must be 4, 16 or 32, not 8" in refusal(capsys, "--model", tmp_path, "--out", tmp_path / "run")
 
 
 def test_iterations_may_be_added_later(whole, capsys):
@@ -493,11 +517,14 @@ def test_repeated_and_held_out_prompts_are_dropped_and_counted():
 
 
 def test_a_users_own_id_field_is_no_item_id(tmp_path, capsys):
-    """Prompt records may carry any field of their own; two records with the same "id" are still two prompts."""
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"How do I {what}?", "id": "easy"}) + "\n" for what in ("sing", "cook")))
+    """Prompt records may carry any field of their own, those of an earlier run's lines too; two records with the same "id" are still two prompts."""
+    (tmp_path / "prompts.jsonl").write_text("".join(
+        json.dumps({"prompt": f"How do I {what}?", "id": "easy", "too_long": "no", "responses": 3}) + "\n" for what in ("sing", "cook")))
     metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--prompts", str(tmp_path / "prompts.jsonl"),
                           "--prompts-per-iter", "2"))
-    assert [r["id"] for r in read_jsonl(tmp_path / "run" / "iter1" / "responses.jsonl")] == ["0", "1"]
+    records = read_jsonl(tmp_path / "run" / "iter1" / "responses.jsonl")
+    assert [r["id"] for r in records] == ["0", "1"] and not any("too_long" in r for r in records)
+    assert not any("too long" in reason for reason in json.loads((tmp_path / "run" / "summary.json").read_text())[1]["pairs"]["dropped"])
 
 
 def test_without_cuda_one_line_says_what_runs(capsys):
@@ -690,6 +717,14 @@ def test_prompts_that_do_not_fit_are_counted_wherever_they_stand(tmp_path, proce
     assert record["pairs"]["dropped"]["prompt too long for the model's context"] == 1
     assert process.stderr.count("\nanswers: 1 prompts are too long") == 1, process.stderr
     assert [r.get("too_long") for r in read_jsonl(tmp_path / "run" / "iter1" / "responses.jsonl")] == [None, None, 1]
+
+
+def test_a_stage_goes_on_if_any_reply_was_drawn(capsys):
+    """Items with many prompts, such as an answer's comparisons: one of each is too long, and the others have their replies."""
+    metareward.Run.tell_too_long(None, [{"too_long": 1, "sampled_tokens": 30}, {"too_long": 2, "sampled_tokens": 0}], "comparisons", 100)
+    assert "comparisons: 3 prompts are too long" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="all prompts are too long"):
+        metareward.Run.tell_too_long(None, [{"too_long": 2, "sampled_tokens": 0}] * 2, "comparisons", 100)
 
 
 def test_a_stage_whose_prompts_are_all_too_long_is_refused(tmp_path, capsys):

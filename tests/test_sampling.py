@@ -6,8 +6,10 @@ numbers must give each token its probability to within the grid, which no wrong 
 """
 import ast
 import functools
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -817,6 +819,62 @@ def test_a_damaged_adapter_is_refused(iteration, tmp_path, damage):
     save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="does not fit"):
         load(str(folder))
+
+
+def test_an_adapter_that_a_run_did_not_write_is_refused(iteration, tmp_path):
+    """figures.json beside it says what training wrote; the file is well formed."""
+    shutil.copytree(iteration[0] / "adapter", tmp_path / "iter1" / "adapter")
+    file = tmp_path / "iter1" / "adapter" / "adapter_model.safetensors"
+    figures = {"adapter": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (tmp_path / "iter1" / "figures.json").write_text(json.dumps(figures))
+    load(str(tmp_path / "iter1"))
+    file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(ValueError, match="iter1/adapter is damaged: its content is not what was written"):
+        load(str(tmp_path / "iter1"))
+    (tmp_path / "iter1" / "figures.json").write_text("[")
+    with pytest.raises(ValueError, match="iter1/figures.json: not a JSON record"):
+        load(str(tmp_path / "iter1"))
+
+
+def drop_a_weight(model):
+    weights = load_file(model / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def rename_all_weights(model):
+    weights = {f"other.{name}": weight for name, weight in load_file(model / "model.safetensors").items()}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_shape(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] + 8}))
+
+
+@pytest.mark.parametrize("damage, says", [
+    (drop_a_weight, "1 of its weights are missing or of another shape, the first is model.layers.1.mlp.down_proj.weight"),
+    (rename_all_weights, "of its weights are missing"), (other_shape, "of its weights are missing or of another shape"),
+    (lambda model: os.truncate(model / "model.safetensors", 5000), "cannot be loaded"),
+    (lambda model: (model / "tokenizer.json").write_text("{}"), "its tokenizer is damaged"),
+    (lambda model: os.truncate(model / "tokenizer.json", 5000), "its tokenizer is damaged"),
+    (lambda model: os.truncate(model / "config.json", 50), "cannot be loaded")])
+def test_a_damaged_model_is_refused_by_name(tmp_path, damage, says):
+    """transformers itself draws weights that are missing at random, other ones in each process, and says so in a table."""
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.py", "__pycache__", "*.jsonl", "judge"))
+    damage(model)
+    with pytest.raises((ValueError, OSError), match=re.escape(f"model {model} cannot be loaded")) as refused:
+        load(str(model))
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"peft_type": "LORA", "base_model_name_or_path": null}'])
+def test_an_adapter_without_a_base_is_refused(iteration, tmp_path, content):
+    shutil.copytree(iteration[0] / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match="its adapter_config.json is damaged, or names no base model"):
+        load(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize("own", ["config.json", "tokenizer_config.json", "both"])
