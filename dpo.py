@@ -201,7 +201,7 @@ def token_logps(head, hidden, targets):
 
 
 def all_logps(head, hidden):
-    """Log-probabilities of all tokens, in fp32 or better: (N, V)."""
+    """Log-probabilities of all tokens, (N, V), in fp32 or better, from logits of the model's own type."""
     logits = head(hidden)
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
