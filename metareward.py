@@ -376,6 +376,7 @@ def fingerprint(model):
 
 
 def sha256(file):
+    """Of a file of any size."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
@@ -425,7 +426,7 @@ class Run:
         """What config.json says of this run: its settings, what it reads, and versions."""
         given = {name: getattr(self.settings, name) for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric")}
         files = {f"--{name.replace('_', '-')}": sha256(file) for name, file in given.items() if file}
-        files |= {"--model": fingerprint(self.settings.model)} | ({} if self.all_prompts else {f"{SEEDS}": sha256(SEEDS)})
+        files |= {"--model": fingerprint(self.settings.model)} | ({} if self.all_prompts else {SEEDS.name: sha256(SEEDS)})
         files |= {} if self.settings.eft or self.settings.no_eft else {"oasst1": digest([self.replies, self.ranked])}
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
         return json.loads(json.dumps({"format": FORMAT, "settings": dataclasses.asdict(self.settings), "files": files, "versions": versions}))

@@ -829,13 +829,18 @@ def test_a_model_folder_goes_through_the_loop(kind, chat_model, tmp_path, capsys
     assert sample(model, tokenizer, ["What now?"], max_new_tokens=40)[0][0].finished
 
 
-def test_a_model_without_prompts_invents_them(chat_model, tmp_path, capsys):
-    """The fake model's replies are no tasks, so it is told to bring a file; what it said is counted, not trained on."""
+def test_a_model_without_prompts_invents_them(chat_model, tmp_path, capsys, monkeypatch):
+    """The fake model's replies are no tasks, so it is told to bring a file; what it said is counted, not trained on. From other seed tasks it
+    would have been asked otherwise, so the run does not go on with them."""
     (tmp_path / "eval.txt").write_text("Shall I go?\n")
-    says = refusal(capsys, "--model", chat_model("llama-3"), "--out", tmp_path / "run", "--iters", "1", "--prompts-per-iter", "2", "--no-eft",
-                   "--responses", "2", "--eval-prompts", tmp_path / "eval.txt", "--max-answer-tokens", "20", "--max-judgment-tokens", "20",
-                   "--judgments", "2")
+    arguments = ["--model", chat_model("llama-3"), "--out", tmp_path / "run", "--iters", "1", "--prompts-per-iter", "2", "--no-eft",
+                 "--responses", "2", "--eval-prompts", tmp_path / "eval.txt", "--max-answer-tokens", "20", "--max-judgment-tokens", "20",
+                 "--judgments", "2"]
+    says = refusal(capsys, *arguments)
     assert "invents too few new prompts" in says and "--prompts" in says
+    (tmp_path / "seeds.jsonl").write_text(metareward.SEEDS.read_text() + json.dumps({"prompt": "Name a bird."}) + "\n")
+    monkeypatch.setattr(metareward, "SEEDS", tmp_path / "seeds.jsonl")
+    assert "seeds.jsonl had another content" in refusal(capsys, *arguments)
 
 
 class Told:
