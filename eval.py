@@ -61,12 +61,12 @@ def each_line(file, notes=None):
                 return
             try:
                 record, why = json.loads(line), "no record"
-            except (ValueError, RecursionError) as error:
-                record, why = None, f"not JSON ({error})"
+            except (ValueError, RecursionError):
+                record, why = None, "not JSON"
             if isinstance(record, dict):
                 yield record
             elif strict:
-                raise ValueError(f"{file}, line {number}: {why}")
+                raise ValueError(f"{file}, line {number}: {why}: put the file back from a copy, or take the line out")
             else:
                 notes.append(f"{file}, line {number}: {why}, left out")
 
@@ -547,8 +547,8 @@ def export(args):
         lines = [official(args.format, name, record, answers) for (_, record), answers in zip(questions, said)]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(lines, indent=1) + "\n") if args.format == "alpaca" else write_jsonl(file, lines)
-        cut = sum(not answer.finished for answers in said for answer in answers)
-        print(f"{file}: {len(lines)} questions, {cut} answers cut off after {longest} tokens")
+        cut, none = (sum(not answer.finished and bool(answer.tokens) == drawn for answers in said for answer in answers) for drawn in (True, False))
+        print(f"{file}: {len(lines)} questions, {cut} answers cut off after {longest} tokens, {none} empty since there was no room for them")
 
 
 # ---- the report

@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # until `main` begins: the imports below take seconds
 if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"  # one process of several shows its bars
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait give way: ten times faster where something else runs, no slower elsewhere
@@ -407,8 +409,9 @@ class Run:
         self.held_out = [*self.eval_prompts, *self.ranked]
         self.all_prompts, self.unfit = unused(words.read_prompts(settings.prompts), self.held_out) if settings.prompts else (None, Counter())
         if self.all_prompts is not None and len(self.all_prompts) < settings.iters * settings.prompts_per_iter:
-            raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} prompts do not make {settings.iters} iterations of "
-                             f"{settings.prompts_per_iter}: use --iters or --prompts-per-iter {len(self.all_prompts) // settings.iters} at most")
+            raise ValueError(f"--prompts {settings.prompts}: {len(self.all_prompts)} different prompts do not make {settings.iters} iterations "
+                             f"of {settings.prompts_per_iter}: use fewer --iters, or --prompts-per-iter "
+                             f"{len(self.all_prompts) // settings.iters} at most")
         if (self.out / "config.json").is_file() and rank() == 0:
             self.lock_folder()
         self.check_folder()
@@ -1220,7 +1223,8 @@ def join_processes():
 def main(argv=None):
     only_plan = False
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is Ctrl-C
+        for number in (signal.SIGINT, signal.SIGTERM):  # what a scheduler sends is Ctrl-C
+            signal.signal(number, signal.default_int_handler)
         join_processes()
         settings, only_plan = parse_settings(argv)
         if only_plan and world() > 1:
@@ -1233,7 +1237,7 @@ def main(argv=None):
             torch.distributed.destroy_process_group()
         print(f"Read {settings.out}/report.html, or ask the model: python sampling.py {settings.out}/iter{settings.iters} \"How do I ...?\"")
     except KeyboardInterrupt:
-        if rank() == 0:
+        if rank() < 2:  # the second as well, for it may be the first that died
             print("\nstopped" + ("" if only_plan else f"; {goes_on(argv)}"), file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
@@ -1245,7 +1249,7 @@ def main(argv=None):
     except RuntimeError as error:
         if world() == 1 or not re.search("peer|pipe|connection|remote process", str(error), re.IGNORECASE):
             raise
-        print(f"error: another process of this run has ended; {goes_on(argv)}", file=sys.stderr)
+        print(f"error: another process of this run has ended: if it says why, see to that first; {goes_on(argv)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -39,6 +39,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 torch.backends.cuda.enable_cudnn_sdp(False)  # it plans each shape of attention anew, and shapes hardly ever repeat here
+logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # `load` says which weights are missing, without a table
 hub_logging.set_verbosity_error()  # our own line says what could not be fetched
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks transformers for it
 

@@ -621,7 +621,8 @@ def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_pat
         assert status == 0, error
         texts.append([record["choices"][0]["turns"] for record in read_jsonl(tmp_path / "out" / "model_answer" / "mine-iter1.jsonl")])
         if some == questions:
-            assert "turn 1: 1 prompts are too long" in error and "turn 2: 1 prompts are too long" in error and "2 answers cut off" in out
+            assert "turn 1: 1 prompts are too long" in error and "turn 2: 1 prompts are too long" in error
+            assert "0 answers cut off" in out and "2 empty" in out
     assert texts[0] == [*texts[1], ["", ""]] and all(texts[1][0])
 
 

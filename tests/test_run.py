@@ -342,6 +342,15 @@ def test_the_size_of_the_cache_changes_no_draw(whole, tmp_path):
     check_same_run(whole[0], tmp_path / "run")
 
 
+def test_ctrl_c_while_the_libraries_are_imported_is_no_traceback():
+    process = command(["--help"])
+    while process.poll() is None and not any("libtorch" in module.path for module in psutil.Process(process.pid).memory_maps()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
 # ---- several processes
 
 def torchrun(processes, arguments):
@@ -370,7 +379,8 @@ def test_two_processes_make_the_same_run(whole, tmp_path):
 
 
 def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(whole, tmp_path):
-    """One of two is killed while they sample: the other says how to go on. Then three go on, are killed all, and one alone ends the run."""
+    """The second of two is killed while they sample: the other says how to go on. Then three go on, the first is killed, and others say so; one
+    alone ends the run."""
     arguments = [*whole[1], "--out", str(tmp_path / "run")]
 
     def workers(process):
@@ -385,9 +395,9 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(whole, tmp_
     process = torchrun(3, arguments)
     while process.poll() is None and not list((tmp_path / "run").glob("iter2/judgments.jsonl.rank2")):
         time.sleep(0.02)
-    for worker in workers(process):
-        os.kill(worker, signal.SIGKILL)
-    process.communicate()
+    os.kill(workers(process)[0], signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode != 0 and "goes on where this one was: torchrun --nproc-per-node 3 metareward.py" in err
     process = command(arguments)
     _, err = process.communicate()
     assert process.returncode == 0, err
