@@ -547,8 +547,10 @@ def export(args):
         lines = [official(args.format, name, record, answers) for (_, record), answers in zip(questions, said)]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(lines, indent=1) + "\n") if args.format == "alpaca" else write_jsonl(file, lines)
-        cut, none = (sum(not answer.finished and bool(answer.tokens) == drawn for answers in said for answer in answers) for drawn in (True, False))
-        print(f"{file}: {len(lines)} questions, {cut} answers cut off after {longest} tokens, {none} empty since there was no room for them")
+        unfinished = [answer for answers in said for answer in answers if not answer.finished]
+        none = sum(not answer.tokens for answer in unfinished)
+        print(f"{file}: {len(lines)} questions, {len(unfinished) - none} answers cut off after {longest} tokens, "
+              f"{none} empty since there was no room for them")
 
 
 # ---- the report
@@ -794,6 +796,31 @@ def rebuilt(folder, t, notes):
             "seconds": read_whole(folder / "seconds.json", dict, notes)}
 
 
+def attempt(title, draw, notes):
+    """What draw() gives, or None if it trips over a file, which notes are told."""
+    try:
+        return draw()
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+        notes.append(f"{title}: cannot be drawn, a file is not as a run leaves it ({type(error).__name__}: {error})")
+
+
+def records_of(run, folders, notes):
+    """The records of summary.json, and after them what can be said of the iterations that it lacks."""
+    records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict)]
+    records = [record for record in records if isinstance(record.get("iteration"), int)]
+    known, found = {record["iteration"] for record in records}, []
+    for t in sorted(folders.keys() - known):
+        if (folders[t] / "figures.json").is_file():
+            record = attempt(f"Iteration {t}", lambda: rebuilt(folders[t], t, notes), notes)
+            found += [record] if record else []
+        elif known:
+            notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
+    if found:
+        shown = " ".join(f"{record['iteration']}" for record in found)
+        notes.append(f"not in summary.json, and shown by what their folders hold: iterations {shown}")
+    return records + found
+
+
 def report(run):
     """Write runs/x/report.html, one self-contained page, from whatever the run has left so far.
 
@@ -805,28 +832,11 @@ def report(run):
         raise ValueError(f"{run} has no summary.json and no iterations: it is no run's folder, or the run has not finished iteration 0")
     settings = read_whole(run / "config.json", dict, notes).get("settings")
     settings = settings if isinstance(settings, dict) else {}
-    records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict)]
-    records = [record for record in records if isinstance(record.get("iteration"), int)]
-    known, found, parts, links = {record["iteration"] for record in records}, [], [], []
-
-    def attempt(title, draw):
-        try:
-            return draw()
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
-            notes.append(f"{title}: cannot be drawn, a file is not as a run leaves it ({type(error).__name__}: {error})")
-
-    for t in sorted(folders.keys() - known):
-        if (folders[t] / "figures.json").is_file():
-            found += [record for record in [attempt(f"Iteration {t}", lambda: rebuilt(folders[t], t, notes))] if record]
-        elif known:
-            notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off")
-    if found:
-        shown = " ".join(f"{record['iteration']}" for record in found)
-        notes.append(f"not in summary.json, and shown by what their folders hold: iterations {shown}")
-    records += found
+    records = records_of(run, folders, notes)
+    parts, links = [], []
 
     def section(title, draw):
-        body = attempt(title, draw)
+        body = attempt(title, draw, notes)
         if body:
             links.append(f'<a href="#s{len(links)}">{html.escape(title)}</a>')
             parts.append(f'<h2 id="s{len(links) - 1}">{html.escape(title)}</h2>{body}')
@@ -844,7 +854,7 @@ def report(run):
     section("Tokens by stage", lambda: count_table(records, "tokens", "stage"))
     for t in trained:
         section(f"Samples of iteration {t}", lambda: samples(run / f"iter{t}", notes))
-    warned = attempt("Drift", lambda: [line for record in records for line in drifts(record, settings.get("max_score") or 5)])
+    warned = attempt("Drift", lambda: [line for record in records for line in drifts(record, settings.get("max_score") or 5)], notes)
     notes[:] = dict.fromkeys(notes)
     model = html.escape(str(settings.get("model", "unknown model")))
     seed = html.escape(str(settings.get("seed", "unknown")))

@@ -439,12 +439,12 @@ class Run:
 
         Returns notes on versions that have changed.
         """
-        file, mine = self.out / "config.json", self.told
+        file = self.out / "config.json"
         if not file.exists():
             if (self.out / "summary.json").exists() or any(self.out.glob("iter*")):
                 raise ValueError(f"{file} is missing, which says what run this is: put it back from a copy, or choose another --out")
             return []
-        theirs = read_json(file)
+        theirs, mine = read_json(file), self.told
         if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
             raise ValueError(f"{self.out} is no run's folder, though it has a config.json: choose another --out")
         if theirs.get("format") != FORMAT:

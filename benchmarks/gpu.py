@@ -122,7 +122,10 @@ def continuous(model, prompts, n, new):
 
 
 def speed(model, bandwidth, rate, small):
-    """The judge's workload: 64 prompts of 900 tokens, 11 samples of 200 new tokens each. The limit is that of as many samples at once."""
+    """The judge's workload: 64 prompts of 900 tokens, 11 samples of 200 new tokens each. The limit is that of as many samples at once.
+
+    generate has as many prompts as make four calls: more would only take longer.
+    """
     count, length, n, new = (4, 60, 3, 8) if small else (64, 900, 11, 200)
     prompts, config = tokens(model, count, length), model.config
     figures = {}
@@ -169,7 +172,7 @@ def smaller_cards(model, small):
 
 
 def pairs(model, prompt, answer, count):
-    """Token ids as train_dpo takes them; no two of a kind are equally long."""
+    """Token ids as train_dpo takes them, of different lengths: from these down."""
     columns = [[ids[: length - i % (length // 2)] for i, ids in enumerate(tokens(model, count, length))] for length in (prompt, answer, answer)]
     return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row)) for row in zip(*columns)]
 
