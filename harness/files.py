@@ -1,4 +1,4 @@
-"""Reading and writing JSON and JSON lines, so that no file is ever half written and every damaged one is named."""
+"""JSON and JSON lines, read and written: no file is half written, and a damaged one is named."""
 import hashlib
 import json
 import os
@@ -51,7 +51,7 @@ def read_jsonl(file, notes=None):
 
 
 def write_whole(file, content):
-    """Write text or bytes beside the file's place and rename them, so that it is never half there."""
+    """Write text or bytes beside the file's place and rename: it is never half there."""
     temporary = Path(f"{file}.part")
     if isinstance(content, str):
         content = content.encode("utf-8", errors="replace")

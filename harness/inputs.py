@@ -1,0 +1,254 @@
+"""What a run reads: prompt files, ranked replies, and prompts that the model invents itself."""
+import gzip
+import itertools
+import json
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+
+import prompts as words
+from harness.files import read_jsonl
+from harness.settings import HERE
+
+SEEDS = HERE / "data" / "seeds.jsonl"
+OASST = ("OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz")
+OASST_PROMPTS = 800     # with N judgments a reply, 600 already give the paper's 1,630 EFT examples
+HELD_RANKED = 0.25      # share of --eft's prompts that measure the judge, if there is no --ranked
+
+
+# ---- files of prompts
+
+def read_text(file, flag):
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ValueError(f"{flag} {file}: {why}") from None
+
+
+def read_prompts(file, flag="--prompts", needs_replies=False):
+    """Records of a prompt file, each with a "prompt_id", its number.
+
+    A .jsonl or .json file has a record a line with "prompt" (and perhaps "checks" and "replies");
+    a file of any other name has one prompt a line. Raises ValueError that names file and line.
+    """
+    is_json = str(file).endswith((".jsonl", ".json"))
+    records = []
+    for number, line in enumerate(read_text(file, flag).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line) if is_json else {"prompt": line.strip()}
+            check_record(record, needs_replies)
+        except (json.JSONDecodeError, RecursionError):  # brackets in brackets without end
+            raise ValueError(f"{flag} {file}, line {number}: not JSON") from None
+        except (ValueError, OverflowError) as error:  # OverflowError: a rank of 400 digits
+            raise ValueError(f"{flag} {file}, line {number}: {error}") from None
+        records.append({**record, "prompt_id": f"{len(records)}"})
+    if not records:
+        raise ValueError(f"{flag} {file}: no prompts in it")
+    return records
+
+
+def check_record(record, needs_replies):
+    """Raise ValueError unless this is a prompt record that can be used."""
+    prompt = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("needs \"prompt\", a text")
+    if not isinstance(record.get("checks", []), list):
+        raise ValueError("needs \"checks\", if any, as a list")
+    for check in record.get("checks", []):
+        try:
+            re.compile(check)
+        except (re.error, TypeError, OverflowError, RecursionError):
+            raise ValueError(f"{check!r} in \"checks\" is no regular expression") from None
+    if needs_replies:
+        replies = record.get("replies")
+        if not isinstance(replies, list) or len(replies) < 2 or not all(map(is_reply, replies)):
+            raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, "
+                             "rank 0 the best")
+
+
+def is_reply(reply):
+    if not isinstance(reply, dict) or not isinstance(reply.get("text"), str):
+        return False
+    return isinstance(reply.get("rank"), (int, float)) and math.isfinite(reply["rank"])
+
+
+def training_prompts(settings, held_out):
+    """The prompts of --prompts: (records, what was dropped). (None, nothing) if none are given.
+
+    held_out: records that measure; their prompts never train, and neither do repetitions.
+    """
+    if not settings.prompts:
+        return None, Counter()
+    records, dropped = unused(read_prompts(settings.prompts), held_out)
+    if len(records) < settings.iters * settings.prompts_per_iter:
+        raise ValueError(
+            f"--prompts {settings.prompts}: {len(records)} different prompts do not make "
+            f"{settings.iters} iterations of {settings.prompts_per_iter}: use fewer --iters, or "
+            f"--prompts-per-iter {len(records) // settings.iters} at most")
+    return records, dropped
+
+
+def unused(records, held_out):
+    """Prompts without repetitions and without those held out: (records, what was dropped)."""
+    held, seen, kept, dropped = {record["prompt"] for record in held_out}, set(), [], Counter()
+    for record in records:
+        if record["prompt"] in held:
+            dropped["prompt held out for measuring"] += 1
+        elif record["prompt"] in seen:
+            dropped["prompt a duplicate"] += 1
+        else:
+            seen.add(record["prompt"])
+            kept.append(record)
+    return kept, dropped
+
+
+# ---- ranked replies
+
+def ranked_replies(settings):
+    """Human-ranked replies: (those of the warm start, those that measure the judge).
+
+    No prompt is among both.
+    """
+    replies = eft_replies(settings) if settings.eft or not settings.no_eft else []
+    texts = sorted({record["prompt"] for record in replies})
+    if settings.ranked:
+        measuring = read_prompts(settings.ranked, "--ranked", needs_replies=True)
+        held = {record["prompt"] for record in measuring}
+        if not settings.no_eft and held & set(texts):
+            raise ValueError(f"--ranked {settings.ranked}: it has prompts that the warm start "
+                             "trains on: give others, or leave it out")
+    else:
+        rng = random.Random(f"{settings.seed}/ranked")
+        held = set(rng.sample(texts, int(HELD_RANKED * len(texts))))
+        measuring = [record for record in replies if record["prompt"] in held]
+    training = [record for record in replies if record["prompt"] not in held]
+    return [] if settings.no_eft else training, measuring
+
+
+def eft_replies(settings):
+    """The records of --eft, or the first trees of oasst1 from the hub."""
+    if settings.eft:
+        return read_prompts(settings.eft, "--eft", needs_replies=True)
+    try:
+        file = hf_hub_download(*OASST, repo_type="dataset")
+        trees = itertools.islice(oasst_replies(file), OASST_PROMPTS)
+        return [{"prompt_id": f"{i}", **record} for i, record in enumerate(trees)]
+    except Exception as error:  # the hub's client raises many kinds, and a cut file others
+        raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies "
+                         "with --eft FILE, or start without them with --no-eft") from None
+
+
+def oasst_replies(file):
+    """Ranked replies to the first turns of oasst1's English trees (its "ready trees" file)."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            prompt = json.loads(line)["prompt"]
+            replies = [{"text": reply["text"], "rank": reply["rank"]}
+                       for reply in prompt["replies"] if reply.get("rank") is not None]
+            if prompt["lang"] == "en" and len(replies) > 1:
+                yield {"prompt": prompt["text"], "replies": replies}
+
+
+# ---- invented prompts
+
+def choose_prompts(run, t):
+    """The prompts of iteration t, from the file or invented by the model; none was used before."""
+    count = run.settings.prompts_per_iter
+    if run.prompts is None:
+        chosen = invent_prompts(run, t, count)
+    else:
+        chosen = run.prompts[(t - 1) * count: t * count]
+        run.dropped += run.unfit if t == 1 else Counter()
+    run.save(t, "prompts.jsonl", chosen)
+    return chosen
+
+
+def invent_prompts(run, t, count):
+    """Self-instruct: ask for one more task after 8 seed tasks, as often as tasks are missing.
+
+    Dropped are replies that are malformed, and tasks that are nearly a duplicate of a seed, of a
+    held-out prompt, or of a task of this or an earlier iteration.
+    """
+    seeds = [record["prompt"] for record in read_prompts(SEEDS)]
+    known = [*seeds, *earlier_prompts(run, t, count),
+             *(record["prompt"] for record in run.held_out)]
+    replies, chosen = [], []
+    for number in itertools.count():  # a file of requests for each round
+        if len(replies) > 20 * count + 100:
+            raise ValueError(f"the model invents too few new prompts ({len(chosen)} in "
+                             f"{len(replies)} tries): choose another --out and give a file with "
+                             "--prompts")
+        requests = []
+        for i in range(len(replies), len(replies) + max(32, count - len(chosen))):
+            shown = random.Random(f"{run.settings.seed}/{t}/{i}").sample(seeds, 8)
+            requests.append({"id": f"{i}", "seeds": shown})
+        replies += request(run, t, requests, number)
+        unlike = Unlike(known)
+        tasks = [reply for reply in replies if reply["task"]]
+        chosen = [{"prompt_id": f"{t}-{reply['id']}", "prompt": reply["task"]}
+                  for reply in tasks if unlike.add(reply["task"])]
+        if len(chosen) >= count:
+            break
+    run.dropped += Counter({"new prompt malformed or cut off": len(replies) - len(tasks),
+                            "new prompt nearly a duplicate": len(tasks) - len(chosen),
+                            "new prompt not needed": len(chosen) - count})
+    return chosen[:count]
+
+
+def earlier_prompts(run, t, count):
+    """The prompts of all iterations before t, which were invented too."""
+    earlier = []
+    for i in range(1, t):
+        file = run.folder(i) / "prompts.jsonl"
+        prompts = [record["prompt"] for record in read_jsonl(file)]
+        if len(prompts) < count:
+            raise ValueError(f"{file} is missing or cut short, and no prompt may be used twice: "
+                             "put it back from a copy")
+        earlier += prompts
+    return earlier
+
+
+def request(run, t, items, number):
+    """Ask for a new task after some seed tasks: records with "task", None where malformed."""
+    def ask(item):
+        return [words.new_task_prompt(item["seeds"])]
+
+    def read(item, samples):
+        (reply,), = samples
+        return {"task": words.parse_task(reply.text) if reply.finished else None}
+
+    return run.draw(t, f"requests{number}.jsonl", items, ask, read, n=1, max_new_tokens=256,
+                    label="new prompts")
+
+
+class Unlike:
+    """Recognises near-duplicates: texts that share at least 70 % of their words.
+
+    The measure is Jaccard's, which is cheaper than the ROUGE-L of Self-Instruct.
+    """
+
+    def __init__(self, texts=()):
+        self.sizes, self.holders = [], defaultdict(list)  # words of each text; word -> texts
+        for text in texts:
+            self.add(text)
+
+    def add(self, text):
+        """Add a text unless it is too like an earlier one; says whether it was added."""
+        mine = set(re.findall(r"\w+", text.lower()))
+        shared = Counter(i for word in mine for i in self.holders[word])
+        for i, count in shared.items():
+            if count >= 0.7 * (len(mine) + self.sizes[i] - count):
+                return False
+        if not mine:
+            return False
+        for word in mine:
+            self.holders[word].append(len(self.sizes))
+        self.sizes.append(len(mine))
+        return True

@@ -1,0 +1,192 @@
+"""The settings of a run: one dataclass, the command line made from it, and a model's own defaults.
+
+No torch in here, so that a wrong flag or `--help` need not wait for it.
+"""
+import argparse
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.files import read_json
+
+HERE = Path(os.path.relpath(Path(__file__).parent.parent))  # the project
+GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
+
+
+def option(default, help, **more):
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a run. Schedules hold one value per iteration, or one for all."""
+
+    iters: int = option(4, "iterations", least=1)
+    model: str = option(None, f"hub name or folder (default: {GPU_MODEL} on CUDA, "
+                              "the tiny world elsewhere)")
+    out: str = option(None, "the run's folder; an existing one is resumed "
+                            "(default: runs/ and the model's name)")
+    seed: int = option(0, "of every random choice", least=0)
+    prompts: str = option(None, "JSONL with \"prompt\", or one prompt a line "
+                                "(default: the model invents them from data/seeds.jsonl)")
+    prompts_per_iter: int = option(5000, "prompts per iteration, none used twice", least=1)
+    eval_prompts: str = option(str(HERE / "data" / "eval.jsonl"),
+                               "held-out prompts that measure and never train")
+    responses: int = option(7, "answers per prompt (K)", least=2)
+    judgments: int = option(11, "judgments per answer (N)", least=1)
+    rho: tuple = option((0.0, 0.32, 0.32, 0.40), "length control per iteration, 0 = none",
+                        type=float)
+    judge_iters: int = option(2, "how many iterations, from the first, train the judge too",
+                              least=0)
+    max_response_chars: tuple = option(
+        (2500, 0, 0, 0), "a longer chosen answer drops its pair, per iteration, 0 = no limit",
+        type=int)
+    max_judgment_chars: tuple = option(
+        (1100, 1000, 0, 0), "a longer chosen judgment drops its pair, per iteration, 0 = no limit",
+        type=int)
+    max_answer_tokens: int = option(1024, "longest answer, in tokens", least=1)
+    max_judgment_tokens: int = option(512, "longest judgment, in tokens", least=1)
+    max_verdict_tokens: int = option(512, "longest meta-judgment, in tokens", least=1)
+    temperature: float = option(0.8, "of all sampling", least=0)
+    top_p: float = option(0.95, "of all sampling")
+    beta: float = option(0.1, "of DPO")
+    lr: float = option(5e-5, "peak learning rate of the adapter")
+    batch_size: int = option(32, "pairs per optimizer step", least=1)
+    epochs: int = option(10, "of DPO; the best one on held-out pairs is kept", least=1)
+    eft_epochs: int = option(3, "of the warm start", least=1)
+    lora_rank: int = option(16, "rank of the adapter", least=1)
+    bits: int = option(None, "4 (NF4), 16 or 32 (default: 4 on CUDA, 32 elsewhere)",
+                       choices=[4, 16, 32])
+    max_tokens_in_cache: int = option(None, "keys and values that sampling keeps, in tokens "
+                                            "(default: what fits into memory)", least=1)
+    rubric: str = option(None, "a file with another rubric; needs --max-score")
+    max_score: int = option(5, "the rubric's highest score", least=1)
+    eft: str = option(None, "JSONL of human-ranked replies for the warm start "
+                            "(default: oasst1 from the hub)")
+    ranked: str = option(None, "JSONL of human-ranked replies that measure the judge and never "
+                               "train (default: a quarter of --eft's)")
+    no_meta_judge: bool = option(False, "ablation: train the actor only "
+                                        "(Self-Rewarding with length control)")
+    no_position_weights: bool = option(False, "ablation: a win counts the same "
+                                              "shown first or second")
+    no_eft: bool = option(False, "ablation: no warm start")
+
+    def __post_init__(self):
+        def check(good, name, must):
+            if not good:
+                value = getattr(self, name)
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise ValueError(f"{flag(name)} must be {must}, not {shown}")
+
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if "least" in field.metadata and value is not None:
+                check(value >= field.metadata["least"], name,
+                      f"at least {field.metadata['least']}")
+            if "choices" in field.metadata and value is not None:
+                check(value in field.metadata["choices"], name, "4, 16 or 32")
+            if field.type is tuple:
+                check(len(value) in (1, self.iters) or value == field.default, name,
+                      f"1 or {self.iters} values, one per iteration")
+        check(self.judgments >= 2 or self.no_meta_judge, "judgments", "at least 2")
+        check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        check(0 < self.beta < math.inf, "beta", "above 0")
+        check(0 < self.lr < math.inf, "lr", "above 0")
+        check(self.temperature < math.inf, "temperature", "finite")
+        check(min(self.max_response_chars) >= 0, "max_response_chars", "0 or more")
+        check(min(self.max_judgment_chars) >= 0, "max_judgment_chars", "0 or more")
+        check(all(0 <= rho <= 1 for rho in self.rho), "rho", "in [0, 1]")
+
+    def at(self, name, t):
+        """The value of a schedule in iteration t = 1, 2, ...; the last value goes on."""
+        values = getattr(self, name)
+        return values[min(t, len(values)) - 1]
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are ValueErrors, as all bad input is."""
+
+    def error(self, message):
+        raise ValueError(f"{message}; --help shows what there is")
+
+
+def command_line():
+    """The parser of the main command: a flag for each setting, and --plan."""
+    parser = Parser(
+        description="Meta-Rewarding: a model trains itself as actor and as judge.",
+        allow_abbrev=False, epilog="Defaults are the paper's; a model folder's preset.json, such "
+                                   "as tiny/preset.json, comes before them.")
+    for field in dataclasses.fields(Settings):
+        about, kind = field.metadata["help"], field.type
+        if field.default is not None and kind is not bool:
+            shown = " ".join(map(str, field.default)) if kind is tuple else field.default
+            about += f" (default: {shown})"
+        if kind is bool:
+            how = {"action": "store_true", "default": None}
+        elif kind is tuple:
+            how = {"type": field.metadata["type"], "nargs": "+", "metavar": "X"}
+        else:
+            how = {"type": kind, "choices": field.metadata.get("choices")}
+        parser.add_argument(flag(field.name), help=about, **how)
+    parser.add_argument("--plan", action="store_true",
+                        help="say what the run will cost on this machine, and stop before it")
+    return parser
+
+
+def parse_settings(argv=None, cuda=False):
+    """(Settings, whether only the plan is wanted).
+
+    The command line comes before the model folder's preset.json, and that before the defaults.
+    cuda: whether there is a GPU, which decides about the default model and its bits.
+    """
+    arguments = vars(command_line().parse_args(argv))
+    given = {name: tuple(value) if isinstance(value, list) else value
+             for name, value in arguments.items() if value is not None}
+    only_plan = given.pop("plan")
+    if "model" not in given:
+        given["model"] = GPU_MODEL if cuda else str(CPU_MODEL)
+        if not cuda:
+            print(f"No CUDA GPU found: running the tiny world ({given['model']}) on the CPU. "
+                  "Another model: --model NAME_OR_FOLDER.")
+    if "rubric" in given and "max_score" not in given:
+        raise ValueError("--rubric needs --max-score, the highest score that the rubric gives")
+    defaults = {"out": f"runs/{Path(given['model']).name}", "bits": 4 if cuda else 32}
+    return Settings(**defaults | read_preset(given["model"]) | given), only_plan
+
+
+def read_preset(model):
+    """The defaults a model folder wants, its preset.json; the files it names stand beside it."""
+    file = Path(model) / "preset.json"
+    if not file.is_file():
+        return {}
+    preset = read_json(file)
+    if not isinstance(preset, dict):
+        raise ValueError(f"{file}: not a record of settings")
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    for name, value in preset.items():
+        if name not in fields or not fits(value, fields[name]):
+            raise ValueError(f"{file}: {name}: no setting, or not of the right type")
+    if "rubric" in preset and "max_score" not in preset:
+        raise ValueError(f"{file}: rubric needs max_score, the highest score that the rubric gives")
+    for name in preset.keys() & {"prompts", "eval_prompts", "eft", "ranked", "rubric"}:
+        preset[name] = str(Path(model) / preset[name])
+    return {name: tuple(value) if isinstance(value, list) else value
+            for name, value in preset.items()}
+
+
+def fits(value, field):
+    """Whether a value from JSON has the type of this setting."""
+    def has(value, kind):
+        kinds = (int, float) if kind is float else kind
+        return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
+
+    if field.type is tuple:
+        each = field.metadata["type"]
+        return isinstance(value, list) and value != [] and all(has(one, each) for one in value)
+    return has(value, field.type)
