@@ -222,7 +222,7 @@ def request(run, t, items, number):
 
     def read(item, samples):
         (reply,), = samples
-        return {"task": words.parse_task(reply.text) if reply.finished else None}
+        return {**item, "task": words.parse_task(reply.text) if reply.finished else None}
 
     return run.draw(t, f"requests{number}.jsonl", items, ask, read, n=1, max_new_tokens=256,
                     label="new prompts")

@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.files import read_json
 
 HERE = Path(os.path.relpath(Path(__file__).parent.parent))  # the project
+DIAGNOSED = 20  # answers whose judgments are compared for the figures alone, where no judge trains
 GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 
 

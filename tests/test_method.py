@@ -4,7 +4,6 @@ Each equation's tag stands in the docstring of the test that works it by hand; t
 Hand-made examples are chosen so that the likely slips (sides swapped, weights swapped, transposed, a tier's edge) give other numbers.
 """
 import ast
-import json
 import math
 import random
 import sys
@@ -16,33 +15,44 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import statsmodels.api
 from conftest import FUZZ
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-import metareward
+from harness.folder import Run
 from metareward import (
-    Settings,
     actor_pair,
     actor_pairs,
     agreeing_judgments,
     battle_matrix,
     elo,
-    elo_with_advantage,
-    hold_out,
+    evened_out,
+    finished_answers,
     judge_pair,
     judge_pairs,
     most_varied,
     position_weights,
     rated,
-    repeated,
-    unique_answers,
 )
 from prompts import judge_prompt
 
 ROOT = Path(__file__).parent.parent
+
+
+def kept(selection):
+    """What a selection yields, as a run keeps it: (records, how many were dropped by reason)."""
+    run = SimpleNamespace(dropped=Counter())
+    return Run.keep(run, selection), run.dropped
+
+
+def eft_examples(judged, rubric, seed):
+    """The warm start's examples and what was dropped on the way."""
+    agreeing, disagreeing = kept(agreeing_judgments(judged))
+    examples, too_frequent = kept(evened_out(agreeing, rubric, seed))
+    return examples, disagreeing + too_frequent
+
+
 NAN = math.nan
 
 
@@ -292,53 +302,6 @@ def test_elo_sees_neither_scale_nor_names(kind):
 
 # ---- ratings with an advantage of the first place
 
-def tournament(differences):
-    """Verdicts of as many players as there are differences + 1, who all fare alike: m, shown first, meets m + i + 1 with verdict i."""
-    size = len(differences) + 1
-    return [[0 if m == n else differences[(n - m) % size - 1] for n in range(size)] for m in range(size)]
-
-
-@pytest.mark.parametrize("differences, advantage", [([1, 1, -1], math.log(2)), ([1, -1, -1], -math.log(2)), ([1, -1], 0),
-                                                    ([1, 1, 1, -1, 0], math.log(3))])
-def test_the_advantage_of_the_first_place_by_hand(differences, advantage):
-    """All players are alike, so their ratings are 0, and the first place wins w of w + l times: d = log(w / l). A verdict of 0 counts for neither."""
-    ratings, d = elo_with_advantage(tournament(differences))
-    np.testing.assert_allclose(ratings, 0, atol=1e-9)
-    assert d == pytest.approx(advantage, abs=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_elo_with_advantage_against_an_independent_fit(seed):
-    """statsmodels' logistic regression on the same comparisons, the first player's rating fixed at zero: all coefficients to 1e-3. By verdicts
-    of players who are not far apart, so that nobody wins or loses all and the maximum is finite."""
-    rng, size = np.random.default_rng(seed), 9
-    e, d = rng.normal(0, 0.7, size), rng.normal(0, 1)
-    r = np.where(rng.random((size, size)) < 1 / (1 + np.exp(-(e[:, None] - e + d))), 1, -1) * (1 - np.eye(size, dtype=int))
-    r[0, 1] = 0
-    m, n = np.nonzero(r)
-    fit = statsmodels.api.Logit(r[m, n] == 1, np.column_stack([np.eye(size)[m] - np.eye(size)[n], np.ones(len(m))])[:, 1:]).fit(disp=0)
-    ratings, advantage = elo_with_advantage(r)
-    np.testing.assert_allclose([*(ratings - ratings[0])[1:], advantage], fit.params, atol=1e-3)
-    assert np.ptp(fit.params) > 0.5 and np.abs(fit.params).max() < 10
-
-
-def test_elo_with_advantage_stays_finite_and_does_not_care_for_names():
-    """Whoever is first always wins: nobody is better, and the advantage is large. Players renumbered keep their ratings; one alone has none."""
-    ratings, d = elo_with_advantage(1 - np.eye(5, dtype=int))
-    assert np.abs(ratings).max() < 1e-9 and 5 < d < 100
-    r, order = np.random.default_rng(3).integers(-1, 2, (7, 7)), np.random.default_rng(4).permutation(7)
-    (ratings, d), (renamed, same) = elo_with_advantage(r), elo_with_advantage(r[np.ix_(order, order)])
-    np.testing.assert_allclose(renamed, ratings[order], atol=1e-4)
-    assert same == pytest.approx(d, abs=1e-4) and np.ptp(ratings) > 0.1
-    assert elo_with_advantage([[0]]) == ([0], 0)
-
-
-@pytest.mark.parametrize("verdicts", [[1, 2], [[0, 1, 1], [1, 0, 1]], [[0, 2], [0, 0]]])
-def test_elo_with_advantage_refuses(verdicts):
-    with pytest.raises(ValueError, match="verdicts"):
-        elo_with_advantage(verdicts)
-
-
 @pytest.mark.parametrize("battles", [[1, 2], [[0, 1, 2], [1, 0, 2]], [[0, -1], [0, 0]], [[0, NAN], [0, 0]], [[0, math.inf], [0, 0]]])
 def test_elo_refuses(battles):
     with pytest.raises(ValueError, match="battles"):
@@ -386,15 +349,15 @@ def test_judge_pair_refuses(ratings, lengths, name):
 
 # ---- the stages that select
 
-def test_unique_answers():
+def test_finished_answers():
     """Of seven, two are cut off and two duplicates: three items, each under the number it had. A text that was cut off does not stand in the
     way of the same text finished, and an answer to another prompt is no duplicate."""
     def responses(*texts):
         return [{"text": text.rstrip("~"), "finished": not text.endswith("~"), "tokens": 3} for text in texts]
 
-    items, dropped = unique_answers([
+    items, dropped = kept(finished_answers([
         {"id": "0", "prompt_id": "0", "prompt": "p0", "checks": ["b", "^b"], "responses": responses("b~", "a", "a", "b", "c~", "ab", "a")},
-        {"id": "1", "prompt_id": "1", "prompt": "p1", "responses": responses("a")}])
+        {"id": "1", "prompt_id": "1", "prompt": "p1", "responses": responses("a")}]))
     assert dropped == {"answer cut off": 2, "answer a duplicate": 2}
     assert items == [{"id": "0/1", "prompt_id": "0", "prompt": "p0", "text": "a", "truth": 0},
                      {"id": "0/3", "prompt_id": "0", "prompt": "p0", "text": "b", "truth": 2},
@@ -403,7 +366,7 @@ def test_unique_answers():
 
 
 def judged(prompt_id, *scores_and_lengths):
-    return [{"id": f"{prompt_id}/{i}", "prompt_id": prompt_id, "prompt": f"prompt {prompt_id}", "score": score,
+    return [{"id": f"{prompt_id}/{i}", "prompt_id": prompt_id, "prompt": f"prompt {prompt_id}", "score": score, "scores": [],
              "text": f"{prompt_id}{i}".ljust(length, ".")}
             for i, (score, length) in enumerate(scores_and_lengths)]
 
@@ -415,7 +378,7 @@ def test_actor_pairs_keep_their_own_numbers_when_others_are_dropped():
                *judged("e", (1, 10), (3, 20), (5, 30)), *judged("c", (None, 9), (0.25, 12), (4.75, 11)), *judged("f", (1, 10), (4, 26)),
                *judged("g", (1, 26), (4.5, 25)), *judged("h", (None, 3))]
     random.Random(0).shuffle(answers)
-    pairs, dropped = actor_pairs(answers, 0.5, 25)
+    pairs, dropped = kept(actor_pairs(answers, 0.5, 25))
     assert dropped == {"actor pair: all scores equal": 1, "actor pair: fewer than two answers with a score": 2,
                        "actor pair: the same answer on both sides": 1, "actor pair: chosen answer too long": 1}
     assert sorted(pairs, key=lambda pair: pair["prompt_id"]) == [
@@ -427,7 +390,7 @@ def test_actor_pairs_keep_their_own_numbers_when_others_are_dropped():
 
 
 def test_actor_pairs_without_a_limit():
-    pairs, dropped = actor_pairs(judged("f", (1, 10), (4, 26)), 0, 0)
+    pairs, dropped = kept(actor_pairs(judged("f", (1, 10), (4, 26)), 0, 0))
     assert len(pairs) == 1 and not dropped
 
 
@@ -444,7 +407,7 @@ def test_most_varied_takes_the_answer_that_the_judge_is_least_sure_of():
     other has but one judgment. Judgments that did not parse go, and each score stays with its text."""
     answers = [judgments_of("a0", 3, 3, 3), judgments_of("b0", 1, None, None), judgments_of("a1", 1, None, 5, truth=4), judgments_of("c0", 5),
                judgments_of("a2", 3, 4), judgments_of("a3", 9, None), judgments_of("b1", None), judgments_of("c1", 2, 2)]
-    items, dropped = most_varied(answers, seed=0)
+    items, dropped = kept(most_varied(answers, seed=0))
     assert dropped == {"judge pair: no answer with two valid judgments": 1}
     assert items == [{"id": "a1", "prompt_id": "a", "prompt": "prompt a", "text": "answer a1", "truth": 4,
                       "texts": ["a1 judgment 0", "a1 judgment 2"], "scores": [1, 5]},
@@ -457,7 +420,7 @@ def test_most_varied_breaks_ties_at_random_but_repeatably():
     about 20 times, never the fourth; the same seed takes the same, another seed does not."""
     answers = [judgments_of(f"a{i}", *scores, prompt_id=f"{p}") for p in range(60)
                for i, scores in enumerate([(1, 4), (4, 1), (1.2, 4.2), (1, 3)])]
-    taken = [[item["id"] for item in most_varied(answers, seed)[0]] for seed in (0, 0, 1)]
+    taken = [[item["id"] for item in kept(most_varied(answers, seed))[0]] for seed in (0, 0, 1)]
     counts = Counter(taken[0])
     assert taken[0] == taken[1] != taken[2] and set(counts) == {"a0", "a1", "a2"} and min(counts.values()) >= 8
 
@@ -477,7 +440,7 @@ def test_judge_pairs_keep_their_own_numbers_when_others_are_dropped():
     battles = [battle("a", [[0, 0], [0, 0]], ["a0", "a1"], [1, 2]), battle("e", verdicts, ["e0", "e1", "e2"], [3, 4, 5]),
                battle("b", [[0, 1], [1, 0]], ["b0", "b1"], [1, 2]), battle("c", verdicts, ["c0", "c1 is too long", "c2"], [1, 2, 3]),
                battle("d", verdicts, ["d0", "same", "same"], [1, 2, 3]), battle("f", [[0, 0], [1, 0]], ["f0", "f1"], [2.5, 3.5])]
-    pairs, dropped = judge_pairs(rated(battles, (0.25, 0.75)), rubric, 10)
+    pairs, dropped = kept(judge_pairs(battles, rated(battles, (0.25, 0.75)), rubric, 10))
     assert dropped == {"verdict malformed or cut off": 3, "judge pair: all ratings equal": 2, "judge pair: chosen judgment too long": 1,
                        "judge pair: the same judgment on both sides": 1}
     for pair, name, chosen, rejected, chosen_score, rejected_score in zip(pairs, "ef", ("e1", "f1"), ("e2", "f0"), (4, 3.5), (5, 2.5), strict=True):
@@ -493,56 +456,19 @@ def test_position_weights_can_turn_a_judge_pair_round():
     best, with (0.1, 0.9) judgment 1: the weights reach the ratings, and on the right side."""
     verdicts = [[0, 1, 1], [1, 0, 0], [0, -1, 0]]
     battles = [battle("a", verdicts, ["zero", "one", "two"], [1, 2, 3])]
-    best = [judge_pairs(rated(battles, weights), "r", 0)[0][0]["chosen"][0]["content"] for weights in ((0.9, 0.1), (0.1, 0.9))]
+    best = [next(judge_pairs(battles, rated(battles, weights), "r", 0))["chosen"][0]["content"] for weights in ((0.9, 0.1), (0.1, 0.9))]
     assert best == ["zero", "one"]
 
 
-def test_battles_are_rated_by_the_weights_or_by_the_fit():
+def test_battles_are_rated_by_the_weights():
     """What ratings.jsonl says is what the pure functions give, and the pair is the one that trains."""
-    battles = [battle("a", ONE_BEATS_0_BEATS_2, ["zero", "one", "two"], [1, 2, 3]), battle("b", [[0, 1], [1, 0]], ["x", "y"], [1, 2])]
-    by_weights, by_fit = rated(battles, (0.25, 0.75)), rated(battles, None)
+    battles = [battle("a", ONE_BEATS_0_BEATS_2, ["zero", "one", "two"], [1, 2, 3]),
+               battle("b", [[0, 1], [1, 0]], ["x", "y"], [1, 2])]
+    ratings = rated(battles, (0.25, 0.75))
     B = battle_matrix(ONE_BEATS_0_BEATS_2, 0.25, 0.75)
-    assert by_weights[0]["battles"] == B.tolist() and by_weights[0]["ratings"] == elo(B).tolist()
-    assert by_fit[0]["battles"] is None and by_fit[0]["ratings"] == elo_with_advantage(ONE_BEATS_0_BEATS_2)[0].tolist()
-    assert by_weights[0]["pair"] == by_fit[0]["pair"] == (1, 2) and by_weights[1]["pair"] is by_fit[1]["pair"] is None
+    assert ratings[0] == {"id": "a/0", "battles": B.tolist(), "ratings": elo(B).tolist(), "pair": (1, 2)}
+    assert ratings[1]["pair"] is None
 
-
-def test_repeats_shuffle_the_judgments_and_keep_what_belongs_together(monkeypatch):
-    """The meta-judge gets the same judgments in another order, scores with them, under another file's name and so with other draws."""
-    asked = []
-    monkeypatch.setattr(metareward, "meta_judge", lambda run, t, items, name, label: asked.append((name, items)) or items)
-    run = SimpleNamespace(settings=SimpleNamespace(seed=0))
-    first = battle("a", [], [f"text {i}" for i in range(7)], list(range(7))) | {"truth": 4}
-    (again,) = repeated(run, 1, [first])
-    assert asked[0][0] == "repeats.jsonl" and sorted(again["order"]) == list(range(7)) != again["order"]
-    assert again["texts"] == [f"text {i}" for i in again["order"]] and again["scores"] == again["order"]
-    assert {key: again[key] for key in ("id", "prompt", "text", "truth")} == {key: first[key] for key in ("id", "prompt", "text", "truth")}
-    assert "verdicts" not in again and repeated(run, 1, [first]) == [again]
-
-
-def test_ranked_replies_are_held_out_or_given(tmp_path):
-    """A quarter of --eft's prompts measure the judge and no more than that; with --ranked all of them train; an overlap is refused by name."""
-    def write(name, numbers):
-        replies = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
-        (tmp_path / name).write_text("".join(json.dumps({"prompt": f"prompt {i}", "replies": replies}) + "\n" for i in numbers))
-        return str(tmp_path / name)
-
-    eft, ranked, both = write("eft.jsonl", range(12)), write("ranked.jsonl", range(20, 23)), write("both.jsonl", range(11, 13))
-    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", eft=eft))
-    assert len(training) == 9 and len(measuring) == 3
-    assert {r["prompt"] for r in training} | {r["prompt"] for r in measuring} == {f"prompt {i}" for i in range(12)}
-    other = metareward.ranked_replies(Settings(model="m", out="o", eft=eft, seed=1))[1]
-    assert [r["prompt"] for r in other] != [r["prompt"] for r in measuring]
-    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", eft=eft, ranked=ranked))
-    assert len(training) == 12 and [r["prompt"] for r in measuring] == ["prompt 20", "prompt 21", "prompt 22"]
-    assert metareward.ranked_replies(Settings(model="m", out="o", no_eft=True)) == ([], [])
-    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", no_eft=True, eft=eft))
-    assert training == [] and len(measuring) == 3  # the same replies measure an ablation's judge
-    training, measuring = metareward.ranked_replies(Settings(model="m", out="o", eft=write("twice.jsonl", [*range(8), *range(8)])))
-    assert len(training) == 12 and len(measuring) == 4 and not {r["prompt"] for r in training} & {r["prompt"] for r in measuring}
-    assert len(metareward.ranked_replies(Settings(model="m", out="o", no_eft=True, ranked=ranked))[1]) == 3
-    with pytest.raises(ValueError, match="--ranked .*both.jsonl"):
-        metareward.ranked_replies(Settings(model="m", out="o", eft=eft, ranked=both))
 
 
 # ---- the warm start's examples
@@ -555,7 +481,7 @@ def ranked(prompt_id, *replies):
 def test_agreeing_judgments_by_hand():
     """Replies of rank 1, 0, 2. In the order 0 1 2 the five rounds of judgments say: 4 3 1 (agrees), 3 3 3 (says nothing), 3 4 1 (puts the second
     best first), none 2 1 (does not parse), 3 3 1 (agrees: a tie is no contradiction, and best is above worst). Rounds 0 and 4 stay."""
-    examples, dropped = agreeing_judgments(ranked("a", (1, 3, 3, 4, 2, 3), (0, 4, 3, 3, None, 3), (2, 1, 3, 1, 1, 1)), "the rubric", seed=0)
+    examples, dropped = eft_examples(ranked("a", (1, 3, 3, 4, 2, 3), (0, 4, 3, 3, None, 3), (2, 1, 3, 1, 1, 1)), "the rubric", seed=0)
     assert dropped == {"EFT judgments malformed or cut off": 1, "EFT judgments lost with one of their round": 2,
                        "EFT judgments that disagree with the ranks": 6}
     kept = sorted((e["completion"][0]["content"], e["score"]) for e in examples)
@@ -569,7 +495,7 @@ def test_agreeing_judgments_by_hand():
 
 def test_replies_that_people_ranked_alike_may_be_scored_either_way():
     """Two replies of rank 0 and one of rank 1: 5 3 | 2 and 3 5 | 2 agree; 5 1 | 2 does not, as a best reply is below the worst."""
-    examples, dropped = agreeing_judgments(ranked("a", (0, 5, 3, 5), (1, 2, 2, 2), (0, 3, 5, 1)), "r", seed=0)
+    examples, dropped = eft_examples(ranked("a", (0, 5, 3, 5), (1, 2, 2, 2), (0, 3, 5, 1)), "r", seed=0)
     assert {e["completion"][0]["content"][-1] for e in examples} == {"0", "1"} and len(examples) == 6
     assert dropped == {"EFT judgments that disagree with the ranks": 3}
 
@@ -578,7 +504,7 @@ def test_no_score_is_more_than_twice_as_frequent_as_the_median():
     """Ten prompts score their best reply 5, the other 0, 1, 2, 3, 4, twice each: counts 10, 2, 2, 2, 2, 2, median 2, cap 4. Six 5s go, nothing
     else; the same seed keeps the same, another seed others."""
     records = [record for p in range(10) for record in ranked(f"{p}", (0, 5), (1, p // 2))]
-    runs = [agreeing_judgments(records, "r", seed) for seed in (0, 0, 1)]
+    runs = [eft_examples(records, "r", seed) for seed in (0, 0, 1)]
     assert Counter(e["score"] for e in runs[0][0]) == {5: 4, 0: 2, 1: 2, 2: 2, 3: 2, 4: 2}
     assert runs[0][1] == {"EFT judgments with a too frequent score": 6}
     fives = [{e["prompt_id"] for e in examples if e["score"] == 5} for examples, _ in runs]
@@ -586,33 +512,7 @@ def test_no_score_is_more_than_twice_as_frequent_as_the_median():
 
 
 def test_no_agreeing_judgment_is_no_error():
-    assert agreeing_judgments([], "r", 0) == ([], {})
-
-
-# ---- held-out pairs
-
-def test_hold_out_never_splits_a_prompt():
-    """50 prompts with 1 to 3 pairs each: 5 prompts are held out with all that is theirs, nothing is lost or there twice. By pairs instead of
-    prompts, some prompt would stand on both sides."""
-    examples = [{"prompt_id": f"{i}", "number": n} for i in range(50) for n in range(1 + i % 3)]
-    training, held = hold_out(examples, seed=3)
-    ids = [{e["prompt_id"] for e in side} for side in (training, held)]
-    assert len(ids[0]) == 45 and len(ids[1]) == 5 and not ids[0] & ids[1]
-    assert sorted(map(str, training + held)) == sorted(map(str, examples))
-
-
-def test_hold_out_depends_on_the_seed_alone():
-    """Not on the order of the examples, nor on Python's hashes, which are salted anew in each process: the five are
-    pinned, 1 choice of 2,118,760."""
-    examples = [{"prompt_id": f"{i}"} for i in range(50)]
-    held = [{e["prompt_id"] for e in hold_out(given, seed)[1]} for given, seed in ((examples, 3), (examples[::-1], 3), (examples, 4))]
-    assert held[0] == held[1] != held[2]
-    assert held[0] == {"9", "12", "19", "21", "33"}
-
-
-def test_hold_out_of_few_prompts_trains_on_all():
-    examples = [{"prompt_id": f"{i}"} for i in range(9)]
-    assert hold_out(examples, 0) == (examples, []) and hold_out([], 0) == ([], [])
+    assert eft_examples([], "r", 0) == ([], {})
 
 
 # ---- tags and arrows
@@ -641,7 +541,9 @@ def test_each_equation_is_worked_by_hand_in_a_test(tag):
     assert [node.name for node in functions if tag in (ast.get_docstring(node) or "")]
 
 
-MODULES = {"prompts": set(), "sampling": set(), "dpo": set(), "eval": {"prompts", "sampling"}, "metareward": {"prompts", "sampling", "dpo", "eval"}}
+MODULES = {"prompts": set(), "sampling": set(), "dpo": set(), "eval": {"prompts", "sampling", "harness"},
+           "metareward": {"prompts", "sampling", "dpo", "eval", "harness"}}
+HARNESS = {"prompts", "sampling", "dpo", "harness"}  # what its files may import
 
 
 def imports(file):
@@ -657,21 +559,37 @@ def imports(file):
     return names
 
 
+def of_the_project(file):
+    """Those names that are modules or folders of the project, and tricks that would hide such."""
+    folders = {folder.name for folder in ROOT.iterdir() if folder.is_dir()}
+    return imports(file) & (set(MODULES) | folders | {"harness", "tiny", ".", "importlib"})
+
+
 def test_the_project_is_five_modules():
     assert {file.stem for file in ROOT.glob("*.py")} == set(MODULES)
 
 
 @pytest.mark.parametrize("module, may_import", MODULES.items())
 def test_the_arrows_of_the_contract(module, may_import):
-    """A module imports those below it only, and nothing from a folder of the project."""
-    found = imports(ROOT / f"{module}.py")
-    folders = {folder.name for folder in ROOT.iterdir() if folder.is_dir()} | {"tiny", "tests", "benchmarks", "course", "data"}
-    assert found & set(MODULES) <= may_import and not found & (folders | {".", "importlib"})
+    assert of_the_project(ROOT / f"{module}.py") <= may_import
+
+
+@pytest.mark.parametrize("file", (ROOT / "harness").glob("*.py"), ids=lambda file: file.stem)
+def test_the_harness_knows_neither_the_method_nor_what_measures_it(file):
+    assert of_the_project(file) <= HARNESS
 
 
 def test_metareward_is_built_on_all_the_others():
     """Without this, a parser that finds no imports at all would pass."""
-    assert imports(ROOT / "metareward.py") & set(MODULES) == MODULES["metareward"]
+    assert of_the_project(ROOT / "metareward.py") == MODULES["metareward"]
+
+
+def test_no_file_of_the_harness_knows_an_equation():
+    """No equation's tag stands behind a line of its code."""
+    for file in (ROOT / "harness").glob("*.py"):
+        with open(file, encoding="utf-8") as code:
+            comments = [token.string for token in tokenize.generate_tokens(code.readline) if token.type == tokenize.COMMENT]
+        assert not any(tag in comment for tag in EQUATIONS for comment in comments), file
 
 
 def test_prompts_needs_the_standard_library_only():
@@ -680,4 +598,14 @@ def test_prompts_needs_the_standard_library_only():
 
 def test_the_recipe_of_the_tiny_world_knows_the_words_alone():
     for file in ROOT.glob("tiny/*.py"):
-        assert imports(file) & set(MODULES) <= {"prompts"}
+        assert of_the_project(file) <= {"prompts", "tiny"}
+
+
+def test_the_five_modules_stay_readable():
+    """Lines of at most 100 columns, functions that need no scrolling, and files of the size that a person reads in one sitting."""
+    for name in MODULES:
+        text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 800 and max(map(len, text.splitlines())) <= 100, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno - node.lineno < 50, (name, node.name)

@@ -1,0 +1,59 @@
+"""Models of runs and from elsewhere: loaded one at a time, asked with a bar, as their run was set."""
+import gc
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from harness.files import read_json
+from sampling import load, sample
+
+
+def drawn(model, tokenizer, prompts, label, max_new_tokens, **settings):
+    """One sample for each prompt, with a bar, and a line about prompts that are too long: theirs have no tokens."""
+    tokens, start = 0, time.perf_counter()
+
+    def ended(i, number, sample):
+        nonlocal tokens
+        tokens += len(sample.tokens)
+        bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
+        bar.update()
+
+    with tqdm(total=len(prompts), desc=label, unit="sample") as bar:
+        samples = [one for (one,) in sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, on_end=ended, skip_too_long=True, **settings)]
+    if too_long := sum(not one.tokens for one in samples):
+        about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
+        print(f"{label}: {too_long} prompts are too long, {about}; they got none", file=sys.stderr)
+    return samples
+
+
+def load_alone(model, bits=None):
+    """Load a model in the place of the one before, which nobody may hold any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return load(model, bits=bits)
+
+
+def own_settings(model):
+    """The settings of the run that an iteration's folder belongs to; else those of a preset.json.
+
+    {} for other models.
+    """
+    run, preset = Path(model).parent / "config.json", Path(model) / "preset.json"
+    settings = {}
+    if run.is_file():
+        content = read_json(run)
+        settings = content.get("settings") if isinstance(content, dict) else None
+    elif preset.is_file():
+        settings = read_json(preset)
+        if isinstance(settings, dict) and "eval_prompts" in settings:
+            settings["eval_prompts"] = preset.parent / settings["eval_prompts"]
+    if not isinstance(settings, dict):
+        raise ValueError(f"{run if run.is_file() else preset}: no record of settings; put it back from a copy")
+    return settings
+
+
+def answer_tokens(model, args):
+    return args.max_new_tokens or own_settings(model).get("max_answer_tokens", 1024)
