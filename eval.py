@@ -365,8 +365,8 @@ def measure_repeats(battles, repeats):
 
     battles: records with "texts" and "verdicts"; repeats: of the same answers, "verdicts" of their
     shuffled judgments, and "order", where each stood before. Winners: of the comparisons that
-    parsed both times. A pair changed if another text won most comparisons, or another fewest; of
-    equals the shorter is the best and the longer the worst. None where nothing is left.
+    parsed both times. A pair changed if another text won most comparisons, or another fewest (see
+    `extremes`). None where nothing is left.
     """
     winners, pairs = [], []
     for battle, again in zip(battles, repeats, strict=True):
@@ -380,12 +380,15 @@ def measure_repeats(battles, repeats):
 
 
 def extremes(verdicts, texts):
-    """The texts of the judgments that won most and fewest of their comparisons."""
+    """The texts of the judgments that won most and fewest of their comparisons.
+
+    Of equals the shorter is the best and the longer the worst, then the alphabet decides, so that
+    a judgment's place among the others does not.
+    """
     wins = [sum(v == 1 for v in row) + sum(other[m] == -1 for other in verdicts)
             for m, row in enumerate(verdicts)]
-    best = max(range(len(texts)), key=lambda m: (wins[m], -len(texts[m])))
-    worst = min(range(len(texts)), key=lambda m: (wins[m], -len(texts[m])))
-    return texts[best], texts[worst]
+    ranking = sorted((won, -len(text), text) for won, text in zip(wins, texts))
+    return ranking[-1][2], ranking[0][2]
 
 
 # ---- the command

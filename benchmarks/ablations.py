@@ -25,7 +25,6 @@ VARIANTS = {
     "no meta-judge": ["--no-meta-judge"],
     "rho 0": ["--rho", "0"],
     "no position weights": ["--no-position-weights"],
-    "advantage fit": ["--position-advantage"],
     "judge trained in all four": ["--judge-iters", "4"],
     "K 3": ["--responses", "3"],
     "K 5": ["--responses", "5"],

@@ -11,9 +11,43 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from metareward import battle_matrix, elo, elo_with_advantage, judge_pair, position_weights  # noqa: E402
+from metareward import battle_matrix, elo, judge_pair, position_weights  # noqa: E402
+
+
+def elo_with_advantage(verdicts, ridge=1e-6):
+    """Ratings (N,), mean zero, and what being shown first is worth, from one fit instead of weights.
+
+    P(m, shown first, beats n) = sigmoid(e_m - e_n + d): Bradley-Terry with an order effect (Davidson
+    and Beaver 1977), natural-log scale. verdicts (N, N) of 1, -1 and 0, as `battle_matrix` reads
+    them; together the comparisons weigh N (N - 1) / 2, and the ridge, on d as well, is that of
+    `elo`. Positive d: the first place helps. Returns (ratings, d).
+    """
+    r = np.asarray(verdicts)
+    if r.ndim != 2 or r.shape[0] != r.shape[1] or not np.isin(r, (-1, 0, 1)).all():
+        raise ValueError("verdicts must be a square matrix of -1, 0 and 1")
+    N = len(r)
+    first, second = np.nonzero(r * (1 - np.eye(N)))
+    sides = np.eye(N)[first] - np.eye(N)[second]                    # (comparisons, N)
+    x = np.concatenate([sides, np.ones((len(first), 1))], axis=1)   # (comparisons, N + 1)
+    y = np.where(r[first, second] == 1, 1.0, -1.0)
+    scale = N * (N - 1) / 2 / max(1, len(y))
+
+    def loss(theta):
+        right = y * (x @ theta)
+        slope = -scale * x.T @ (y * expit(-right)) + ridge * theta
+        return scale * np.logaddexp(0, -right).sum() + ridge / 2 * (theta @ theta), slope
+
+    def curvature(theta):
+        lost = expit(-y * (x @ theta))
+        return scale * x.T @ (x * (lost * (1 - lost))[:, None]) + ridge * np.eye(N + 1)
+
+    fit = minimize(loss, np.zeros(N + 1), jac=True, hess=curvature, method="trust-exact",
+                   options={"gtol": 1e-12, "maxiter": 1000})
+    return fit.x[:-1] - fit.x[:-1].mean(), float(fit.x[-1])
 
 
 def verdicts(quality, bias, rng):

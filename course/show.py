@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from eval import iterations, read_jsonl  # noqa: E402
+from harness.files import iterations, read_jsonl  # noqa: E402
 from tiny.world import PADDING  # noqa: E402
 
 

@@ -42,17 +42,16 @@ def own_settings(model):
     {} for other models.
     """
     run, preset = Path(model).parent / "config.json", Path(model) / "preset.json"
-    settings = {}
-    if run.is_file():
-        content = read_json(run)
-        settings = content.get("settings") if isinstance(content, dict) else None
-    elif preset.is_file():
-        settings = read_json(preset)
-        if isinstance(settings, dict) and "eval_prompts" in settings:
-            settings["eval_prompts"] = preset.parent / settings["eval_prompts"]
-    if not isinstance(settings, dict):
-        raise ValueError(f"{run if run.is_file() else preset}: no record of settings; put it back from a copy")
-    return settings
+    for file in (run, preset):
+        content = read_json(file) if file.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{file}: not a JSON record; put it back from a copy")
+        if file == run and isinstance(content.get("settings"), dict):
+            return content["settings"]
+        if file == preset and content:
+            own = {"eval_prompts": preset.parent / content.get("eval_prompts", "none")}
+            return content | own
+    return {}
 
 
 def answer_tokens(model, args):

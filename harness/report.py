@@ -281,10 +281,8 @@ def records_of(run, folders, notes):
     records = [record for record in read_whole(run / "summary.json", list, notes) if isinstance(record, dict)]
     records = [record for record in records if isinstance(record.get("iteration"), int)]
     known = {record["iteration"] for record in records}
-    missing = sorted(folders.keys() - known)
-    if missing and (known or any((folders[t] / "figures.json").is_file() for t in missing)):
-        shown = " ".join(map(str, missing))
-        notes.append(f"not in summary.json, and so not on this page: iterations {shown}, which are under way or were broken off")
+    started = {t for t in folders.keys() - known if known or (folders[t] / "figures.json").is_file()}
+    notes += [f"iteration {t} is not in summary.json: it is under way, or was broken off" for t in sorted(started)]
     return records
 
 

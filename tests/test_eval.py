@@ -30,7 +30,6 @@ from dpo import add_lora, save_adapter
 from eval import (
     agreement,
     bootstrap,
-    drifts,
     length_controlled_win_rate,
     mean,
     measure_actor,
@@ -40,12 +39,13 @@ from eval import (
     measure_people,
     measure_repeats,
     read_jsonl,
-    report,
     truth,
     win_rate,
-    write_jsonl,
-    write_whole,
 )
+from harness import export, models
+from harness import report as drawing
+from harness.files import write_jsonl, write_whole
+from harness.report import drifts, report
 from sampling import load, sample
 
 ROOT = Path(__file__).parent.parent
@@ -324,17 +324,17 @@ def test_measure_meta_judge_of_nothing():
 
 def test_measure_repeats_by_hand():
     """Judgments x y z came back as z x y. Verdicts that parsed both times: x-y first, again first; y-x first, now second (changed); x-z second,
-    again second; z-x did not parse the first time, y-z not the second; z-y second both times. One of four changed. The pair x, z is the same
-    texts at other places; the second answer's pair turned round; the third had none and has one now."""
+    again second; z-x did not parse the first time, y-z not the second; z-y second both times. One of four changed. Comparisons won: x 1, y 3,
+    z 1, then z 2, x 2, y 1: the pair is another one. Of the second answer nothing parsed, then each won once: q, p by the alphabet both times.
+    Of the third p won both: changed."""
     verdicts = [[0, 1, -1], [1, 0, 1], [0, -1, 0]]          # x y z
     again = [[0, 1, -1], [-1, 0, 1], [0, -1, 0]]            # z x y
-    battles = [{"texts": ["x", "y", "z"], "verdicts": verdicts, "pair": (0, 2)}, {"texts": ["p", "q"], "verdicts": [[0, 0], [0, 0]], "pair": (0, 1)},
-               {"texts": ["p", "q"], "verdicts": [[0, 0], [0, 0]], "pair": None}]
-    repeats = [{"texts": ["z", "x", "y"], "order": [2, 0, 1], "verdicts": again, "pair": (1, 0)},
-               {"texts": ["q", "p"], "order": [1, 0], "verdicts": [[0, 1], [1, 0]], "pair": (0, 1)},
-               {"texts": ["q", "p"], "order": [1, 0], "verdicts": [[0, 1], [1, 0]], "pair": (0, 1)}]
-    assert measure_repeats(battles, repeats) == {"repeat_winner_changed": 1 / 4, "repeat_pair_changed": 2 / 3}
-    assert measure_repeats([], []) == {"repeat_winner_changed": None, "repeat_pair_changed": None}
+    silent = {"texts": ["p", "q"], "verdicts": [[0, 0], [0, 0]]}
+    battles = [{"texts": ["x", "y", "z"], "verdicts": verdicts}, silent, silent]
+    repeats = [{"order": [2, 0, 1], "verdicts": again}, {"order": [1, 0], "verdicts": [[0, 1], [1, 0]]},
+               {"order": [1, 0], "verdicts": [[0, -1], [1, 0]]}]
+    assert measure_repeats(battles, repeats) == (1 / 4, 2 / 3)
+    assert measure_repeats([], []) == (None, None)
     with pytest.raises(ValueError):
         measure_repeats(battles, repeats[:2])  # never the verdicts of another answer
 
@@ -481,7 +481,7 @@ def test_prompts_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch, 
 
 
 def test_a_missing_judge_is_found_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(measuring, "sample", lambda *_, **__: pytest.fail("answers were drawn"))
+    monkeypatch.setattr(models, "sample", lambda *_, **__: pytest.fail("answers were drawn"))
     status, _, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny", "--judge", "no/such/place")
     assert status == 2 and "no/such/place" in error
 
@@ -542,7 +542,7 @@ def test_models_of_a_run_answer_its_own_prompts_as_long_as_it_did(trained, tmp_p
     def short(model, tokenizer, prompts, *rest, **settings):
         asked.append((len(prompts), settings["max_new_tokens"]))
         return sample(model, tokenizer, prompts, *rest, **settings | {"max_new_tokens": 4})
-    monkeypatch.setattr(measuring, "sample", short)
+    monkeypatch.setattr(models, "sample", short)
     status, _, error = command(monkeypatch, capsys, "compare", trained / "iter0", trained / "iter1", "--judge", ROOT / "tiny" / "judge")
     assert asked == [(60, 120), (60, 120), (120, 512)] and status == 2 and "no verdict of" in error
 
@@ -648,7 +648,7 @@ def test_arena_hard_in_both_forms(trained, tmp_path, monkeypatch, capsys):
 def test_style_counts_by_hand():
     """Headers of two levels, three list items, two bold passages; inside a code block nothing counts, and a # without a space is no header."""
     text = "# One\n## Two\n#tag\n1. first\n- second\n  * third **bold** and __also__\n```\n# comment\n- no\n**no**\n```\n"
-    counts = measuring.style_counts(text)
+    counts = export.style_counts(text)
     assert counts["header_count"] == {"h1": 1, "h2": 1, "h3": 0, "h4": 0, "h5": 0, "h6": 0}
     assert counts["list_count"] == {"ordered": 1, "unordered": 2} and counts["bold_count"] == {"**": 1, "__": 1}
 
@@ -710,8 +710,8 @@ def test_json_lines_give_every_text_back(records):
 def test_every_text_is_data_in_the_page(text, evil):
     """What a browser reads out of the report's building blocks is the text that went in, and no tag but theirs."""
     whole = (text + evil + text).replace("\r", " ").replace("\0", " ")  # HTML turns these two into others, in any text
-    for block, tags in ((measuring.pre(whole), ["pre"]), (measuring.details(whole, ""), ["details", "summary"]),
-                        (measuring.html_table([whole], []), ["table", "tr", "th"]), (measuring.notice("x", [whole]), ["div", "b", "br"])):
+    for block, tags in ((drawing.pre(whole), ["pre"]), (drawing.details(whole, ""), ["details", "summary"]),
+                        (drawing.html_table([whole], []), ["table", "tr", "th"]), (drawing.notice("x", [whole]), ["div", "b", "br"])):
         page = Page(block)
         assert [tag for tag, _ in page.tags] == tags and whole in page.text
 
@@ -775,7 +775,7 @@ def write_iteration(folder, *kinds):
 def run(tmp_path):
     """The folder of a run of two iterations, the second without judge pairs, a mark in every text that came from a person or a model."""
     meta = {"first_position_rate": 0.71, "higher_score_rate": 0.83, "consistent_rate": 0.4, "valid_rate": 0.9, "truth_accuracy": None,
-            "weights": [0.4, 0.6], "repeat_winner_changed": 0.125, "repeat_pair_changed": 0.3}
+            "weights": [0.4, 0.6]}
     pairs = {"actor": 17, "judge": 5, "dropped": {evil("reason"): 7}}
     records = [figures(0), figures(1, meta_judge=meta, pairs=pairs, seconds={evil("stage"): 12.5}, tokens={"answers": 23456}, train={"loss": 0.6}),
                figures(2, pairs={"actor": 19, "judge": 0, "dropped": {"other": 3}}, train={"loss": 0.5})]
@@ -833,7 +833,7 @@ def test_the_report_is_self_contained_and_every_text_is_escaped(run):
     """Each of the nineteen places has a mark of its own: as text it must be there, and as a tag it would be found."""
     page = page_of(run)
     check_self_contained(page)
-    assert "url(" not in measuring.STYLE and "@import" not in measuring.STYLE
+    assert "url(" not in drawing.STYLE and "@import" not in drawing.STYLE
     places = ["model", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01", "verdict 10", "battle prompt",
               "chosen judged", "rejected judged", *(f"{kind} {part}" for kind in ("actor", "judge") for part in ("chosen", "rejected")),
               "actor prompt"]
@@ -854,7 +854,7 @@ def test_the_report_says_what_the_run_measured(run):
     rows = {row[0]: row[1:] for row in page.rows if row}
     assert rows["actor: true score"] == ["2.50"] * 3 and rows["actor: characters per answer"] == ["120"] * 3
     assert rows["judge: right about the truth"] == ["70.4%"] * 3 and rows["judge: valid"] == ["98%"] * 3
-    assert rows["judge: agrees with people"] == ["61.3%"] * 3 and rows["meta-judge: pair changes, repeated"] == ["-", "30%", "-"]
+    assert rows["judge: agrees with people"] == ["61.3%"] * 3
     assert rows["meta-judge: prefers the first"] == ["-", "71%", "-"] and rows["meta-judge: same in both orders"] == ["-", "40%", "-"]
     assert rows["training: actor pairs"] == ["0", "17", "19"] and rows["training: judge pairs"] == ["0", "5", "0"]
     assert "meta-judge: right about the truth" not in rows  # measured nowhere: no row
@@ -887,7 +887,7 @@ def test_the_report_with_plots(run):
 def test_the_report_without_matplotlib(run, monkeypatch):
     """Plots are an extra: without them the page says how to get them and has all its tables."""
     with_plots = page_of(run)
-    monkeypatch.setattr(measuring, "Figure", None)
+    monkeypatch.setattr(drawing, "Figure", None)
     page = page_of(run)
     check_self_contained(page)
     assert "img" not in {tag for tag, _ in page.tags} and "pip install matplotlib" in page.text and page.rows == with_plots.rows
@@ -972,23 +972,15 @@ def test_no_field_of_a_file_runs_in_the_page(run):
     check_self_contained(page_of(run))
 
 
-def test_a_run_without_its_summary_still_shows_what_its_iterations_left(run, monkeypatch, capsys):
-    """What was counted comes from figures.json, what was measured from the held-out answers again; no number is made up for what is gone."""
+def test_iterations_that_the_summary_lacks_are_named(run, monkeypatch, capsys):
+    """A lost summary.json: no number is made up for what is gone, and the page says what is missing."""
     (run / "summary.json").unlink()
-    for t, pairs in ((0, 0), (1, 17)):
-        (run / f"iter{t}" / "figures.json").write_text(json.dumps({"pairs": {"actor": pairs, "judge": 5, "dropped": {"why": 2}}}))
-        (run / f"iter{t}" / "seconds.json").write_text(json.dumps({"answers": 3.5}))
-    write_lines(run / "iter1" / "eval.jsonl", an_answer("a", "xx", 4, scores=[4], truth=3), an_answer("a", "xxxx", 2, scores=[2], truth=1))
-    write_lines(run / "iter1" / "eval_ranked.jsonl", *replies("a", (4, 0), (3, 1)))
-    with open(run / "iter1" / "eval_ranked.jsonl", "a") as file:
-        file.write("5\n[\n")
+    for t in (0, 1):
+        (run / f"iter{t}" / "figures.json").write_text("{}")
     status, _, error = command(monkeypatch, capsys, "report", run)
-    assert "eval_ranked.jsonl, line 3: no record, left out" in error and "eval_ranked.jsonl, line 4: not JSON" in error
-    rows = {row[0]: row[1:] for row in Page((run / "report.html").read_text()).rows if row}
-    assert status == 0 and rows["training: actor pairs"] == ["0", "17"] and rows["why"] == ["2", "2"] and rows["answers"] == ["3.5", "3.5"]
-    assert rows["actor: true score"] == ["-", "2.00"] and rows["judge: right about the truth"] == ["-", "100.0%"]
-    assert rows["judge: agrees with people"] == ["-", "100.0%"] and "under way" not in error
-    assert "shown by what their folders hold: iterations 0 1" in error
+    assert status == 0 and "summary.json is missing" in error
+    for t in (0, 1):
+        assert f"iteration {t} is not in summary.json" in error and f"iteration {t} is not in" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("width, scheme", [(1200, "light"), (1200, "dark"), (500, "light")])

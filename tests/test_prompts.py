@@ -3,11 +3,8 @@
 Templates are held against an oracle that knows nothing of `fill`: the template cut at its placeholders by `str.split`, the texts between the
 pieces, compared as whole strings, so that one lost, doubled or interpreted character fails. Parsers are held against tables of replies.
 """
-import gzip
-import json
 import os
 import re
-import tempfile
 import time
 
 import pytest
@@ -21,18 +18,14 @@ from prompts import (
     META_JUDGE,
     NEW_TASK,
     RUBRIC,
-    Unlike,
     compare_prompt,
     fill,
     judge_prompt,
     meta_judge_prompt,
     new_task_prompt,
-    oasst_replies,
     parse_score,
     parse_task,
     parse_winner,
-    read_prompts,
-    read_text,
 )
 
 NASTY = [
@@ -213,159 +206,3 @@ def test_huge_replies_are_fast(filler):
                  "Winner: A" + bulk + "x", "Task: " + bulk, bulk + "Task: x"):
         parse_score(text), parse_winner(text), parse_task(text)
     assert time.perf_counter() - start < 3
-
-
-# ---- files
-
-def test_read_prompts_of_json_lines(tmp_path):
-    """All that a record carries stays, blank lines do not count, and each record gets its own number whatever id the file gives."""
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a", "checks": ["^x"]}\n\n{"prompt": "b", "prompt_id": "0", "more": 1}\n', encoding="utf-8")
-    assert read_prompts(file) == [{"prompt_id": "0", "prompt": "a", "checks": ["^x"]}, {"prompt_id": "1", "prompt": "b", "more": 1}]
-
-
-def test_read_prompts_of_plain_lines(tmp_path):
-    """One prompt a line, in Windows' line ends too; JSON in such a file is a prompt like any other, and U+2028 ends no line."""
-    file = tmp_path / "p.txt"
-    file.write_bytes('  How?  \r\n\r\n{"prompt": "b"}\né\u2028漢'.encode())
-    assert [record["prompt"] for record in read_prompts(file)] == ["How?", '{"prompt": "b"}', "é\u2028漢"]
-
-
-@pytest.mark.parametrize("line, says", [
-    ("{", "not JSON"), ("prompt", "not JSON"), ("[]", "prompt"), ("null", "prompt"), ('"prompt"', "prompt"), ("{}", "prompt"),
-    ('{"prompt": 3}', "prompt"), ('{"prompt": " "}', "prompt"),
-    ('{"prompt": "x", "checks": ["("]}', "checks"), ('{"prompt": "x", "checks": [1]}', "checks"),
-    ('{"prompt": "x", "checks": "abc"}', "checks"), ('{"prompt": "x", "checks": null}', "checks"), ('{"prompt": "x", "checks": 3}', "checks"),
-])
-def test_a_bad_line_is_named(tmp_path, line, says):
-    """Flag, file, number of the line (blank ones counted, as an editor does) and what is wrong, in one line."""
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "good"}\n\n' + line + '\n{"prompt": "good"}\n')
-    with pytest.raises(ValueError) as error:
-        read_prompts(file, "--eval-prompts")
-    message = str(error.value)
-    assert message.startswith(f"--eval-prompts {file}, line 3: ") and says in message.split("line 3: ")[1] and "\n" not in message
-
-
-GOOD_REPLY = '{"text": "a", "rank": 0}'
-
-
-@pytest.mark.parametrize("replies", ["", ', "replies": []', ', "replies": {}', f', "replies": [{GOOD_REPLY}]', f', "replies": [{GOOD_REPLY}, "b"]',
-                                     f', "replies": [{GOOD_REPLY}, {{"text": "b"}}]', f', "replies": [{GOOD_REPLY}, {{"text": 1, "rank": 1}}]',
-                                     f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": "best"}}]',
-                                     f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": NaN}}]'])
-def test_ranked_replies_must_be_whole(tmp_path, replies):
-    """Only where they are needed: the same line is a good prompt otherwise."""
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "x"' + replies + "}\n")
-    assert read_prompts(file)[0]["prompt"] == "x"
-    with pytest.raises(ValueError, match="line 1: .*replies"):
-        read_prompts(file, "--eft", needs_replies=True)
-
-
-@pytest.mark.parametrize("content, says", [(None, "No such file"), (b"", "no prompts"), (b"\n \n", "no prompts"), (b'{"prompt": "\xff"}\n', "UTF-8")])
-def test_files_that_cannot_be_used(tmp_path, content, says):
-    file = tmp_path / "p.jsonl"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(ValueError) as error:
-        read_prompts(file)
-    assert str(error.value).startswith(f"--prompts {file}: ") and says in str(error.value) and "\n" not in str(error.value)
-
-
-def test_read_text_of_a_folder(tmp_path):
-    with pytest.raises(ValueError, match="--rubric"):
-        read_text(tmp_path, "--rubric")
-
-
-def test_oasst_replies(tmp_path):
-    """Of four trees one is English with two ranked replies: it alone comes back, its unranked reply and its deeper turns left out."""
-    def reply(text, rank, **more):
-        return {"text": text, "rank": rank, "role": "assistant", "lang": "en", "replies": [], **more}
-
-    def tree(text, lang, *replies):
-        return {"message_tree_id": text, "prompt": {"text": text, "lang": lang, "role": "prompter", "replies": list(replies)}}
-
-    deeper = {"text": "a second turn", "role": "prompter", "replies": [reply("deep 0", 0), reply("deep 1", 1)]}
-    no_rank = {"text": "never ranked", "role": "assistant", "lang": "en", "replies": []}
-    trees = [tree("Why?", "en", reply("worse", 1), reply("unranked", None), no_rank, reply("better", 0, replies=[deeper])),
-             tree("Pourquoi ?", "fr", reply("a", 0), reply("b", 1)), tree("One reply?", "en", reply("a", 0)), tree("None?", "en")]
-    file = tmp_path / "trees.jsonl.gz"
-    with gzip.open(file, "wt", encoding="utf-8") as out:
-        out.writelines(json.dumps(record) + "\n" for record in trees)
-    assert list(oasst_replies(file)) == [{"prompt": "Why?", "replies": [{"text": "worse", "rank": 1}, {"text": "better", "rank": 0}]}]
-
-
-# ---- near-duplicates
-
-def test_near_duplicates_are_dropped():
-    """7 of 10 words shared is too like, 6 of 10 is not; case, order, punctuation and repetition are no difference."""
-    ten = "one two three four five six seven eight nine ten"
-    assert not Unlike([ten]).add("one two three four five six seven")           # 7 / 10
-    assert Unlike([ten]).add("one two three four five six")                     # 6 / 10
-    assert not Unlike(["one two three four five six seven"]).add(ten)           # either way round
-    assert Unlike([ten]).add(ten.replace("eight nine ten", "a b c"))            # 7 / 13
-    assert not Unlike([ten]).add("TEN, nine! Eight seven six five four three two one one one?")
-    assert not Unlike(["écrire un poème"]).add("Écrire un poème.")
-
-
-def test_only_what_was_added_counts_and_the_first_wins():
-    """b is too like a, and c too like b but not a: had b been kept although it was refused, c would be refused as well."""
-    a, b, c = "1 2 3 4 5 6 7 8 9 10", "1 2 3 4 5 6 7 8 9 11 12", "3 4 5 6 7 8 9 11 12 13"
-    unlike = Unlike()
-    assert [unlike.add(text) for text in (a, b, c, a, c)] == [True, False, True, False, False]
-    assert Unlike([b]).add(c) is False
-    assert Unlike([a, b]).sizes == [10]
-
-
-@pytest.mark.parametrize("empty", ["", "  \n", "?!"])
-def test_a_text_without_words_is_never_new(empty):
-    assert Unlike().add(empty) is False and Unlike([empty]).add("word") is True
-
-
-json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
-                           lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(
-                               ["prompt", "checks", "replies", "text", "rank", "prompt_id", ""]), inner, max_size=4)), max_leaves=8)
-good_records = st.fixed_dictionaries({"prompt": st.text(min_size=1), "replies": st.lists(st.fixed_dictionaries(
-    {"text": st.text(min_size=1), "rank": st.integers(0, 3)}), min_size=2, max_size=3)}, optional={"checks": st.lists(st.text(max_size=5))})
-lines = st.one_of(st.binary(max_size=40), json_values.map(json.dumps).map(str.encode), good_records.map(json.dumps).map(str.encode))
-
-
-@FUZZ
-@given(st.lists(lines, max_size=3).map(b"\n".join), st.booleans())
-def test_any_prompt_file_is_read_or_refused_by_name(content, needs_replies):
-    """Bytes, JSON of any shape and good records in one file: records whose prompts are texts, or one line that begins with the flag and the file."""
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-        file.write(content)
-        file.flush()
-        try:
-            records = read_prompts(file.name, "--eft", needs_replies)
-        except ValueError as error:
-            assert str(error).startswith(f"--eft {file.name}") and "\n" not in str(error)
-        else:
-            assert records and all(isinstance(record["prompt"], str) and record["prompt"].strip() for record in records)
-            assert [record["prompt_id"] for record in records] == [f"{i}" for i in range(len(records))]
-            for record in records:
-                assert all(re.compile(check) for check in record.get("checks") or [])
-                if needs_replies:
-                    assert len(record["replies"]) > 1 and all(isinstance(reply["text"], str) for reply in record["replies"])
-
-
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": "a", "replies": [{"text": "b", "rank": 1%s}, {"text": "c", "rank": 0}]}' % ("0" * 400)],
-                         ids=["brackets in brackets", "a huge rank"])
-def test_lines_that_overflow_are_refused(tmp_path, line):
-    (tmp_path / "deep.jsonl").write_text(line)
-    with pytest.raises(ValueError, match="line 1: "):
-        read_prompts(tmp_path / "deep.jsonl", needs_replies=True)
-
-
-@FUZZ
-@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=8).map(" ".join), max_size=12))
-def test_unlike_against_brute_force(candidates):
-    """The index by words gives what comparing every two sets of words gives."""
-    unlike, kept = Unlike(), []
-    for text in candidates:
-        mine = set(text.split())
-        new = bool(mine) and all(10 * len(mine & other) < 7 * len(mine | other) for other in kept)
-        kept += [mine] if new else []
-        assert unlike.add(text) is new
