@@ -1,31 +1,46 @@
-"""Models of runs and from elsewhere: loaded one at a time, asked with a bar, as their run was set."""
+"""Finished models speak once more: their answers, and what they say of answers and judgments.
+
+The commands compare, repeat and export of eval.py share this.
+"""
 import gc
 import sys
 import time
+from collections import defaultdict
+from itertools import permutations
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import prompts as words
 from harness.files import read_json
+from harness.inputs import read_prompts, read_text
+from harness.settings import read_preset
 from sampling import load, sample
 
 
 def drawn(model, tokenizer, prompts, label, max_new_tokens, **settings):
-    """One sample for each prompt, with a bar, and a line about prompts that are too long: theirs have no tokens."""
+    """One sample for each prompt, with a bar. settings: as `sample` takes them.
+
+    A line on stderr counts the prompts that are too long: their samples have no tokens.
+    """
     tokens, start = 0, time.perf_counter()
 
     def ended(i, number, sample):
         nonlocal tokens
         tokens += len(sample.tokens)
-        bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s", refresh=False)
+        rate = tokens / (time.perf_counter() - start)
+        bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         bar.update()
 
     with tqdm(total=len(prompts), desc=label, unit="sample") as bar:
-        samples = [one for (one,) in sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, on_end=ended, skip_too_long=True, **settings)]
-    if too_long := sum(not one.tokens for one in samples):
-        about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
-        print(f"{label}: {too_long} prompts are too long, {about}; they got none", file=sys.stderr)
+        answers = sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, on_end=ended,
+                         skip_too_long=True, **settings)
+    samples = [one for (one,) in answers]
+    too_long = sum(not one.tokens for one in samples)
+    if too_long:
+        print(f"{label}: {too_long} prompts are too long, the model's context has no room for them "
+              f"and a reply of {max_new_tokens} tokens; they got none", file=sys.stderr)
     return samples
 
 
@@ -37,22 +52,92 @@ def load_alone(model, bits=None):
 
 
 def own_settings(model):
-    """The settings of the run that an iteration's folder belongs to; else those of a preset.json.
+    """The settings of the run that a folder iterT belongs to, else a model folder's preset.
 
     {} for other models.
     """
-    run, preset = Path(model).parent / "config.json", Path(model) / "preset.json"
-    for file in (run, preset):
-        content = read_json(file) if file.is_file() else {}
-        if not isinstance(content, dict):
-            raise ValueError(f"{file}: not a JSON record; put it back from a copy")
-        if file == run and isinstance(content.get("settings"), dict):
-            return content["settings"]
-        if file == preset and content:
-            own = {"eval_prompts": preset.parent / content.get("eval_prompts", "none")}
-            return content | own
-    return {}
+    config = Path(model).parent / "config.json"
+    content = read_json(config) if config.is_file() else None
+    settings = content.get("settings") if isinstance(content, dict) else None
+    return settings if isinstance(settings, dict) else read_preset(model)
 
 
-def answer_tokens(model, args):
-    return args.max_new_tokens or own_settings(model).get("max_answer_tokens", 1024)
+def answer_tokens(model):
+    """How long a model's answers may be, in tokens: as long as in its run."""
+    return own_settings(model).get("max_answer_tokens", 1024)
+
+
+def answers_of(source, name, prompts, args):
+    """{prompt: its answers (text, whether it ended)}, by a model or from a file.
+
+    source: a model, or JSONL with "prompt" and "text" such as a run's eval.jsonl. name: what the
+    screen and errors call it.
+    """
+    answers = defaultdict(list)
+    if Path(source).is_file():
+        for number, record in enumerate(read_prompts(source, name), 1):
+            if not isinstance(record.get("text"), str):
+                raise ValueError(f"{name} {source}: record {number} needs \"text\", the answer")
+            answers[record["prompt"]].append((record["text"], record.get("finished") is not False))
+        return answers
+    if Path(source).suffix in (".jsonl", ".json", ".txt"):
+        raise ValueError(f"{name} {source}: there is no such file")
+    model, tokenizer = load_alone(source, args.bits)
+    samples = drawn(model, tokenizer, prompts, f"{name}: answers",
+                    args.max_new_tokens or answer_tokens(source), temperature=args.temperature,
+                    top_p=args.top_p, seed=[args.seed, "compare"])
+    for prompt, answer in zip(prompts, samples):
+        if answer.tokens:
+            answers[prompt].append((answer.text, answer.finished))
+    return answers
+
+
+def judge_both_orders(judge, pairs, bits=None, max_new_tokens=512):
+    """Have a model compare pairs (prompt, answer a, answer b) in both orders, greedily.
+
+    Returns records with "winners": "a", "b" or None, first of the order a, b, then of b, a.
+    """
+    model, tokenizer = load_alone(judge, bits)
+    asked = []
+    for prompt, a, b in pairs:
+        asked += [words.compare_prompt(prompt, a, b), words.compare_prompt(prompt, b, a)]
+    said = drawn(model, tokenizer, asked, "comparisons", max_new_tokens, temperature=0)
+    records = []
+    for (prompt, a, b), ab, ba in zip(pairs, said[::2], said[1::2]):
+        winners = [{"A": "a", "B": "b"}.get(winner_of(ab, "Answer")),
+                   {"A": "b", "B": "a"}.get(winner_of(ba, "Answer"))]
+        records.append({"prompt": prompt, "a": a, "b": b, "winners": winners,
+                        "said": [ab.text, ba.text]})
+    return records
+
+
+def winner_of(sample, what):
+    """"A", "B" or None: a verdict that was cut off has no winner."""
+    return words.parse_winner(sample.text, what) if sample.finished else None
+
+
+def compare_again(model, battles, orders, label, seed, settings, bits=None):
+    """Have a model compare the judgments of some answers, shuffled, in both orders.
+
+    battles: records of battles.jsonl. orders: for each, how its N judgments are shuffled. settings:
+    of the run. Returns for each the verdicts (N, N): 1, -1 or 0 as in battles.jsonl, and entry
+    [m][n] that of the judgments order[m], shown first, and order[n].
+    """
+    rubric = words.RUBRIC
+    if settings["rubric"]:
+        rubric = read_text(settings["rubric"], "--rubric").strip()
+    verdicts = [[[0] * len(order) for _ in order] for order in orders]
+    asked, places = [], []
+    for i, (battle, order) in enumerate(zip(battles, orders)):
+        texts = [battle["texts"][j] for j in order]
+        for m, n in permutations(range(len(texts)), 2):
+            asked.append(words.meta_judge_prompt(battle["prompt"], battle["text"], texts[m],
+                                                 texts[n], rubric))
+            places.append((i, m, n))
+    model, tokenizer = load_alone(model, bits)
+    said = drawn(model, tokenizer, asked, label, settings["max_verdict_tokens"], seed=seed,
+                 temperature=settings["temperature"], top_p=settings["top_p"])
+    for (i, m, n), verdict in zip(places, said):
+        winner = winner_of(verdict, "Judgment")
+        verdicts[i][m][n] = {"A": 1, "B": -1, None: 0}[winner]
+    return verdicts

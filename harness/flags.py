@@ -1,0 +1,49 @@
+"""The command line of eval.py."""
+from harness.settings import Parser
+
+
+def command_line():
+    parser = Parser(description="Look at a run, or compare models.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    def add(name, help):
+        command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        if name != "compare":
+            command.add_argument("run", help="the run's folder")
+        return command
+
+    add("report", "(re)draw the report of a run")
+    compare = add("compare", "which of two models' answers a judge prefers, in both orders")
+    compare.add_argument("a", metavar="A", help="a model (hub name, folder, runs/x/iter4), or "
+                         "JSONL of \"prompt\" and \"text\", such as runs/x/iter4/eval.jsonl")
+    compare.add_argument("b", metavar="B", help="what to compare it with")
+    compare.add_argument("--judge", required=True,
+                         help="a model that took no part in making A or B")
+    compare.add_argument("--prompts", help="JSONL with \"prompt\", or one prompt a line (default: "
+                         "those of A's or B's file, else of their run, else data/eval.jsonl)")
+    compare.add_argument("--out", help="a JSONL file for every pair with its verdicts")
+    compare.add_argument("--max-verdict-tokens", type=int, default=512, help="longest verdict, in "
+                         "tokens; verdicts are greedy (default: %(default)s)")
+    repeat = add("repeat", "make a run's comparisons again: do winner and pair stay?")
+    repeat.add_argument("--answers", type=int, default=20,
+                        help="of how many answers an iteration (default: %(default)s)")
+    export = add("export", "answers of a run's iterations in the files that official tools read")
+    export.add_argument("--format", required=True, choices=["alpaca", "arena-hard", "mt-bench"],
+                        help="whose files")
+    export.add_argument("--questions", required=True, help="the official question file")
+    export.add_argument("--out", help="a folder (default: RUN/export/FORMAT)")
+    for command in (repeat, export):
+        command.add_argument("--iterations", type=int, nargs="+", help="which (default: all)")
+    for command in (compare, export):
+        command.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens "
+                             "(default: a run's own --max-answer-tokens, else 1024)")
+        command.add_argument("--temperature", type=float, default=0.8,
+                             help="of the answers; 0 is greedy (default: %(default)s)")
+        command.add_argument("--top-p", type=float, default=0.95,
+                             help="of the answers: the nucleus (default: %(default)s)")
+    for command in (compare, repeat, export):
+        command.add_argument("--bits", type=int, choices=[4, 16, 32], help="of the models "
+                             "(default: a run's own, else 4 on CUDA, 32 elsewhere)")
+        command.add_argument("--seed", type=int, default=0,
+                             help="of the draws (default: %(default)s)")
+    return parser
