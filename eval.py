@@ -21,8 +21,8 @@ import numpy as np
 from safetensors import SafetensorError
 
 from harness.export import export
-from harness.flags import command_line
 from harness.files import iterations, read_jsonl, write_jsonl
+from harness.flags import command_line
 from harness.inputs import read_prompts
 from harness.models import answers_of, compare_again, judge_both_orders, own_settings
 from harness.report import report

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from dpo import save_adapter, set_adapter
 from harness.folder import Run
 from harness.settings import DIAGNOSED
 
@@ -31,7 +32,9 @@ def plan(settings, sample, loop):
         start = time.perf_counter()
         run = Run(dataclasses.replace(settings, out=f"{folder}/whole"), sample)
         loading, trials = time.perf_counter() - start, []
+        save_adapter(run.model, f"{folder}/fresh")
         for size in SIZES:
+            set_adapter(run.model, f"{folder}/fresh")  # or this trial would begin with a trained one
             small = small_run(run, f"{folder}/{size}", size)
             print(f"With {size} prompts:")
             start = time.perf_counter()
