@@ -601,11 +601,11 @@ def test_the_recipe_of_the_tiny_world_knows_the_words_alone():
         assert of_the_project(file) <= {"prompts", "tiny"}
 
 
-def test_the_five_modules_stay_readable():
-    """Lines of at most 100 columns, functions that need no scrolling, and files of the size that a person reads in one sitting."""
-    for name in MODULES:
-        text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
-        assert len(text.splitlines()) < 800 and max(map(len, text.splitlines())) <= 100, name
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                assert node.end_lineno - node.lineno < 50, (name, node.name)
+@pytest.mark.parametrize("name", ["metareward", "eval", "prompts"])
+def test_a_module_stays_readable(name):
+    """Lines of at most 100 columns, functions that need no scrolling, a file that is read in one sitting."""
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 600 and max(map(len, text.splitlines())) <= 100
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 50, node.name

@@ -552,7 +552,7 @@ def test_without_cuda_one_line_says_what_runs(capsys):
 
 def test_a_plan_has_the_stages_of_the_run_and_leaves_nothing(tmp_path, capsys):
     """Tokens of each stage against those that the run then takes; time depends on the machine, and is compared by hand."""
-    arguments = small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "3", "--judge-iters", "1")
+    arguments = small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "2", "--judge-iters", "1", "--prompts-per-iter", "8")
     metareward.main([*arguments, "--plan"])
     out = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
