@@ -41,8 +41,8 @@ def test_every_equation_stands_beside_the_lines_that_compute_it():
         assert f"# {tag}" in excerpts and LECTURE.count(tag) > excerpts.count(tag), tag
 
 
-def test_links_of_the_course_lead_somewhere():
-    for page in (ROOT / "course").glob("*.md"):
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "course").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
