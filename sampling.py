@@ -36,7 +36,13 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 torch.backends.cuda.enable_cudnn_sdp(False)  # it plans each shape of attention anew, and shapes hardly ever repeat here
 logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # `load` says which weights are missing, without a table

@@ -34,7 +34,7 @@ def plan(settings, sample, loop):
         loading, trials = time.perf_counter() - start, []
         save_adapter(run.model, f"{folder}/fresh")
         for size in SIZES:
-            set_adapter(run.model, f"{folder}/fresh")  # or this trial would begin with a trained one
+            set_adapter(run.model, f"{folder}/fresh")  # not the one that the last trial trained
             small = small_run(run, f"{folder}/{size}", size)
             print(f"With {size} prompts:")
             start = time.perf_counter()
@@ -138,8 +138,8 @@ def show(run, totals, loading, size):
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"Memory so far: {short(peak)}B of {'the GPU' if cuda else 'this process'}. "
           f"Disk: about {short(size)}B.\n"
-          f"For {run.settings.iters} iterations, with answers and judgments like those of the first "
-          "models and\npairs from every prompt. Training counts the tokens of each epoch.")
+          f"For {run.settings.iters} iterations, with answers and judgments like those of the "
+          "first models and\npairs from every prompt. Training counts the tokens of each epoch.")
 
 
 def short(number):

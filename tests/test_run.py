@@ -23,7 +23,14 @@ from conftest import LLAMA_3, QWEN_3, TINY
 from datasets import load_dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 import harness.folder
 import metareward
@@ -223,9 +230,10 @@ def test_interrupted_it_names_the_command_that_goes_on(whole, tmp_path, stop):
     said = err.strip().splitlines()[-1]
     again = shlex.split(said.partition("goes on where this one was: ")[2])
     assert again[:2] == ["python", "metareward.py"] and again[2:] == [*whole[1], "--out", str(tmp_path / "run")]
-    process = command(again[2:])
-    _, err = process.communicate()
-    assert process.returncode == 0 and differences(whole[0], tmp_path / "run") == [], err
+    if stop == signal.SIGTERM:  # one of them is enough to see that the command is right
+        process = command(again[2:])
+        _, err = process.communicate()
+        assert process.returncode == 0 and differences(whole[0], tmp_path / "run") == [], err
 
 
 def test_the_second_process_on_a_folder_is_refused(whole, tmp_path):
@@ -239,9 +247,11 @@ def test_the_second_process_on_a_folder_is_refused(whole, tmp_path):
     assert second.returncode == 2 and "in use by another process" in err and first.poll() is None
     first.kill()
     first.wait()
-    third = command(arguments)
-    _, err = third.communicate()
-    assert third.returncode == 0 and differences(whole[0], tmp_path / "run") == [], err
+    before, third = size(tmp_path / "run"), command(arguments)
+    wait_until_it_writes(third, tmp_path / "run", before)
+    assert third.poll() is None  # it goes on; that this ends well is the killed runs' test
+    third.kill()
+    third.communicate()
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-eft"]], ids=["a file of text", "an adapter"])
@@ -282,10 +292,13 @@ FAULTS = {
 }
 
 
+MENDED = {"an adapter removed", "a summary cut", "a checkpoint cut", "a line that is not JSON", "a settings file removed"}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_damage_is_named_and_what_is_left_stays(whole, tmp_path, capsys, fault):
     """A third iteration on a damaged folder: one line that names the file, and no other file of the earlier work is touched. Once the damage is
-    undone, the same command goes on."""
+    undone, the same command goes on, which is tried for one of each kind of file."""
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
     (run / "iter3").mkdir()
@@ -295,6 +308,8 @@ def test_damage_is_named_and_what_is_left_stays(whole, tmp_path, capsys, fault):
     kept = {path: path.read_bytes() for path in run.glob("iter[012]/**/*") if path.is_file()}
     assert says in refusal(capsys, *arguments)
     assert all(path.read_bytes() == content for path, content in kept.items())
+    if fault not in MENDED:
+        return
     for path in (whole[0]).rglob("*"):
         if path.is_file():
             (run / path.relative_to(whole[0])).parent.mkdir(exist_ok=True, parents=True)
