@@ -90,7 +90,7 @@ def test_a_run_leaves_the_files_of_the_contract(whole):
         assert (run / f"iter{t}" / "adapter" / "adapter_model.safetensors").exists()
     assert (run / "iter0" / "sft.jsonl").exists()
     assert not list(run.rglob("*.part")) and not list(run.rglob("checkpoint*"))
-    assert "No CUDA" not in printed and "actor: true score" in printed and "dropped, for reasons" in printed
+    assert "No CUDA" not in printed and "actor: true score" in printed and "dropped (the report says why)" in printed
 
 
 def test_the_summary_has_one_record_per_model(whole):
