@@ -108,7 +108,9 @@ def work(trainer, workload, per_pass, checkpointing, steps):
                 stepper.on_step_end()
                 return figures
             dpo.take_step = timed
-            dpo.train_dpo(our_model(), pairs(workload), [], folder, beta=0.1, epochs=steps, batch_size=PAIRS, lr=1e-6)
+            for _ in dpo.train_dpo(our_model(), pairs(workload), beta=0.1, epochs=steps,
+                                   batch_size=PAIRS, lr=1e-6):
+                pass
     print(peak_memory(), flush=True)
 
 

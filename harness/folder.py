@@ -20,19 +20,11 @@ import transformers
 from tqdm import tqdm
 
 import prompts as words
-from dpo import (
-    add_lora,
-    check_logits,
-    collect,
-    rank,
-    save_adapter,
-    set_adapter,
-    share,
-    world,
-)
+from dpo import add_lora, check_logits, collect, rank, share, world
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, read_prompts, read_text, training_prompts
 from harness.report import drifts, glance, report
+from harness.training import save_adapter, set_adapter, train
 from sampling import Chat, load, load_tokenizer
 
 FORMAT = 5      # of a run's folder; runs of another are not resumed
@@ -285,8 +277,9 @@ class Run:
         mine = self.settings
         training, held_out = hold_out(encoded(self.chat, examples), mine.seed)
         with self.timed(t, "training"):
-            return recipe(self.model, training, held_out, self.folder(t), lr=mine.lr,
-                          batch_size=mine.batch_size, seed=mine.seed, **settings)
+            return train(self.model, recipe, training, held_out, self.folder(t),
+                         f"iteration {t}: training", lr=mine.lr, batch_size=mine.batch_size,
+                         seed=mine.seed, **settings)
 
     def leave_untrained(self, t):
         """M_t is the model as it is."""

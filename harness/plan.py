@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from dpo import save_adapter, set_adapter
 from harness.folder import Run
 from harness.settings import DIAGNOSED
+from harness.training import save_adapter, set_adapter
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take
