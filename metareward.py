@@ -40,9 +40,8 @@ from eval import (
     truth,
 )
 from harness.command import command
-from harness.files import read_jsonl
 from harness.folder import Run
-from harness.inputs import choose_prompts
+from harness.inputs import choose_prompts, ranked_items
 from harness.plan import plan
 from harness.report import table
 from harness.settings import DIAGNOSED, Settings, parse_settings
@@ -393,13 +392,6 @@ def warm_start(run):
     return figures | {"pairs": pair_counts(run, []), "train": best}
 
 
-def ranked_items(records):
-    """One item per ranked reply, as `judge` takes them."""
-    return [{"id": f"{record['prompt_id']}/{i}", "prompt_id": record["prompt_id"],
-             "prompt": record["prompt"], "text": reply["text"], "rank": reply["rank"]}
-            for record in records for i, reply in enumerate(record["replies"])]
-
-
 def agreeing_judgments(judged):
     """The judgments whose scores agree with the ranks; those of one round stay or go together.
 
@@ -475,7 +467,7 @@ def measure(run, t):
     own = judge(run, t, items, "eval.jsonl", "held-out judgments")
     first = own
     if t > 0:
-        first = judge(run, t, answers_of_m0(run), "eval_judge.jsonl",
+        first = judge(run, t, run.answers_of_m0(len(items)), "eval_judge.jsonl",
                       "held-out judgments of M_0's answers")
     figures = {"actor": measure_actor(own),
                "judge": measure_judge([record for record in first if record["finished"]])}
@@ -484,18 +476,6 @@ def measure(run, t):
                        "judgments of replies ranked by people")
         figures["judge"] |= measure_people(judged)
     return figures
-
-
-def answers_of_m0(run):
-    """M_0's held-out answers, without what M_0 said of them."""
-    file = run.folder(0) / "eval.jsonl"
-    records = read_jsonl(file)
-    if len(records) < len(run.eval_prompts) * EVAL_ANSWERS:
-        raise ValueError(f"{file} is missing or cut short, and the judge is measured on it: put "
-                         "it back from a copy, or start again in another folder")
-    judged = ("judgments", "scores", "score", "sampled_tokens")
-    return [{key: value for key, value in record.items() if key not in judged}
-            for record in records]
 
 
 # ---- the loop

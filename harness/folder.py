@@ -332,6 +332,17 @@ class Run:
         for line in drifts(record, self.settings.max_score):
             print(f"Drift, {line}")
 
+    def answers_of_m0(self, count):
+        """M_0's held-out answers, `count` in all, without what M_0 said of them."""
+        file = self.folder(0) / "eval.jsonl"
+        records = read_jsonl(file)
+        if len(records) < count:
+            raise ValueError(f"{file} is missing or cut short, and the judge is measured on it: "
+                             "put it back from a copy, or start again in another folder")
+        judged = ("judgments", "scores", "score", "sampled_tokens")
+        return [{key: value for key, value in record.items() if key not in judged}
+                for record in records]
+
     def draw_report(self):
         if rank() == 0:
             self.notes = report(self.out)

@@ -156,6 +156,13 @@ def oasst_replies(file):
                 yield {"prompt": prompt["text"], "replies": replies}
 
 
+def ranked_items(records):
+    """One item per ranked reply, as `judge` takes them."""
+    return [{"id": f"{record['prompt_id']}/{i}", "prompt_id": record["prompt_id"],
+             "prompt": record["prompt"], "text": reply["text"], "rank": reply["rank"]}
+            for record in records for i, reply in enumerate(record["replies"])]
+
+
 # ---- invented prompts
 
 def choose_prompts(run, t):
