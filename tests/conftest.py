@@ -17,7 +17,8 @@ from transformers import (  # noqa: E402
     Qwen3Config,
 )
 
-from sampling import load  # noqa: E402
+from dpo import add_lora, trainable  # noqa: E402
+from sampling import Chat, load  # noqa: E402
 
 TINY = Path(__file__).parent.parent / "tiny"
 torch.set_num_threads(1)
@@ -94,3 +95,45 @@ def family(request, tiny):
 def llama(tiny):
     """(model, tokenizer) of a random Llama, whose next token is far less certain than the tiny world's."""
     return random_model(LlamaConfig, tiny[1]), tiny[1]
+
+
+# ---- pairs to train on, and the model that trains
+
+TEXTS = [  # prompt, chosen, rejected: of different lengths, one answer a beginning of the other
+    ("How do I plant a tree?", "Dig a hole. Water it well, because roots are thirsty.",
+     "Dig a hole."),
+    ("Why?", "Because.", "There are many reasons, and here they all are, one by one."),
+    ("Write a short poem about the sea, please.", "Waves.", "The sea is wide, the sea is deep."),
+    ("And now?", "Wait for the rain.", "Run."),
+    ("What is a hedge good for?", "Birds live in it, for example.", "It is green. It is a hedge."),
+]
+
+
+def tokenized(tokenizer, texts=TEXTS):
+    """Fresh examples for train_dpo."""
+    chat = Chat(tokenizer)
+    return [{"prompt_ids": chat.prompt(prompt), "chosen_ids": chat.answer(chosen),
+             "rejected_ids": chat.answer(rejected)} for prompt, chosen, rejected in texts]
+
+
+def columns(examples):
+    """The three lists that pair_logps takes."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return tuple([example[name] for example in examples] for name in names)
+
+
+def with_lora(model, rank=2, fresh=True):
+    """The model with an adapter, always the same one; unless fresh, it has an effect already."""
+    torch.manual_seed(0)
+    model = add_lora(model, rank)
+    for name, weight in trainable(model).items():
+        if not fresh and "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def flip(file):
+    """Change one bit of a safetensors file's last number."""
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)

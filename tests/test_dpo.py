@@ -1,10 +1,8 @@
-"""dpo.py against TRL's own trainer, hand arithmetic, plain forward passes, and against itself after being interrupted anywhere.
+"""dpo.py against TRL's own trainer, hand arithmetic and plain forward passes.
 
-The loss and its gradients are held to TRL 1.16 on random numbers (float64, 1e-12) and through a whole model, TRL doing its own tokenizing,
-masking and reference. Training that stops at any step and is called again must leave the same bytes as training that never stopped.
+The loss and its gradients are held to TRL 1.16 on random numbers (float64, 1e-12) and through a whole model, TRL doing its own
+tokenizing, masking and reference.
 """
-import hashlib
-import json
 import math
 
 import numpy as np
@@ -13,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from conftest import FAMILIES, TINY, random_model
+from conftest import FAMILIES, TEXTS, TINY, columns, random_model, tokenized, with_lora
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BloomConfig,
@@ -34,56 +31,27 @@ from trl import DPOConfig, DPOTrainer
 import dpo
 from dpo import (
     Budget,
-    add_lora,
+    State,
     answer_logps,
     dpo_loss,
     head_logps,
     learning_rate,
     pair_logps,
-    reference,
-    save_adapter,
-    set_adapter,
     sft_loss,
+    token_count,
     train_dpo,
     train_sft,
     trainable,
 )
 from sampling import Chat, load
 
-TEXTS = [  # prompt, chosen, rejected: of different lengths, and one answer a beginning of the other
-    ("How do I plant a tree?", "Dig a hole. Water it well, because roots are thirsty.", "Dig a hole."),
-    ("Why?", "Because.", "There are many reasons, and here they all are, one by one."),
-    ("Write a short poem about the sea, please.", "Waves.", "The sea is wide, the sea is deep."),
-    ("And now?", "Wait for the rain.", "Run."),
-    ("What is a hedge good for?", "Birds live in it, for example.", "It is green. It is a hedge.")]
+ONE = {"answer_ids": [1]}  # an example of one token
 
 
 def messages(prompt, chosen, rejected):
     """A pair as pairs.jsonl has it."""
     return {"prompt": [{"role": "user", "content": prompt}], "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}]}
-
-
-def tokenized(tokenizer, texts=TEXTS):
-    """Fresh examples for train_dpo."""
-    chat = Chat(tokenizer)
-    return [{"prompt_ids": chat.prompt(prompt), "chosen_ids": chat.answer(chosen), "rejected_ids": chat.answer(rejected)}
-            for prompt, chosen, rejected in texts]
-
-
-def columns(examples):
-    """The three lists that pair_logps takes."""
-    return tuple([example[key] for example in examples] for key in ("prompt_ids", "chosen_ids", "rejected_ids"))
-
-
-def with_lora(model, rank=2, fresh=True):
-    """The model with an adapter, always the same one; unless fresh, it has an effect already."""
-    torch.manual_seed(0)
-    model = add_lora(model, rank)
-    for name, weight in trainable(model).items():
-        if not fresh and "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
-    return model
 
 
 def plain_logp(model, prompt, answer):
@@ -338,39 +306,23 @@ def test_lists_of_other_lengths_are_refused(tiny):
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 0, "batch_size": 1}, {"epochs": 1, "batch_size": 0}, {"epochs": 1, "batch_size": 1}])
-def test_training_on_nothing_is_refused(tiny, fresh_tiny, tmp_path, settings):
+def test_training_on_nothing_is_refused(tiny, fresh_tiny, settings):
     examples = tokenized(tiny[1]) if 0 in settings.values() else []
     with pytest.raises(ValueError, match="examples must not be empty, and epochs and batch_size must be at least 1"):
-        train_dpo(with_lora(fresh_tiny), examples, [], tmp_path, beta=0.1, lr=1e-3, **settings)
+        list(train_dpo(with_lora(fresh_tiny), examples, beta=0.1, lr=1e-3, **settings))
 
 
-def test_a_model_without_an_adapter_is_refused(fresh_tiny, tiny, tmp_path):
+def test_a_model_without_an_adapter_is_refused(fresh_tiny, tiny):
     with pytest.raises(ValueError, match="no LoRA adapter"):
-        train_dpo(fresh_tiny, tokenized(tiny[1]), [], tmp_path / "new" / "folder", beta=0.1, epochs=1, batch_size=5, lr=1e-3)
+        list(train_dpo(fresh_tiny, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3))
 
 
-@pytest.mark.parametrize("name, other", [("epochs", {"epochs": 2}), ("batch_size", {"batch_size": 2}), ("lr", {"lr": 2e-3}), ("loss", {"beta": 0.2}),
-                                         ("seed", {"seed": 1}), ("adapter", {"rank": 4}), ("examples", {"held_out": 1})])
-def test_a_checkpoint_of_another_call_is_refused(tiny, tmp_path, name, other):
-    """By the name of what differs. The old result would otherwise be returned as that of the new call, or two trainings be mixed."""
-    settings = {"epochs": 1, "batch_size": 5, "lr": 1e-3, "beta": 0.1, "rank": 2, "held_out": 0}
-
-    def call(rank, held_out, **settings):
-        examples = tokenized(tiny[1])
-        return train_dpo(with_lora(load(str(TINY))[0], rank), examples[held_out:], examples[:held_out], tmp_path, **settings)
-    first = call(**settings)
-    (tmp_path / "reference.jsonl").unlink()
-    assert call(**settings) == first
-    (tmp_path / "reference.jsonl").unlink()
-    with pytest.raises(ValueError, match=f"checkpoint.safetensors belongs to a training with other {name}: choose another folder"):
-        call(**{**settings, **other})
-
-
-def test_dropout_is_off_in_training(tiny, tmp_path):
+def test_dropout_is_off_in_training(tiny):
     """GPT-2 has some by default; with it the policy would differ from its reference before the first step."""
     model = with_lora(random_model(lambda **_: GPT2Config(vocab_size=len(tiny[1]), n_embd=32, n_layer=2, n_head=2, n_positions=256), tiny[1]))
-    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=1, batch_size=5, lr=1e-3)
-    assert lines(tmp_path)[0]["margin"] == pytest.approx(0, abs=1e-6) and lines(tmp_path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    first, *_ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)
+    assert first["margin"] == pytest.approx(0, abs=1e-6)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -487,43 +439,6 @@ def test_a_fresh_adapter_changes_nothing_and_leaves_the_head_alone(tiny, fresh_t
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trainable(model).keys()
 
 
-def test_adapters_can_be_exchanged(tiny, fresh_tiny, tmp_path):
-    """save_adapter and set_adapter bring back the exact weights; an adapter with other keys is refused. The folder's bytes are settled."""
-    model = with_lora(fresh_tiny, fresh=False)
-    before = {name: weight.detach().clone() for name, weight in trainable(model).items()}
-    save_adapter(model, tmp_path / "adapter")
-    save_adapter(model, tmp_path / "adapter")  # over the old one
-    targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
-    assert targets == sorted(targets) and [file.name for file in tmp_path.iterdir()] == ["adapter"]
-    for weight in trainable(model).values():
-        weight.data.zero_()
-    set_adapter(model, tmp_path / "adapter")
-    assert all(torch.equal(weight, before[name]) for name, weight in trainable(model).items())
-    other = random_model(LlamaConfig, tiny[1])
-    save_adapter(with_lora(other), tmp_path / "other")
-    with pytest.raises(ValueError, match="other keys"):
-        set_adapter(model, tmp_path / "other")
-
-
-def test_an_adapter_whose_numbers_changed_is_refused(fresh_tiny, tmp_path):
-    """The file is still well formed, and is taken where nobody says what it was."""
-    model, file = with_lora(fresh_tiny, fresh=False), tmp_path / "adapter" / "adapter_model.safetensors"
-    save_adapter(model, tmp_path / "adapter")
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    set_adapter(model, tmp_path / "adapter", sha256)
-    flip(file)
-    set_adapter(model, tmp_path / "adapter")
-    with pytest.raises(ValueError, match="adapter is missing or damaged .its content is not what was written"):
-        set_adapter(model, tmp_path / "adapter", sha256)
-
-
-def flip(file):
-    """Change one bit of a safetensors file's last number."""
-    content = bytearray(file.read_bytes())
-    content[-2] ^= 1
-    file.write_bytes(content)
-
-
 def test_gradients_in_four_bits_are_those_of_the_dequantized_weights(tiny):
     """After sampling or measuring, too: there bitsandbytes packs weights anew on some processors, and gradients no longer pass through them."""
     rounded, plain = load(str(TINY), bits=4)[0], load(str(TINY))[0]
@@ -551,8 +466,8 @@ def test_dpo_in_four_bits_learns_and_comes_back(tiny, tmp_path):
     model = with_lora(load(str(TINY), bits=4)[0], rank=4)
     base = bits_of_base(model)
     assert any(name.endswith("quant_state.bitsandbytes__nf4") for name in base)
-    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=8, batch_size=5, lr=5e-3)
-    records = [json.loads(line) for line in open(tmp_path / "train.jsonl")]
+    records = list(train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=8, batch_size=5, lr=5e-3))
+    model.save_pretrained(tmp_path / "adapter")
     losses = [record["loss"] for record in records if "loss" in record]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < 0.3
     after = bits_of_base(model)
@@ -570,15 +485,11 @@ def test_dpo_in_four_bits_learns_and_comes_back(tiny, tmp_path):
 
 # ---- 6. the training loop
 
-def lines(folder):
-    return [json.loads(line) for line in open(folder / "train.jsonl")]
-
-
 def test_passes_keep_order_and_limit(tiny, monkeypatch):
     sizes = [3, 3, 5, 1, 9, 2]
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 7)
-    runs = Budget(tiny[0], []).passes(len, [{"tokens": size} for size in sizes])
-    assert [([example["tokens"] for example in run], count) for run, count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
+    runs = Budget(tiny[0], []).passes(len, [{"answer_ids": [0] * size} for size in sizes])
+    assert [([len(example["answer_ids"]) for example in run], count) for run, count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
 
 
 def out_of_memory(monkeypatch, *when):
@@ -600,34 +511,33 @@ def out_of_memory(monkeypatch, *when):
     return calls
 
 
-def test_a_step_that_ran_out_of_memory_has_the_same_gradient(tiny, tmp_path, monkeypatch, capsys):
+def test_a_step_that_ran_out_of_memory_has_the_same_gradient(tiny, monkeypatch, capsys):
     """Five pairs at once, then fewer: twice the pass is halved, once in the midst of the batch. float64, and the log is the same too."""
-    gradients = recorded_gradients(monkeypatch)
+    gradients, logs = recorded_gradients(monkeypatch), []
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 300)
     for number, when in enumerate([(), (2, 4)]):  # the first call is the reference's
         calls = out_of_memory(monkeypatch, *when)
         model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
-        (tmp_path / f"{number}").mkdir()
-        train_dpo(model, tokenized(tiny[1]), [], tmp_path / f"{number}", beta=0.1, epochs=1, batch_size=5, lr=1e-3)
+        logs.append(list(train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)))
         assert calls == [[5, 5], [5, 5, 2, 2, 1, 1, 1]][number] or print(calls)
     assert (gradients[0] - gradients[1]).norm() < 1e-12 * gradients[0].norm()
     told = capsys.readouterr().err
     assert told.count("out of memory: training goes on with passes half as large") == 2
-    whole, halved = (lines(tmp_path / f"{number}")[0] for number in (0, 1))
+    whole, halved = (log[0] for log in logs)
     assert whole.keys() == halved.keys() and halved["loss"] == pytest.approx(whole["loss"], rel=1e-12)
 
 
-def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refused(fresh_tiny, tiny, tmp_path, monkeypatch, capsys):
+def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refused(fresh_tiny, tiny, monkeypatch, capsys):
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 1)
     model = with_lora(fresh_tiny)
     examples = tokenized(tiny[1], TEXTS[:1])
     out_of_memory(monkeypatch, 2)
-    train_dpo(model, examples, [], tmp_path, beta=0.1, epochs=1, batch_size=1, lr=1e-3)
-    assert "gradient checkpointing" in capsys.readouterr().err and len(lines(tmp_path)) == 2
-    (tmp_path / "again").mkdir()
+    records = list(train_dpo(model, examples, beta=0.1, epochs=1, batch_size=1, lr=1e-3))
+    assert "gradient checkpointing" in capsys.readouterr().err and len(records) == 2
+    examples = tokenized(tiny[1], TEXTS[:1])
     out_of_memory(monkeypatch, 2, 3)
-    with pytest.raises(ValueError, match=f"an example of {examples[0]['tokens']} tokens does not fit"):
-        train_dpo(model, examples, [], tmp_path / "again", beta=0.1, epochs=1, batch_size=1, lr=1e-3)
+    with pytest.raises(ValueError, match=f"an example of {token_count(examples[0])} tokens does not fit"):
+        list(train_dpo(model, examples, beta=0.1, epochs=1, batch_size=1, lr=1e-3))
 
 
 @pytest.mark.parametrize("says", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"])
@@ -639,14 +549,14 @@ def test_libraries_report_a_lack_of_memory_in_their_own_ways(tiny, says):
         if len(sizes) == 1:
             raise RuntimeError(says)
         return part
-    assert sum(len(part) for part, _ in Budget(tiny[0], []).passes(work, [{"tokens": 1}] * 4)) == 4 and sizes == [4, 2, 2]
+    assert sum(len(part) for part, _ in Budget(tiny[0], []).passes(work, [{"answer_ids": [1]}] * 4)) == 4 and sizes == [4, 2, 2]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny):
     def work(part):
         raise RuntimeError("shapes do not match")
     with pytest.raises(RuntimeError, match="shapes"):
-        list(Budget(tiny[0], []).passes(work, [{"tokens": 1}] * 2))
+        list(Budget(tiny[0], []).passes(work, [{"answer_ids": [1]}] * 2))
 
 
 class OnCuda:
@@ -666,7 +576,7 @@ def test_the_budget_comes_from_free_memory(monkeypatch, free, tokens, recomputed
     monkeypatch.setattr(dpo, "free_memory", lambda: free)
     monkeypatch.setattr(dpo, "activation_bytes", lambda model: 10**6)
     model = OnCuda()
-    budget = Budget(model, [{"tokens": 200}, {"tokens": 500}])
+    budget = Budget(model, [{"answer_ids": [0] * 200}, {"answer_ids": [0] * 500}])
     assert (budget.tokens, model.recomputed) == (tokens, recomputed)
 
 
@@ -701,7 +611,7 @@ def recorded_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [1, 60, 10**6])
-def test_the_gradient_does_not_depend_on_the_passes(tiny, tmp_path, monkeypatch, limit):
+def test_the_gradient_does_not_depend_on_the_passes(tiny, monkeypatch, limit):
     """One example a pass, some, or all five at once, of different lengths: always the gradient of the batch's mean loss, in float64."""
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", limit)
     gradients = recorded_gradients(monkeypatch)
@@ -710,10 +620,10 @@ def test_the_gradient_does_not_depend_on_the_passes(tiny, tmp_path, monkeypatch,
     mean = sft_loss(answer_logps(model, prompts, [[y] for y in answers]), answers).mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(trainable(model).values()))])
     examples = [{"prompt_ids": p, "answer_ids": y} for p, y in zip(prompts, answers)]
-    train_sft(model, examples, [], tmp_path, epochs=1, batch_size=5, lr=1e-3)
+    first, *_ = train_sft(model, examples, epochs=1, batch_size=5, lr=1e-3)
     assert (gradients[0] - expected).norm() < 1e-10 * expected.norm()
-    assert lines(tmp_path)[0]["loss"] == pytest.approx(mean.item(), rel=1e-12)
-    assert lines(tmp_path)[0]["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-6)
+    assert first["loss"] == pytest.approx(mean.item(), rel=1e-12)
+    assert first["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-6)
 
 
 def test_learning_rate_by_hand():
@@ -724,18 +634,17 @@ def test_learning_rate_by_hand():
     assert [learning_rate(0, 1, 2.0), learning_rate(0, 2, 2.0), learning_rate(1, 2, 2.0)] == [2.0, 2.0, 2.0]
 
 
-def test_the_logged_learning_rate_is_the_one_that_steps(fresh_tiny, tiny, tmp_path):
+def test_the_logged_learning_rate_is_the_one_that_steps(fresh_tiny, tiny):
     """Adam's first step moves each weight by the learning rate, whatever its gradient: B, which was zero, is now that or minus that."""
     model = with_lora(fresh_tiny)
-    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=1, batch_size=5, lr=3e-3)
-    (step, _) = lines(tmp_path)
+    step, _ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=3e-3)
     assert step["lr"] == 3e-3
     moved = torch.cat([weight.detach().flatten().abs() for name, weight in trainable(model).items() if "lora_B" in name])
     assert moved.median() == pytest.approx(3e-3, rel=1e-3) and moved.max() < 3.01e-3
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_gradients_are_clipped_to_norm_one(fresh_tiny, tmp_path, monkeypatch, scale):
+def test_gradients_are_clipped_to_norm_one(fresh_tiny, monkeypatch, scale):
     """What the optimizer sees: a small gradient as it is, a large one cut to norm 1; the log has the norm before."""
     seen, step = [], torch.optim.AdamW.step
 
@@ -748,9 +657,9 @@ def test_gradients_are_clipped_to_norm_one(fresh_tiny, tmp_path, monkeypatch, sc
 
     def compute(part):
         return scale * sum(weight.sum() for weight in weights).expand(len(part)), {}
-    dpo.train(model, [{"tokens": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+    record, _ = dpo.train(model, [ONE] * 2, [], compute, epochs=1, batch_size=2, lr=1e-3)
     norm = scale * math.sqrt(sum(weight.numel() for weight in weights))
-    assert seen == [pytest.approx(min(1, norm), rel=1e-4)] and lines(tmp_path)[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert seen == [pytest.approx(min(1, norm), rel=1e-4)] and record["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def scripted(model, held_out_losses):
@@ -766,155 +675,46 @@ def scripted(model, held_out_losses):
 
 
 @pytest.mark.parametrize("held_out_losses, best", [([3.0, 1.0, 2.0], 1), ([1.0, 2.0, 3.0], 0), ([3.0, 2.0, 1.0], 2)])
-def test_the_epoch_that_is_best_on_held_out_examples_is_kept(fresh_tiny, tmp_path, held_out_losses, best):
-    """In the model, in the folder and in what is returned; the epochs' weights all differ."""
+def test_the_epoch_that_is_best_on_held_out_examples_is_kept(fresh_tiny, held_out_losses, best):
+    """In the model and in the state; the epochs' weights all differ."""
     model = with_lora(fresh_tiny)
     compute, snapshots = scripted(model, held_out_losses)
-    figures = dpo.train(model, [{"tokens": 1}] * 4, [{"tokens": 1}] * 3, compute, tmp_path, epochs=3, batch_size=2, lr=1e-2)
-    assert figures == {"epoch": best + 1, "held_out_loss": held_out_losses[best]}
+    state = State(model)
+    records = list(dpo.train(model, [ONE] * 4, [ONE] * 3, compute, epochs=3, batch_size=2, lr=1e-2, state=state))
+    assert state.best == {"epoch": best + 1, "held_out_loss": held_out_losses[best]}
     assert not any(torch.equal(snapshots[best][name], snapshots[best - 1][name]) for name in snapshots[0])
     assert all(torch.equal(weight, snapshots[best][name]) for name, weight in trainable(model).items())
-    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert all(torch.equal(saved[name.replace(".default", "")], weight) for name, weight in snapshots[best].items())
-    assert [line["held_out_loss"] for line in lines(tmp_path) if "held_out_loss" in line] == held_out_losses and not model.training
+    assert [record["held_out_loss"] for record in records if "step" not in record] == held_out_losses
+    assert not model.training
 
 
-def test_without_held_out_examples_the_last_epoch_is_kept(fresh_tiny, tmp_path):
+def test_without_held_out_examples_the_last_epoch_is_kept(fresh_tiny):
     model = with_lora(fresh_tiny)
     compute, _ = scripted(model, [])
-    assert dpo.train(model, [{"tokens": 1}] * 4, [], compute, tmp_path, epochs=3, batch_size=2, lr=1e-2) == {"epoch": 3}
+    *_, last = dpo.train(model, [ONE] * 4, [], compute, epochs=3, batch_size=2, lr=1e-2)
+    assert last == {"epoch": 3}
     moved = [weight.abs().max().item() for name, weight in trainable(model).items() if "lora_B" in name]
     rates = sum(learning_rate(step, 6, 1e-2) for step in range(6))
     assert moved == pytest.approx([rates] * len(moved), rel=1e-3)  # a constant gradient makes each of Adam's steps as long as its rate
 
 
-def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny, tmp_path):
+def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny):
     model = with_lora(fresh_tiny)
     seen, weights = [], list(trainable(model).values())
 
     def compute(part):
         seen.extend(example["name"] for example in part)
         return sum(weight.sum() for weight in weights).expand(len(part)), {}
-    examples = [{"tokens": 1, "name": name} for name in range(20)]
-    dpo.train(model, examples, [], compute, tmp_path, epochs=2, batch_size=6, lr=1e-3)
+    examples = [{**ONE, "name": name} for name in range(20)]
+    records = list(dpo.train(model, examples, [], compute, epochs=2, batch_size=6, lr=1e-3))
     assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20)) and len({tuple(seen[:20]), tuple(seen[20:]), tuple(range(20))}) == 3
-    assert [line["step"] for line in lines(tmp_path) if "step" in line] == list(range(1, 9))
-
-
-def test_rewards_and_lines_in_the_log(fresh_tiny, tiny, tmp_path):
-    """The rewards' difference is the margin, and the references stand under the lines by which the steps call their pairs."""
-    train_dpo(with_lora(fresh_tiny), tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=2, batch_size=2, lr=5e-3)
-    references = {line["line"]: line for line in map(json.loads, open(tmp_path / "reference.jsonl"))}
-    steps = [line for line in lines(tmp_path) if "step" in line]
-    for step in steps:
-        drift = np.mean([references[line]["ref_chosen"] for line in step["lines"]])
-        assert step["margin"] == pytest.approx(step["chosen_reward"] - step["rejected_reward"], abs=1e-9)
-        assert step["chosen_reward"] == pytest.approx(0.1 * (step["chosen_logp"] - drift), abs=1e-6)
-    assert sorted(references) == [1, 2, 3, 4, 5] and abs(steps[-1]["chosen_reward"]) > 0.01
-
-
-# ---- being interrupted
-
-class Interrupted(Exception):
-    pass
-
-
-def run(folder, tokenizer, stop_at=None, monkeypatch=None):
-    """train_dpo as a new process would call it; `stop_at`: the number of the call of pair_logps that does not return."""
-    model = with_lora(load(str(TINY))[0])
-    calls = 0
-
-    def counted(*args):
-        nonlocal calls
-        if calls == stop_at:
-            raise Interrupted
-        calls += 1
-        return pair_logps(*args)
-    monkeypatch.setattr(dpo, "pair_logps", counted)
-    examples = tokenized(tokenizer)
-    figures = train_dpo(model, examples[:4], examples[4:], folder, beta=0.1, epochs=2, batch_size=2, lr=1e-3, seed=7, save_every=3)
-    return figures, calls
-
-
-def leavings(folder):
-    """What must not depend on interruptions: the bytes of two files, and the log but for its timings."""
-    log = [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines(folder)]
-    return log, *((folder / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "reference.jsonl"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        figures, calls = run(folder, tiny[1], monkeypatch=monkeypatch)
-    assert calls == 1 + 2 * (2 + 1), "one for the reference, two epochs of two steps and one held-out pass"
-    return figures, leavings(folder)
-
-
-@pytest.mark.parametrize("stop_at", range(7))
-def test_training_resumes_from_any_call_to_the_same_bytes(uninterrupted, tiny, tmp_path, monkeypatch, stop_at):
-    """Checkpoints are written after steps 2, 3 and 4, so that some interruptions lose a step and some do not."""
-    with pytest.raises(Interrupted):
-        run(tmp_path, tiny[1], stop_at, monkeypatch)
-    assert not (tmp_path / "adapter").exists()
-    figures, calls = run(tmp_path, tiny[1], monkeypatch=monkeypatch)
-    assert (figures, leavings(tmp_path)) == uninterrupted
-    assert calls == {0: 7, 1: 6, 2: 6, 3: 6, 4: 3, 5: 2, 6: 2}[stop_at], "what was saved is not computed again"
-
-
-def test_training_resumes_however_often_it_is_interrupted(uninterrupted, tiny, tmp_path, monkeypatch):
-    for stop_at in (0, 2, 3, 0, 1, 1, 0):
-        with pytest.raises(Interrupted):
-            run(tmp_path, tiny[1], stop_at, monkeypatch)
-        with open(tmp_path / "train.jsonl" if (tmp_path / "train.jsonl").exists() else tmp_path / "reference.jsonl", "a") as file:
-            file.write('{"torn')
-    assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
-
-
-@pytest.mark.parametrize("name", ["save", "save_adapter"])
-def test_training_resumes_from_a_failed_write(uninterrupted, tiny, tmp_path, monkeypatch, name):
-    """A checkpoint or an adapter that is half written when the process dies is never taken for a whole one."""
-    def fail(*args, **kwargs):
-        (tmp_path / ("checkpoint.safetensors.part" if name == "save" else "adapter.part")).write_text("half")
-        raise Interrupted
-    with monkeypatch.context() as context, pytest.raises(Interrupted):
-        context.setattr(dpo, name, fail)
-        run(tmp_path, tiny[1], monkeypatch=context)
-    if name == "save_adapter":
-        (tmp_path / "adapter.part").unlink()
-    assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
-
-
-def test_a_finished_training_called_again_computes_nothing(uninterrupted, tiny, tmp_path, monkeypatch):
-    run(tmp_path, tiny[1], monkeypatch=monkeypatch)
-    figures, calls = run(tmp_path, tiny[1], monkeypatch=monkeypatch)
-    assert (figures, leavings(tmp_path)) == uninterrupted and calls == 0
-
-
-def change_step(file):
-    """Another digit in what a checkpoint tells beside its tensors."""
-    content = file.read_bytes()
-    assert content.count(b'\\"step\\": 3, \\"records') == 1
-    file.write_bytes(content.replace(b'\\"step\\": 3, \\"records', b'\\"step\\": 9, \\"records'))
-
-
-@pytest.mark.parametrize("change", [flip, change_step])
-def test_a_checkpoint_whose_content_changed_is_refused(uninterrupted, tiny, tmp_path, monkeypatch, change):
-    """And once it is deleted, training starts again."""
-    with pytest.raises(Interrupted):
-        run(tmp_path, tiny[1], 5, monkeypatch)
-    file = tmp_path / "checkpoint.safetensors"
-    change(file)
-    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged .its content is not what was written.: delete it"):
-        run(tmp_path, tiny[1], monkeypatch=monkeypatch)
-    file.unlink()
-    assert (run(tmp_path, tiny[1], monkeypatch=monkeypatch)[0], leavings(tmp_path)) == uninterrupted
+    assert [record["step"] for record in records if "step" in record] == list(range(1, 9))
 
 
 # ---- what is not a number
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path, bad):
+def test_a_loss_that_is_not_finite_stops_training(fresh_tiny, bad):
     """At the third step, before the weights are touched; the message names the step and a remedy."""
     model = with_lora(fresh_tiny)
     weights, calls = list(trainable(model).values()), []
@@ -923,12 +723,13 @@ def test_a_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path, bad):
         calls.append(1)
         losses = sum(weight.sum() for weight in weights).expand(len(part))
         return losses * bad if len(calls) == 3 else losses, {}
+    records = []
     with pytest.raises(FloatingPointError, match="loss at step 3 .*--lr"):
-        dpo.train(model, [{"tokens": 1}] * 8, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
-    assert all(torch.isfinite(weight).all() for weight in weights) and len(lines(tmp_path)) == 2
+        records.extend(dpo.train(model, [ONE] * 8, [], compute, epochs=1, batch_size=2, lr=1e-3))
+    assert all(torch.isfinite(weight).all() for weight in weights) and len(records) == 2
 
 
-def test_a_gradient_that_is_not_finite_stops_training(fresh_tiny, tmp_path):
+def test_a_gradient_that_is_not_finite_stops_training(fresh_tiny):
     """The square root has a finite value and an infinite slope at zero."""
     model = with_lora(fresh_tiny)
     weights = [weight for name, weight in trainable(model).items() if "lora_B" in name]  # zeros
@@ -936,80 +737,21 @@ def test_a_gradient_that_is_not_finite_stops_training(fresh_tiny, tmp_path):
     def compute(part):
         return sum(weight.sqrt().sum() for weight in weights).expand(len(part)), {}
     with pytest.raises(FloatingPointError, match="gradient at step 1 .*--lr"):
-        dpo.train(model, [{"tokens": 1}] * 2, [], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
+        list(dpo.train(model, [ONE] * 2, [], compute, epochs=1, batch_size=2, lr=1e-3))
     assert all((weight == 0).all() for weight in weights)
 
 
-def test_a_held_out_loss_that_is_not_finite_stops_training(fresh_tiny, tmp_path):
+def test_a_held_out_loss_that_is_not_finite_stops_training(fresh_tiny):
     """Otherwise the epoch whose last step broke the model could be kept as the best one."""
     model = with_lora(fresh_tiny)
     compute, _ = scripted(model, [float("nan")])
     with pytest.raises(FloatingPointError, match="--lr"):
-        dpo.train(model, [{"tokens": 1}] * 2, [{"tokens": 1}], compute, tmp_path, epochs=1, batch_size=2, lr=1e-3)
-    assert not (tmp_path / "adapter").exists()
+        list(dpo.train(model, [ONE] * 2, [ONE], compute, epochs=1, batch_size=2, lr=1e-3))
 
 
-# ---- the reference
-
-@pytest.fixture
-def referenced(tiny, tmp_path, monkeypatch):
-    """(call, file): call() computes the reference of TEXTS, some pairs a pass, and returns (its examples, how many pairs it computed)."""
-    def call(pairs_in_a_pass=1):
-        monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 10 * pairs_in_a_pass)
-        computed = []
-
-        def logps(part):
-            computed.extend(part)
-            return pair_logps(tiny[0], *columns(part))
-        examples = [{**example, "tokens": 10} for example in tokenized(tiny[1])]
-        reference(tiny[0], examples, logps, tmp_path / "reference.jsonl")
-        return examples, len(computed)
-    return call, tmp_path / "reference.jsonl"
-
-
-def test_the_reference_is_computed_once(referenced, tiny):
-    call, file = referenced
-    examples, computed = call()
-    with torch.no_grad():
-        expected = pair_logps(tiny[0], *columns(examples))
-    assert [example["ref_chosen"] for example in examples] == pytest.approx(expected[0].tolist(), abs=1e-4)
-    assert [example["ref_rejected"] for example in examples] == pytest.approx(expected[1].tolist(), abs=1e-4)
-    before = file.read_bytes()
-    assert computed == 5 and call() == (examples, 0) and file.read_bytes() == before
-
-
-@pytest.mark.parametrize("pairs_in_a_pass, keep, again", [(1, 0.0, 5), (1, 0.1, 5), (1, 0.5, 3), (1, 0.99, 1), (2, 0.3, 5), (2, 0.7, 3)])
-def test_a_torn_reference_is_completed(referenced, pairs_in_a_pass, keep, again):
-    """Cut anywhere, in the midst of a line or of a pass: the whole lines stay, the rest is computed, and the file is as it was."""
-    call, file = referenced
-    examples, _ = call(pairs_in_a_pass)
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(keep * len(whole))])
-    assert call(pairs_in_a_pass) == (examples, again) and file.read_bytes() == whole
-
-
-@pytest.mark.parametrize("other", [lambda lines: lines * 2, lambda lines: lines[::-1], lambda lines: lines[1:], lambda lines: [b'{"a": 1}\n']])
-def test_a_reference_of_other_pairs_is_refused(referenced, other):
-    """More lines than pairs, other pairs, or none that are known: training would start from another policy than its reference."""
-    call, file = referenced
-    call()
-    file.write_bytes(b"".join(other(file.read_bytes().splitlines(keepends=True))))
-    with pytest.raises(ValueError, match="reference.jsonl belongs to other pairs"):
-        call()
-
-
-def test_a_reference_that_is_not_finite_is_refused(tiny, tmp_path):
-    """Before it is written: the remedy is no other learning rate."""
-    examples = [{**example, "tokens": 1} for example in tokenized(tiny[1])]
-    with pytest.raises(FloatingPointError, match="the model as it is"):
-        reference(tiny[0], examples, lambda part: (torch.full((len(part),), math.nan),) * 2, tmp_path / "reference.jsonl")
-    assert (tmp_path / "reference.jsonl").read_bytes() == b""
-
-
-def test_dpo_starts_from_its_reference(fresh_tiny, tiny, tmp_path):
+def test_dpo_starts_from_its_reference(fresh_tiny, tiny):
     """Also with an adapter that has an effect: the first loss is log 2 and the first margin 0, since the reference is the model as it is."""
     model = with_lora(fresh_tiny, fresh=False)
-    train_dpo(model, tokenized(tiny[1]), [], tmp_path, beta=0.1, epochs=1, batch_size=5, lr=1e-3)
-    first = lines(tmp_path)[0]
+    first, *_ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["margin"] == pytest.approx(0, abs=1e-5)
     assert np.isfinite(first["chosen_logp"]) and first["tokens"] == sum(len(p) + len(c) + len(r) for p, c, r in zip(*columns(tokenized(tiny[1]))))

@@ -26,7 +26,7 @@ from matplotlib.image import imread
 from scipy import stats
 
 import eval as measuring
-from dpo import add_lora, save_adapter
+from dpo import add_lora
 from eval import (
     agreement,
     bootstrap,
@@ -46,6 +46,7 @@ from harness import export, models
 from harness import report as drawing
 from harness.files import write_jsonl, write_whole
 from harness.report import drifts, report
+from harness.training import save_adapter
 from sampling import load, sample
 
 ROOT = Path(__file__).parent.parent

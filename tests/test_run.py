@@ -282,7 +282,7 @@ FAULTS = {
     "figures cut": (lambda run: (shutil.copytree(run / "iter2" / "adapter", run / "iter3" / "adapter"),
                                  (run / "iter3" / "figures.json").write_text('{"train')), "iter3/figures.json: not JSON"),
     "a checkpoint cut": (lambda run: (run / "iter3" / "checkpoint.safetensors").write_bytes(b"\x10"), "iter3/checkpoint.safetensors is damaged"),
-    "a reference spoilt": (lambda run: (run / "iter3" / "reference.jsonl").write_text("{\n{}\n"), "iter3/reference.jsonl is damaged"),
+    "a reference spoilt": (lambda run: (run / "iter3" / "reference.jsonl").write_text("{\n{}\n"), "iter3/reference.jsonl, line 1: not JSON"),
     "a line of something else": (lambda run: (run / "iter3" / "responses.jsonl").write_text("{}\n"), "iter3/responses.jsonl: a line is no record"),
     "a settings file removed": (lambda run: (run / "config.json").unlink(), "config.json is missing, which says what run this is"),
     "a record without its end": (lambda run: (run / "iter3" / "responses.jsonl").write_text('{"id": "0"}\n'), "responses.jsonl: a line is no record"),

@@ -47,7 +47,8 @@ from transformers import (
 )
 
 import sampling
-from dpo import add_lora, save_adapter
+from dpo import add_lora
+from harness.training import save_adapter
 from sampling import (
     Chat,
     Slots,
