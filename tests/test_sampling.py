@@ -134,7 +134,7 @@ def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, mo
     got = {row: [] for row in rows}
     with torch.no_grad(), shared_prefix(model):
         under_way = Slots(model, rows, 6, capacity)
-        while under_way.fill():
+        while under_way.admit():
             for b, (row, logits) in enumerate(zip(under_way.rows, under_way.logits())):
                 if row:
                     got[row].append(logits)
