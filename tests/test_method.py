@@ -601,11 +601,14 @@ def test_the_recipe_of_the_tiny_world_knows_the_words_alone():
         assert of_the_project(file) <= {"prompts", "tiny"}
 
 
-@pytest.mark.parametrize("name", ["metareward", "eval", "prompts"])
-def test_a_module_stays_readable(name):
-    """Lines of at most 100 columns, functions that need no scrolling, a file that is read in one sitting."""
+@pytest.mark.parametrize("name, most", [
+    ("metareward", 560), ("sampling", 1100), ("dpo", 640), ("eval", 470), ("prompts", 200)])
+def test_a_module_stays_readable(name, most):
+    """Lines of at most 100 columns, functions that need no scrolling, a file that is read in one
+    sitting: what comes in must find its room by something that goes.
+    """
     text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 600 and max(map(len, text.splitlines())) <= 100
+    assert len(text.splitlines()) <= most and max(map(len, text.splitlines())) <= 100
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < 50, node.name
