@@ -1,9 +1,12 @@
-"""What each part of the method does, by ground truth in the tiny world: `OMP_NUM_THREADS=1 python benchmarks/ablations.py --jobs 2`
+"""What each part of the method does, by ground truth in the tiny world: `OMP_NUM_THREADS=1 python
+benchmarks/ablations.py --jobs 2`
 
-Runs the main command as a user would, once per seed and variant, and reads figures off the run's files: the actor's true score, padding
-sentences (those that match none of the prompt's checks) per answer, characters, and of the judge, on M_0's answers, how often it is right
-and how often it ties. Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first variant.
-A run that is already there is not run again; one of another model or other settings is refused, as its log says.
+Runs the main command as a user would, once per seed and variant, and reads figures off the run's
+files: the actor's true score, padding sentences (those that match none of the prompt's checks) per
+answer, characters, and of the judge, on M_0's answers, how often it is right and how often it ties.
+Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first
+variant. A run that is already there is not run again; one of another model or other settings is
+refused, as its log says.
 """
 import argparse
 import json
@@ -13,7 +16,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +51,8 @@ def padding(folder, checks):
 
 
 def run(out, variant, seed, model):
-    """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it."""
+    """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it.
+    """
     with open(f"{out}.log", "w") as log:
         subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed), "--model", model, *VARIANTS[variant]],
                        check=True, stdout=log, stderr=log)
@@ -68,7 +74,9 @@ def interval(values, form):
 
 
 def table(results):
-    """results: {variant: a list of figures, one per seed}. A Markdown table of M_4, the characters of M_2 as well."""
+    """results: {variant: a list of figures, one per seed}. A Markdown table of M_4, the characters
+    of M_2 as well.
+    """
     first = next(iter(results.values()))
     yield "| variant | true score, M_0 to M_4 | of M_4 | difference | padding | characters: M_2 | M_4 | judge right, % | judge's ties, % |"
     yield "|" + "---|" * 9
@@ -76,7 +84,8 @@ def table(results):
         last = {name: [figures[name][-1] for figures in seeds] for name in FORMS}
         difference = np.subtract(last["truth"], [figures["truth"][-1] for figures in first])
         path = " ".join(f"{truth:.2f}" for truth in np.mean([figures["truth"] for figures in seeds], axis=0))
-        same_votes = not variant.startswith("N ")  # a judge is measured by the mean of N judgments: with another N that is another measure
+        # a judge is measured by the mean of N judgments: with another N that is another measure
+        same_votes = not variant.startswith("N ")
         cells = [path, interval(last["truth"], ".2f"), interval(difference, "+.2f").replace("+- +", "+- ") if seeds is not first else "",
                  interval(last["padding"], ".2f"), interval([figures["characters"][2] for figures in seeds], ".0f"),
                  interval(last["characters"], ".0f"), *(interval(last[name], ".1f") if same_votes else "" for name in ("judge", "ties"))]
@@ -95,6 +104,29 @@ def by_iteration(results):
                 yield f"{variant}: {name}, difference " + ", ".join(interval(column, form) for column in changes.T)
 
 
+def plot(results, file):
+    """Draw the true score of M_0 to M_4 by variant, the mean and the 95 % interval over seeds."""
+    look = {"svg.fonttype": "none", "svg.hashsalt": "improvement", "font.size": 11,
+            "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(look):
+        figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
+        axis = figure.subplots()
+        for (variant, seeds), color in zip(results.items(), ("#2f74c0", "#d1662a", "#3f9e57")):
+            truth = np.array([figures["truth"] for figures in seeds])  # (seeds, models)
+            mean, models = truth.mean(axis=0), range(truth.shape[1])
+            axis.plot(models, mean, color=color, marker="o", linewidth=2)
+            if len(seeds) > 1:
+                spread = truth.std(axis=0, ddof=1) / len(seeds) ** 0.5
+                half = stats.t.ppf(0.975, len(seeds) - 1) * spread
+                axis.fill_between(models, mean - half, mean + half, color=color, alpha=0.15,
+                                  linewidth=0)
+            axis.annotate(f"{variant}\n{mean[-1]:.2f}", (models[-1], mean[-1]), (8, 0),
+                          textcoords="offset points", va="center", color=color)
+        axis.set(ylim=(0, 5.2), ylabel="true score of the answers, of 5")
+        axis.set_xticks(models, [f"$M_{t}$" for t in models])
+        figure.savefig(file, metadata={"Date": None})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
@@ -102,12 +134,15 @@ def main():
     parser.add_argument("--model", default=str(ROOT / "tiny"), help="a model folder whose prompts have checks")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="where the runs go")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--plot", type=Path, help="an SVG of the true scores by iteration")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {variant: [pool.submit(run, args.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}", variant, seed, args.model)
                              for seed in args.seeds] for variant in args.variants}
         results = {variant: [future.result() for future in runs] for variant, runs in futures.items()}
+    if args.plot:
+        plot(results, args.plot)
     print("\n".join([*table(results), "", "By iteration, M_0 to M_4:", *by_iteration(results)]))
 
 

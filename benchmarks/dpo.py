@@ -1,9 +1,12 @@
-"""dpo.py against TRL's DPOTrainer on a random Llama of 56 million parameters: `python benchmarks/dpo.py` (needs requirements-dev.txt)
+"""dpo.py against TRL's DPOTrainer on a random Llama of 56 million parameters: `python
+benchmarks/dpo.py` (needs requirements-dev.txt)
 
-Same model, LoRA, pairs, dtype and threads, reference log-probabilities computed beforehand, an optimizer step on four pairs. Each trainer is a
-process of its own; they step in turn, so that the machine's moods meet both, and the median of --steps steps counts, after one to warm up. Peak
-memory is that of the whole process. TRL gets every number of pairs per pass that divides a step, with and without gradient checkpointing, two
-steps each, and is then measured with the fastest of these settings; all of them are printed. The last table compares loss and gradient, fp32.
+Same model, LoRA, pairs, dtype and threads, reference log-probabilities computed beforehand, an
+optimizer step on four pairs. Each trainer is a process of its own; they step in turn, so that the
+machine's moods meet both, and the median of --steps steps counts, after one to warm up. Peak memory
+is that of the whole process. TRL gets every number of pairs per pass that divides a step, with and
+without gradient checkpointing, two steps each, and is then measured with the fastest of these
+settings; all of them are printed. The last table compares loss and gradient, fp32.
 """
 import argparse
 import os
@@ -28,12 +31,16 @@ from benchmarks.memory import peak_memory
 logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 SEED, PAIRS, VOCABULARY = 0, 4, 32768
-WORKLOADS = {"judge": (600, [150] * 8), "actor": (60, [100, 357, 229, 400, 186, 143, 314, 271])}  # tokens of the prompt and of 4 x 2 answers
-SETTINGS = [(pairs, checkpointing) for pairs in (1, 2, 4) for checkpointing in (False, True)]     # of TRL
+# tokens of the prompt and of 4 x 2 answers
+WORKLOADS = {"judge": (600, [150] * 8), "actor": (60, [100, 357, 229, 400, 186, 143, 314, 271])}
+# of TRL
+SETTINGS = [(pairs, checkpointing) for pairs in (1, 2, 4) for checkpointing in (False, True)]
 
 
 def llama():
-    """8 layers of width 512, 8 heads, 2 of keys and values, 32,768 tokens, weights at random: 56.1 million parameters, fp32."""
+    """8 layers of width 512, 8 heads, 2 of keys and values, 32,768 tokens, weights at random: 56.1
+    million parameters, fp32.
+    """
     torch.manual_seed(SEED)
     config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
                          num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=2, bos_token_id=None, eos_token_id=1)
@@ -57,7 +64,9 @@ def our_model():
 
 
 def trl_trainer(model, examples, folder, per_pass, checkpointing, steps, callback, bf16=False):
-    """TRL's trainer on the same pairs, as texts of which its tokenizer makes the same tokens. A step takes all examples."""
+    """TRL's trainer on the same pairs, as texts of which its tokenizer makes the same tokens. A
+    step takes all examples.
+    """
     from datasets import Dataset
     from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -143,7 +152,9 @@ def measured(*processes, steps):
 
 
 def values(workload):
-    """Loss and LoRA gradient of a policy that has left its reference, TRL's and ours: (losses, cosine, relative distance)."""
+    """Loss and LoRA gradient of a policy that has left its reference, TRL's and ours: (losses,
+    cosine, relative distance).
+    """
     from dpo import dpo_loss, pair_logps, trainable
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(llama(), pairs(workload), folder, PAIRS, False, 1, Stepper())

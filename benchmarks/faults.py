@@ -1,11 +1,14 @@
-"""Damages files of runs and compares what the runs then leave: `OMP_NUM_THREADS=1 python benchmarks/faults.py --faults 100`
+"""Damages files of runs and compares what the runs then leave: `OMP_NUM_THREADS=1 python
+benchmarks/faults.py --faults 100`
 
-A small run of the tiny world is stopped at several moments. Of a copy, one file, half the time one of the latest eight, is removed, emptied,
-cut at a random byte, or overwritten there with 60 others; then the run is started again. It must
-- make the damage good, and end with the bytes of a run that nobody disturbed, timings aside; or
-- stop with one line that names the file, status 2, all other files as they were, and end rightly once the file is back; or
-- end rightly but for that very file, where it belongs to a part that is finished and that later parts do not read.
-Anything else is a failure, and so is a traceback. Of text, damage that leaves it well formed (another number, another word) is not looked for.
+A small run of the tiny world is stopped at several moments. Of a copy, one file, half the time one
+of the latest eight, is removed, emptied, cut at a random byte, or overwritten there with 60 others;
+then the run is started again. It must - make the damage good, and end with the bytes of a run that
+nobody disturbed, timings aside; or - stop with one line that names the file, status 2, all other
+files as they were, and end rightly once the file is back; or - end rightly but for that very file,
+where it belongs to a part that is finished and that later parts do not read. Anything else is a
+failure, and so is a traceback. Of text, damage that leaves it well formed (another number, another
+word) is not looked for.
 """
 import argparse
 import random
@@ -21,11 +24,14 @@ sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("tests", "
 from test_run import command, differences, size, small, wait_until_it_writes  # noqa: E402
 
 NEVER = {"lock", "report.html"}  # hold nothing
-WRITTEN = {*NEVER, "seconds.json", "config.json"}  # anew by each start, the latter with the folder's name
+# anew by each start, the latter with the folder's name
+WRITTEN = {*NEVER, "seconds.json", "config.json"}
 
 
 def snapshots(folder, flags, moments):
-    """Copies of a run's folder at so many moments: it is killed, copied, and started again. The last one is the finished run."""
+    """Copies of a run's folder at so many moments: it is killed, copied, and started again. The
+    last one is the finished run.
+    """
     run, copies = folder / "stopped", []
     for moment in range(moments):
         before, process = size(run), command([*flags, "--out", str(run)])
@@ -59,7 +65,9 @@ def contents(run):
 
 
 def whole(name, content):
-    """What must be left of a file: of one that was killed while a line was written, the lines before."""
+    """What must be left of a file: of one that was killed while a line was written, the lines
+    before.
+    """
     return content[: content.rfind(b"\n") + 1] if name.endswith(".jsonl") else content
 
 
@@ -68,7 +76,8 @@ def try_fault(number, seed, folder, flags, copies, reference):
     chance, run = random.Random(f"{seed}/{number}"), folder / f"fault{number}"
     shutil.copytree(chance.choice(copies), run)
     names = sorted((name for name in contents(run) if Path(name).name not in NEVER), key=lambda name: (run / name).stat().st_mtime)
-    names = names[-8:] if chance.random() < 0.5 else names  # what was written last is what the run goes on from
+    # what was written last is what the run goes on from
+    names = names[-8:] if chance.random() < 0.5 else names
     name, kind = chance.choice(names), chance.choice(["removed", "emptied", "cut", "overwritten"])
     before = contents(run)
     damage(run / name, kind, chance)
@@ -85,7 +94,8 @@ def try_fault(number, seed, folder, flags, copies, reference):
         where = f"{Path(name).parent}" if "adapter" in name else name
         others = {other: content for other, content in before.items() if other != name and Path(other).name not in WRITTEN}
         after = contents(run)
-        touched = [other for other in others if not after.get(other, b"").startswith(whole(other, others[other]))]  # lines may be added
+        # lines may be added
+        touched = [other for other in others if not after.get(other, b"").startswith(whole(other, others[other]))]
         (run / name).write_bytes(before[name])
         again, _ = started(run, flags)
         ended = (f"wrong: not named by: {said[-1]}" if where not in said[-1] else f"wrong: touched {' '.join(touched)}" if touched else

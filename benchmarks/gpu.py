@@ -1,9 +1,12 @@
-"""What a GPU does with an 8B-shaped Llama-3 of random weights, in bfloat16 and in NF4: `python benchmarks/gpu.py`
+"""What a GPU does with an 8B-shaped Llama-3 of random weights, in bfloat16 and in NF4: `python
+benchmarks/gpu.py`
 
-Prints the card, its bandwidth and matrix rate as measured; whether CUDA graphs draw what plain steps draw and greedy answers are generate's;
-tokens per second on the judge's workload beside transformers' generate, its continuous batching and the physical limit; how much a smaller
-card's cache holds; whether packed pairs are separate sequences; memory and speed of DPO, its share of the matrix rate, and the same on a card
-of 24 GB and for TRL, where it is installed. --small does it all with a small model on any machine, to see that the script runs.
+Prints the card, its bandwidth and matrix rate as measured; whether CUDA graphs draw what plain
+steps draw and greedy answers are generate's; tokens per second on the judge's workload beside
+transformers' generate, its continuous batching and the physical limit; how much a smaller card's
+cache holds; whether packed pairs are separate sequences; memory and speed of DPO, its share of the
+matrix rate, and the same on a card of 24 GB and for TRL, where it is installed. --small does it all
+with a small model on any machine, to see that the script runs.
 """
 import argparse
 import gc
@@ -60,7 +63,9 @@ def machine(small):
 
 
 def model_of(bits, small):
-    """Llama-3-8B's shape, weights at random; bits 4: its linear layers in NF4, as transformers would load them."""
+    """Llama-3-8B's shape, weights at random; bits 4: its linear layers in NF4, as transformers
+    would load them.
+    """
     torch.manual_seed(0)
     shape = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4} if small else {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -72,7 +77,8 @@ def model_of(bits, small):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(dtype)
     model.eval().requires_grad_(False)
-    model.lm_head.weight.mul_(8)  # as sure of the next token as a trained model: else any nucleus is half the vocabulary
+    # as sure of the next token as a trained model: else any nucleus is half the vocabulary
+    model.lm_head.weight.mul_(8)
     if bits == 4:
         import bitsandbytes  # which --bits 16 does without
         for name, old in [(name, module) for name, module in model.named_modules() if type(module) is torch.nn.Linear and name != "lm_head"]:
@@ -81,7 +87,8 @@ def model_of(bits, small):
             new.weight = bitsandbytes.nn.Params4bit(old.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True)
             new.support_avx512bf16_for_cpu = False
             model.set_submodule(name, new.to(DEVICE))
-        model.is_loaded_in_4bit = True  # as transformers would say, so that PEFT takes its adapters for such layers
+        # as transformers would say, so that PEFT takes its adapters for such layers
+        model.is_loaded_in_4bit = True
         if CUDA:
             torch.cuda.empty_cache()
     return model
@@ -93,7 +100,9 @@ def tokens(model, count, length):
 
 
 def check(model, small):
-    """Draws with graphs against draws without; greedy answers against generate's, which rounding may part at some token."""
+    """Draws with graphs against draws without; greedy answers against generate's, which rounding
+    may part at some token.
+    """
     prompts, stops = tokens(model, 6, 40), set(range(0, model.config.vocab_size, 50))
 
     def samples():
@@ -121,7 +130,8 @@ def continuous(model, prompts, n, new):
 
 
 def speed(model, bandwidth, rate, small):
-    """The judge's workload: 64 prompts of 900 tokens, 11 samples of 200 new tokens each. The limit is that of as many samples at once.
+    """The judge's workload: 64 prompts of 900 tokens, 11 samples of 200 new tokens each. The limit
+    is that of as many samples at once.
 
     generate has as many prompts as make four calls: more would only take longer.
     """
@@ -143,7 +153,8 @@ def speed(model, bandwidth, rate, small):
     weights = sum(w.numel() * w.element_size() for name, w in model.named_parameters() if "embed" not in name)
     token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     flops = 2 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear))
-    body = flops - 2 * config.vocab_size * config.hidden_size  # a prompt needs the logits of its last token only
+    # a prompt needs the logits of its last token only
+    body = flops - 2 * config.vocab_size * config.hidden_size
     terms = {"reading weights": drawn / rows * weights / bandwidth, "reading the cache": drawn * token * (new / 2 + length / n) / bandwidth,
              "arithmetic of drawing": drawn * flops / rate, "arithmetic of prompts": count * length * body / rate}
     reading, caching, drawing, prompting = terms.values()
@@ -177,7 +188,9 @@ def pairs(model, prompt, answer, count):
 
 
 def packed(model, small):
-    """Packed pairs on this device against separate sequences, float32 and bfloat16, a small model: log-probabilities and gradients."""
+    """Packed pairs on this device against separate sequences, float32 and bfloat16, a small model:
+    log-probabilities and gradients.
+    """
     prompts, chosen, rejected = [[5] * 70, [6, 7]], [[8] * 130, [9]], [[10, 11], [12] * 64]
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
@@ -220,7 +233,8 @@ def dpo(model, bandwidth, rate, small):
             ballast = torch.empty(int(torch.cuda.mem_get_info()[1] - size * 1e9), dtype=torch.uint8, device=DEVICE) if size else None
             took, count = steps(model, examples)
             answers = sum(len(example["chosen_ids"]) + len(example["rejected_ids"]) for example in examples)
-            useful = 2 * (count * flops + answers * head)  # forward, and backward to what goes into frozen weights
+            # forward, and backward to what goes into frozen weights
+            useful = 2 * (count * flops + answers * head)
             taken = 0 if ballast is None else ballast.numel()
             memory = f"peak {(torch.cuda.max_memory_allocated() - taken) / 1e9:.1f} GB" if CUDA else "peak not measured"
             budget = f"{0.8 * free_memory() / activation_bytes(model):,.0f} tokens fit" if CUDA else "budget not measured"

@@ -1,8 +1,10 @@
-"""Kills runs with SIGKILL at random moments and compares what they leave: `OMP_NUM_THREADS=1 python benchmarks/kills.py --kills 50`
+"""Kills runs with SIGKILL at random moments and compares what they leave: `OMP_NUM_THREADS=1 python
+benchmarks/kills.py --kills 50`
 
-Small runs of the tiny world, as processes. Some are killed while they start or resume, the others a random moment after they have written
-something; each is started again until it ends, and must then have left the bytes of a run that nobody disturbed, timings aside. After every
-kill: no finished line is gone, and no item stands twice in a file.
+Small runs of the tiny world, as processes. Some are killed while they start or resume, the others a
+random moment after they have written something; each is started again until it ends, and must then
+have left the bytes of a run that nobody disturbed, timings aside. After every kill: no finished
+line is gone, and no item stands twice in a file.
 """
 import argparse
 import json
@@ -24,7 +26,9 @@ def newest(folder):
 
 
 def check_lines(folder, known):
-    """Finished lines that are gone, and items that stand twice. known: what stood there before, brought up to date."""
+    """Finished lines that are gone, and items that stand twice. known: what stood there before,
+    brought up to date.
+    """
     gone = twice = 0
     for path in folder.rglob("*.jsonl"):
         lines = path.read_bytes().split(b"\n")[:-1]

@@ -1,10 +1,13 @@
-"""How well three ways of rating judgments survive a meta-judge that prefers a place: `python benchmarks/position.py` (a minute)
+"""How well three ways of rating judgments survive a meta-judge that prefers a place: `python
+benchmarks/position.py` (a minute)
 
-Judgments of known quality (normal, of standard deviation --spread) are compared in both orders by a judge that says "the first" with the
-probability sigmoid(difference + bias), and one time in twenty nothing that parses. From the verdicts on --answers answers, as in an iteration:
-how often the judgment with the highest rating is the truly best and the lowest the truly worst, and how far apart the chosen and the
-rejected one truly are, against the best possible. Plain counting has weights 1/2; the paper's come from all verdicts [E2]; the fit is
-`elo_with_advantage`. 95 % intervals over the answers.
+Judgments of known quality (normal, of standard deviation --spread) are compared in both orders by a
+judge that says "the first" with the probability sigmoid(difference + bias), and one time in twenty
+nothing that parses. From the verdicts on --answers answers, as in an iteration: how often the
+judgment with the highest rating is the truly best and the lowest the truly worst, and how far apart
+the chosen and the rejected one truly are, against the best possible. Plain counting has weights
+1/2; the paper's come from all verdicts [E2]; the fit is `elo_with_advantage`. 95 % intervals over
+the answers.
 """
 import argparse
 import sys
@@ -19,12 +22,13 @@ from metareward import battle_matrix, elo, judge_pair, position_weights  # noqa:
 
 
 def elo_with_advantage(verdicts, ridge=1e-6):
-    """Ratings (N,), mean zero, and what being shown first is worth, from one fit instead of weights.
+    """Ratings (N,), mean zero, and what being shown first is worth, from one fit instead of
+    weights.
 
-    P(m, shown first, beats n) = sigmoid(e_m - e_n + d): Bradley-Terry with an order effect (Davidson
-    and Beaver 1977), natural-log scale. verdicts (N, N) of 1, -1 and 0, as `battle_matrix` reads
-    them; together the comparisons weigh N (N - 1) / 2, and the ridge, on d as well, is that of
-    `elo`. Positive d: the first place helps. Returns (ratings, d).
+    P(m, shown first, beats n) = sigmoid(e_m - e_n + d): Bradley-Terry with an order effect
+    (Davidson and Beaver 1977), natural-log scale. verdicts (N, N) of 1, -1 and 0, as
+    `battle_matrix` reads them; together the comparisons weigh N (N - 1) / 2, and the ridge, on d as
+    well, is that of `elo`. Positive d: the first place helps. Returns (ratings, d).
     """
     r = np.asarray(verdicts)
     if r.ndim != 2 or r.shape[0] != r.shape[1] or not np.isin(r, (-1, 0, 1)).all():
@@ -57,8 +61,11 @@ def verdicts(quality, bias, rng):
 
 
 def outcome(quality, ratings):
-    """Whether the chosen judgment is the best, whether the rejected one is the worst, and their true distance as a share of the largest."""
-    pair = judge_pair(ratings, np.arange(len(ratings)))  # equal ratings: any, here the first and the last
+    """Whether the chosen judgment is the best, whether the rejected one is the worst, and their
+    true distance as a share of the largest.
+    """
+    # equal ratings: any, here the first and the last
+    pair = judge_pair(ratings, np.arange(len(ratings)))
     if pair is None:
         return 0.0, 0.0, 0.0
     chosen, rejected = pair

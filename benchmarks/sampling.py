@@ -1,9 +1,12 @@
-"""sampling.py against transformers' generate on a random Llama of 30 million parameters: `python benchmarks/sampling.py`
+"""sampling.py against transformers' generate on a random Llama of 30 million parameters: `python
+benchmarks/sampling.py`
 
-The four workloads of a run, in shapes that fit a laptop: same model, dtype and threads, one process, the two in alternation; the median of
---runs runs in tokens per second, which counts the tokens of each sample up to its end. generate gets every number of samples per call of
-BATCHES (num_return_sequences where prompts repeat) on a quarter of the work, and then the fastest. Peak memory is that of a fresh process
-which makes the model and runs the workload once: ours, generate with its fastest batch, and generate with all samples in one call.
+The four workloads of a run, in shapes that fit a laptop: same model, dtype and threads, one
+process, the two in alternation; the median of --runs runs in tokens per second, which counts the
+tokens of each sample up to its end. generate gets every number of samples per call of BATCHES
+(num_return_sequences where prompts repeat) on a quarter of the work, and then the fastest. Peak
+memory is that of a fresh process which makes the model and runs the workload once: ours, generate
+with its fastest batch, and generate with all samples in one call.
 """
 import argparse
 import statistics
@@ -24,12 +27,16 @@ from sampling import sample_tokens  # noqa: E402
 logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 SEED = 0
-STOPS = list(range(68))   # of 4,096 nearly equally likely tokens these end a sample: lengths are geometric with a mean of about 60
+# of 4,096 nearly equally likely tokens these end a sample: lengths are geometric with a mean of
+# about 60
+STOPS = list(range(68))
 BATCHES = (16, 64, 256)   # samples per call that generate may choose from
 
 
 def llama():
-    """8 layers of width 512, 8 heads, 2 of keys and values, 4,096 tokens, weights at random: 29.9 million parameters, fp32."""
+    """8 layers of width 512, 8 heads, 2 of keys and values, 4,096 tokens, weights at random: 29.9
+    million parameters, fp32.
+    """
     torch.manual_seed(SEED)
     config = LlamaConfig(vocab_size=4096, hidden_size=512, intermediate_size=1664, num_hidden_layers=8, num_attention_heads=8,
                          num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None, eos_token_id=None)
@@ -56,7 +63,9 @@ def ours(model, prompts, n, new, stops):
 
 
 def generate(model, prompts, n, new, stops, batch):
-    """transformers' own: `batch` samples per call, tokens after a sample's end not counted. All prompts of a workload are equally long."""
+    """transformers' own: `batch` samples per call, tokens after a sample's end not counted. All
+    prompts of a workload are equally long.
+    """
     count, per_call = 0, max(1, batch // n)
     for first in range(0, len(prompts), per_call):
         ids = torch.tensor(prompts[first: first + per_call], device=model.device)

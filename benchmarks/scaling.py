@@ -1,11 +1,14 @@
-"""How the time of each stage falls with the number of processes: `OMP_NUM_THREADS=1 python benchmarks/scaling.py --iters 2`
+"""How the time of each stage falls with the number of processes: `OMP_NUM_THREADS=1 python
+benchmarks/scaling.py --iters 2`
 
-Runs the tiny world as a user would, alone and under torchrun with two processes, each with one thread, and reads the seconds off the runs'
-files. From these parts it works out what to expect of 8 and 64 processes at the paper's scale:
-- a stage takes fixed + shared / P seconds; both follow from the two runs, and `shared` grows with the number of prompts;
-- a stage ends when its slowest process does: items of the measured lengths are dealt out as `dpo.share` does, and the longest hand counts;
-- of a batch each process takes whole pairs, so that training is shared by no more processes than a batch has pairs.
-Left out: what the network takes (one sum of the adapter's gradients per step), and that a GPU with few rows computes less per second.
+Runs the tiny world as a user would, alone and under torchrun with two processes, each with one
+thread, and reads the seconds off the runs' files. From these parts it works out what to expect of 8
+and 64 processes at the paper's scale: - a stage takes fixed + shared / P seconds; both follow from
+the two runs, and `shared` grows with the number of prompts; - a stage ends when its slowest process
+does: items of the measured lengths are dealt out as `dpo.share` does, and the longest hand counts;
+- of a batch each process takes whole pairs, so that training is shared by no more processes than a
+batch has pairs. Left out: what the network takes (one sum of the adapter's gradients per step), and
+that a GPU with few rows computes less per second.
 """
 import argparse
 import json
@@ -38,7 +41,9 @@ def seconds(processes, out, flags):
 
 
 def longest_hand(lengths, count, processes):
-    """Tokens of the process with the most, by the mean, if `count` items of such lengths are dealt out in turn."""
+    """Tokens of the process with the most, by the mean, if `count` items of such lengths are dealt
+    out in turn.
+    """
     chance = random.Random(0)
     items = chance.choices(lengths, k=count)
     hands = [sum(items[i::processes]) for i in range(processes)]
@@ -46,7 +51,8 @@ def longest_hand(lengths, count, processes):
 
 
 def expected(stage, one, two, run, prompts):
-    """(seconds that stay, seconds that are shared, {P: seconds}) of a stage at the paper's scale."""
+    """(seconds that stay, seconds that are shared, {P: seconds}) of a stage at the paper's scale.
+    """
     fixed = max(0, 2 * two - one)
     grows = stage in FILES or stage == "training"
     factor = PAPER.prompts_per_iter / prompts if grows else 1

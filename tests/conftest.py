@@ -1,4 +1,6 @@
-"""Models for the tests: the tiny world, and random ones of other families with the tiny world's tokenizer, built on the spot. No network."""
+"""Models for the tests: the tiny world, and random ones of other families with the tiny world's
+tokenizer, built on the spot. No network.
+"""
 import functools
 import os
 from collections import Counter
@@ -38,7 +40,9 @@ cases = Counter()  # that were generated, by test
 
 
 def FUZZ(test):
-    """A test over generated cases: 150 of them, or as many as CASES says. `CASES=20000 python -m pytest -m fuzz` runs these tests alone."""
+    """A test over generated cases: 150 of them, or as many as CASES says. `CASES=20000 python -m
+    pytest -m fuzz` runs these tests alone.
+    """
     inner = test.hypothesis.inner_test
 
     @functools.wraps(inner)
@@ -68,7 +72,9 @@ def fresh_tiny():
 
 
 def random_model(config_class, tokenizer, dtype=torch.float32, **settings):
-    """A random model whose greedy answers vary with the prompt; one token in sixteen ends an answer, so that rows end at different times."""
+    """A random model whose greedy answers vary with the prompt; one token in sixteen ends an
+    answer, so that rows end at different times.
+    """
     torch.manual_seed(0)
     config = config_class(**{
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -93,7 +99,9 @@ def family(request, tiny):
 
 @pytest.fixture(scope="session")
 def llama(tiny):
-    """(model, tokenizer) of a random Llama, whose next token is far less certain than the tiny world's."""
+    """(model, tokenizer) of a random Llama, whose next token is far less certain than the tiny
+    world's.
+    """
     return random_model(LlamaConfig, tiny[1]), tiny[1]
 
 

@@ -1,5 +1,7 @@
-"""course/: what the lecture quotes stands in the code, its examples come out as written, the exercises' checks tell starters from solutions, the
-notebook runs, and the README's map of the code counts right."""
+"""course/: what the lecture quotes stands in the code, its examples come out as written, the
+exercises' checks tell starters from solutions, the notebook runs, and the README's map of the code
+counts right.
+"""
 import re
 import subprocess
 import sys
@@ -72,6 +74,8 @@ def test_the_notebook_runs_from_top_to_bottom():
 
 
 def test_the_map_of_the_code_counts_right():
-    """README's table of files in reading order: each module of the top level is in it, once, with its number of lines."""
+    """README's table of files in reading order: each module of the top level is in it, once, with
+    its number of lines.
+    """
     rows = dict(re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert rows == {path.name: str(len(path.read_text().splitlines())) for path in ROOT.glob("*.py")}

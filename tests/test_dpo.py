@@ -1,7 +1,7 @@
 """dpo.py against TRL's own trainer, hand arithmetic and plain forward passes.
 
-The loss and its gradients are held to TRL 1.16 on random numbers (float64, 1e-12) and through a whole model, TRL doing its own
-tokenizing, masking and reference.
+The loss and its gradients are held to TRL 1.16 on random numbers (float64, 1e-12) and through a
+whole model, TRL doing its own tokenizing, masking and reference.
 """
 import math
 
@@ -71,7 +71,9 @@ def trl_trainer(model, tokenizer, folder, **settings):
 
 @pytest.fixture(scope="module")
 def trl(tmp_path_factory):
-    """TRL's trainer around a copy of the tiny model whose adapter has an effect, with TRL's batch of TEXTS."""
+    """TRL's trainer around a copy of the tiny model whose adapter has an effect, with TRL's batch
+    of TEXTS.
+    """
     model, tokenizer = load(str(TINY))
     return trl_trainer(with_lora(model), tokenizer, tmp_path_factory.mktemp("trl"), beta=0.25)
 
@@ -89,7 +91,9 @@ class FakeModel:
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
 def test_loss_and_gradients_are_trls(trl, spread, monkeypatch):
-    """32 random pairs in float64, from nearly equal ones to ones far out in the sigmoid's tails; equal to 1e-12."""
+    """32 random pairs in float64, from nearly equal ones to ones far out in the sigmoid's tails;
+    equal to 1e-12.
+    """
     trainer, _ = trl
     monkeypatch.setattr(trainer, "precompute_ref_logps", True)
     rng = torch.Generator().manual_seed(0)
@@ -108,17 +112,21 @@ def test_loss_and_gradients_are_trls(trl, spread, monkeypatch):
 
 
 def test_our_token_ids_are_trls(trl, tiny):
-    """TRL applies the chat template to the whole conversation and cuts it where the answers begin."""
+    """TRL applies the chat template to the whole conversation and cuts it where the answers begin.
+    """
     trainer, _ = trl
     theirs = [{key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in trainer.train_dataset]
     assert theirs == tokenized(tiny[1])
 
 
 def test_whole_model_loss_and_lora_gradient_are_trls(trl, fresh_tiny, tiny):
-    """fp32, five ragged pairs, a policy that has left its reference: the loss to 1e-5, the gradient to 1e-4 of its norm."""
+    """fp32, five ragged pairs, a policy that has left its reference: the loss to 1e-5, the gradient
+    to 1e-4 of its norm.
+    """
     trainer, batch = trl
     model = with_lora(fresh_tiny, fresh=False).train()
-    theirs = {name: weight for name, weight in trainer.model.named_parameters() if ".default." in name}  # its reference is another adapter
+    # its reference is another adapter
+    theirs = {name: weight for name, weight in trainer.model.named_parameters() if ".default." in name}
     for name, weight in trainable(model).items():
         theirs[name].data.copy_(weight)
     trainer.model.train()
@@ -129,15 +137,17 @@ def test_whole_model_loss_and_lora_gradient_are_trls(trl, fresh_tiny, tiny):
         ref = pair_logps(tiny[0], *columns(tokenized(tiny[1])))
     losses, *_ = dpo_loss(*pair_logps(model, *columns(tokenized(tiny[1]))), *ref, beta=0.25)
     grad = torch.cat([g.flatten() for g in torch.autograd.grad(losses.mean(), list(trainable(model).values()))])
-    assert abs(losses.mean() - expected) < 1e-5 and losses.std() > 0.01  # and no policy that is its reference
+    # and no policy that is its reference
+    assert abs(losses.mean() - expected) < 1e-5 and losses.std() > 0.01
     assert F.cosine_similarity(grad, expected_grad, dim=0) > 0.999999 and (grad - expected_grad).norm() < 1e-4 * expected_grad.norm()
 
 
 # ---- 2. hand arithmetic
 
 def test_loss_by_hand():
-    """[E5] with beta 0.1: rewards 0.1 (-10 + 12) = 0.2 and 0.1 (-11 + 8) = -0.3, margin 0.5,
-    loss -log sigmoid(0.5) = log(1 + exp(-0.5)) = 0.474077; its slope in log pi(y_c) is -0.1 sigmoid(-0.5) = -0.0377541.
+    """[E5] with beta 0.1: rewards 0.1 (-10 + 12) = 0.2 and 0.1 (-11 + 8) = -0.3, margin 0.5, loss
+    -log sigmoid(0.5) = log(1 + exp(-0.5)) = 0.474077; its slope in log pi(y_c) is -0.1
+    sigmoid(-0.5) = -0.0377541.
     """
     policy = torch.tensor([-10.0, -11.0], dtype=torch.float64, requires_grad=True)
     ref = torch.tensor([-12.0, -8.0], dtype=torch.float64, requires_grad=True)
@@ -150,7 +160,9 @@ def test_loss_by_hand():
 
 
 def test_loss_is_log_2_where_the_policy_is_the_reference_and_finite_far_away():
-    """At a margin of -10,000 times beta 0.1 the loss is 1000, where a logarithm of a sigmoid would be infinite."""
+    """At a margin of -10,000 times beta 0.1 the loss is 1000, where a logarithm of a sigmoid would
+    be infinite.
+    """
     same = torch.tensor([-3.0, -70.0])
     assert torch.allclose(dpo_loss(same, same * 2, same, same * 2)[0], torch.tensor(2.0).log())
     zero = torch.zeros(1)
@@ -160,35 +172,44 @@ def test_loss_is_log_2_where_the_policy_is_the_reference_and_finite_far_away():
 # ---- 3. log-probabilities
 
 def bigram_model(table):
-    """A Llama without layers, whose next-token probabilities depend on the current token alone: table[current][next]."""
+    """A Llama without layers, whose next-token probabilities depend on the current token alone:
+    table[current][next].
+    """
     V = len(table)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=V, hidden_size=V, intermediate_size=V, num_hidden_layers=0, num_attention_heads=1,
                                          rms_norm_eps=0.0, tie_word_embeddings=False)).double()
     model.model.embed_tokens.weight.data = torch.eye(V, dtype=torch.float64)
-    model.lm_head.weight.data = torch.tensor(table, dtype=torch.float64).log().T / math.sqrt(V)  # the norm makes a unit vector sqrt(V) long
+    # the norm makes a unit vector sqrt(V) long
+    model.lm_head.weight.data = torch.tensor(table, dtype=torch.float64).log().T / math.sqrt(V)
     return model
 
 
 def test_logps_by_hand():
-    """From 0: 0.5 0.25 0.25. From 1: 0.1 0.8 0.1. From 2: 0.2 0.3 0.5. After the prompt 0 1,
-    p(2 1) = 0.1 * 0.3, p(1) = 0.8; after the prompt 2, p(0) = 0.2, p(0 0 2) = 0.2 * 0.5 * 0.25.
-    Shifted by one, averaged, or with the prompt or padding (token 0) counted, each of the four is another number.
+    """From 0: 0.5 0.25 0.25. From 1: 0.1 0.8 0.1. From 2: 0.2 0.3 0.5. After the prompt 0 1, p(2 1)
+    = 0.1 * 0.3, p(1) = 0.8; after the prompt 2, p(0) = 0.2, p(0 0 2) = 0.2 * 0.5 * 0.25. Shifted by
+    one, averaged, or with the prompt or padding (token 0) counted, each of the four is another
+    number.
     """
     model = bigram_model([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5]])
     chosen, rejected = pair_logps(model, [[0, 1], [2]], [[2, 1], [0]], [[1], [0, 0, 2]])
     assert chosen.exp().tolist() == pytest.approx([0.03, 0.2]) and rejected.exp().tolist() == pytest.approx([0.8, 0.025])
 
 
-RAGGED = [*TEXTS, ("Why?", "Because it rains.", "Because"), ("A" * 300, "No.", "B" * 200)]  # an answer that begins another; a long one
+# an answer that begins another; a long one
+RAGGED = [*TEXTS, ("Why?", "Because it rains.", "Because"), ("A" * 300, "No.", "B" * 200)]
 
 
 def separate(model, prompts, answers):
-    """log p of each answer, every sequence a forward pass of its own, without packing, padding or chunks: the oracle."""
+    """log p of each answer, every sequence a forward pass of its own, without packing, padding or
+    chunks: the oracle.
+    """
     return torch.stack([plain_logp(model, prompt, answer) for prompt, group in zip(prompts, answers) for answer in group])
 
 
 def norms_in_float64(model):
-    """transformers' norms round to float32 in any model, and a gradient that is summed before them rounds otherwise than its parts."""
+    """transformers' norms round to float32 in any model, and a gradient that is summed before them
+    rounds otherwise than its parts.
+    """
     def normalise(module):
         scale, eps = module.weight + (type(module).__name__ == "GemmaRMSNorm"), getattr(module, "variance_epsilon", None) or module.eps
         return lambda x: scale * x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
@@ -202,8 +223,9 @@ def norms_in_float64(model):
 @pytest.mark.parametrize("logit_rows", [256, 5])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_pairs_are_separate_sequences(tiny, name, dtype, tolerance, logit_rows, monkeypatch):
-    """Seven ragged pairs in one row: log-probabilities and LoRA gradients, relative to the largest; one sequence that saw another's token
-    would be off by more than 0.01."""
+    """Seven ragged pairs in one row: log-probabilities and LoRA gradients, relative to the largest;
+    one sequence that saw another's token would be off by more than 0.01.
+    """
     monkeypatch.setattr(dpo, "LOGIT_ROWS", logit_rows)
     config_class, settings = FAMILIES[name]
     model, plain = (with_lora(random_model(config_class, tiny[1], dtype=dtype, **settings), fresh=False) for _ in range(2))
@@ -213,21 +235,26 @@ def test_packed_pairs_are_separate_sequences(tiny, name, dtype, tolerance, logit
     rejected[3] = chosen[3][:2]
     ours, theirs = torch.stack(pair_logps(model, prompts, chosen, rejected), 1).flatten(), separate(plain, prompts, zip(chosen, rejected))
     assert ours.shape == (14,) and (ours - theirs).abs().max() < tolerance * theirs.abs().max() and theirs.abs().min() > 1
-    weighed = torch.linspace(-1, 2, 14, dtype=torch.float64)  # so that no answer's gradient stands in for another's
+    # so that no answer's gradient stands in for another's
+    weighed = torch.linspace(-1, 2, 14, dtype=torch.float64)
     ours, theirs = (torch.cat([g.flatten() for g in torch.autograd.grad((weighed * logps).sum(), list(trainable(m).values()))])
                     for logps, m in ((ours, model), (theirs, plain)))
     assert (ours - theirs).abs().max() < tolerance * theirs.abs().max() and theirs.abs().max() > 1
 
 
 def test_packing_by_hand():
-    """Prompt 7 8 with answers 1 2 3 and 4; prompt 9 with answer 5 6. The first token of each answer comes from its prompt's last."""
+    """Prompt 7 8 with answers 1 2 3 and 4; prompt 9 with answer 5 6. The first token of each answer
+    comes from its prompt's last.
+    """
     ids, positions, sources, targets, owners = dpo.pack([[7, 8], [9]], [[[1, 2, 3], [4]], [[5, 6]]])
     assert ids == [7, 8, 1, 2, 3, 4, 9, 5, 6] and positions == [0, 1, 2, 3, 4, 2, 0, 1, 2]
     assert (sources, targets, owners) == ([1, 2, 3, 1, 6, 7], [1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 2, 2])
 
 
 def test_no_answer_sees_another_and_positions_restart(tiny):
-    """Any number of answers to a prompt, in any order, beside any others: the same numbers. Other tokens in one answer change that one only."""
+    """Any number of answers to a prompt, in any order, beside any others: the same numbers. Other
+    tokens in one answer change that one only.
+    """
     model = random_model(LlamaConfig, tiny[1], dtype=torch.float64)
     prompt, *answers = [[3, 4, 5], [7, 8, 9, 10], [11], [12, 13]]
     one = answer_logps(model, [prompt], [answers])
@@ -238,7 +265,9 @@ def test_no_answer_sees_another_and_positions_restart(tiny):
 
 
 def test_sums_of_long_answers_are_exact(tiny):
-    """A thousand tokens at about -7: in float32, one after the other, the sum would be off by some thousandths, and the loss with it."""
+    """A thousand tokens at about -7: in float32, one after the other, the sum would be off by some
+    thousandths, and the loss with it.
+    """
     prompt, answer = [[5, 6, 7]], [[torch.randint(100, 900, (1000,), generator=torch.Generator().manual_seed(0)).tolist()]]
     model = random_model(LlamaConfig, tiny[1], max_position_embeddings=2048, initializer_range=0.02)
     with torch.no_grad():
@@ -247,7 +276,9 @@ def test_sums_of_long_answers_are_exact(tiny):
 
 
 def test_the_model_attends_as_before_afterwards(tiny):
-    """A model that attended by sdpa still does, bit for bit and with padding: the function that packing left behind is sdpa without a layout."""
+    """A model that attended by sdpa still does, bit for bit and with padding: the function that
+    packing left behind is sdpa without a layout.
+    """
     ids, mask = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     model = random_model(LlamaConfig, tiny[1])
     with torch.no_grad():
@@ -257,7 +288,8 @@ def test_the_model_attends_as_before_afterwards(tiny):
 
 
 def test_gradient_checkpointing_computes_layers_again_in_the_same_way(tiny):
-    """The backward pass comes after pair_logps has returned, and must attend by the layout as well."""
+    """The backward pass comes after pair_logps has returned, and must attend by the layout as well.
+    """
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False).train()
     weights, gradients, calls = list(trainable(model).values()), [], []
     model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -281,7 +313,9 @@ def test_a_head_that_trains_gets_its_gradient(tiny, monkeypatch):
 
 
 def test_heads_with_a_bias_and_in_bfloat16():
-    """Against autograd through log_softmax. In bfloat16 both round the same logits, and the gradient to three digits."""
+    """Against autograd through log_softmax. In bfloat16 both round the same logits, and the
+    gradient to three digits.
+    """
     torch.manual_seed(0)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.bfloat16, 1e-2)):
         head = torch.nn.Linear(8, 50, dtype=dtype).requires_grad_(False)
@@ -295,7 +329,9 @@ def test_heads_with_a_bias_and_in_bfloat16():
 @pytest.mark.parametrize("prompts, answers", [([[]], [[[1]]]), ([[1]], [[[]]]), ([[1], [2]], [[[1]]]), ([], []), ([[1]], [[]]),
                                               ([[1]], [[[-1]]]), ([[10**6]], [[[1]]])])
 def test_nothing_to_predict_or_to_predict_from_is_refused(tiny, prompts, answers):
-    """And so are token ids that the model does not have, which CUDA would answer with an assertion that ends the process."""
+    """And so are token ids that the model does not have, which CUDA would answer with an assertion
+    that ends the process.
+    """
     with pytest.raises(ValueError, match="prompt_ids and answers must"):
         answer_logps(tiny[0], prompts, answers)
 
@@ -318,7 +354,9 @@ def test_a_model_without_an_adapter_is_refused(fresh_tiny, tiny):
 
 
 def test_dropout_is_off_in_training(tiny):
-    """GPT-2 has some by default; with it the policy would differ from its reference before the first step."""
+    """GPT-2 has some by default; with it the policy would differ from its reference before the
+    first step.
+    """
     model = with_lora(random_model(lambda **_: GPT2Config(vocab_size=len(tiny[1]), n_embd=32, n_layer=2, n_head=2, n_positions=256), tiny[1]))
     first, *_ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)
     assert first["margin"] == pytest.approx(0, abs=1e-6)
@@ -327,7 +365,9 @@ def test_dropout_is_off_in_training(tiny):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_bfloat16_is_close_to_float64(tiny, checkpointing):
-    """What a GPU trains in: base in bfloat16, adapters in float32. Each adapter would keep a float32 copy of its input; none is kept."""
+    """What a GPU trains in: base in bfloat16, adapters in float32. Each adapter would keep a
+    float32 copy of its input; none is kept.
+    """
     gradients, kept = [], []
     for dtype in (torch.float64, torch.bfloat16):
         model = with_lora(random_model(LlamaConfig, tiny[1], initializer_range=0.1), fresh=False).train()
@@ -342,7 +382,8 @@ def test_bfloat16_is_close_to_float64(tiny, checkpointing):
         inputs = {x.untyped_storage().data_ptr() for x in kept if x.dtype == torch.float32 and x.shape[-1] in (64, 96) and x.numel() > 100 * 64}
         kept.clear()
     assert F.cosine_similarity(*gradients, dim=0) > 0.998 and gradients[0].norm() > 1
-    assert checkpointing or len(inputs) == 4  # of the norms; seven adapters in two layers would add 14
+    # of the norms; seven adapters in two layers would add 14
+    assert checkpointing or len(inputs) == 4
 
 
 @pytest.mark.parametrize("config_class, settings, message", [
@@ -350,7 +391,9 @@ def test_bfloat16_is_close_to_float64(tiny, checkpointing):
     (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "qwen3_next"),
     (BloomConfig, {"n_head": 4}, "bloom"), (BertConfig, {}, "bert.*both directions")])
 def test_models_that_attend_in_other_ways_are_refused(tiny, config_class, settings, message):
-    """By name: windows, recurrent layers, an old model that does not take an attention function, an encoder."""
+    """By name: windows, recurrent layers, an old model that does not take an attention function, an
+    encoder.
+    """
     model = random_model(config_class, tiny[1], **settings)
     for _ in range(2):  # the second time as well
         with pytest.raises(ValueError, match=message):
@@ -358,7 +401,9 @@ def test_models_that_attend_in_other_ways_are_refused(tiny, config_class, settin
 
 
 def test_a_rotation_that_depends_on_the_longest_sequence_is_refused_beyond_its_limit(tiny):
-    """Up to there a pair beside longer ones has the numbers that it has alone; beyond, it would have others."""
+    """Up to there a pair beside longer ones has the numbers that it has alone; beyond, it would
+    have others.
+    """
     model = random_model(LlamaConfig, tiny[1], rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
                          max_position_embeddings=32, dtype=torch.float64)
     short = ([3, 4], [5, 6], [7])
@@ -406,7 +451,9 @@ def test_sft_loss_by_hand():
 
 
 def test_sft_loss_and_gradient_are_those_of_transformers(tiny):
-    """transformers' loss with the prompt's labels at -100 is the oracle; trained on the prompt too, the gradient is another one."""
+    """transformers' loss with the prompt's labels at -100 is the oracle; trained on the prompt too,
+    the gradient is another one.
+    """
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
     weights = list(trainable(model).values())
     prompts, answers, _ = columns(tokenized(tiny[1]))
@@ -440,7 +487,9 @@ def test_a_fresh_adapter_changes_nothing_and_leaves_the_head_alone(tiny, fresh_t
 
 
 def test_gradients_in_four_bits_are_those_of_the_dequantized_weights(tiny):
-    """After sampling or measuring, too: there bitsandbytes packs weights anew on some processors, and gradients no longer pass through them."""
+    """After sampling or measuring, too: there bitsandbytes packs weights anew on some processors,
+    and gradients no longer pass through them.
+    """
     rounded, plain = load(str(TINY), bits=4)[0], load(str(TINY))[0]
     for name, module in rounded.named_modules():
         if isinstance(module, Linear4bit):
@@ -462,7 +511,9 @@ def bits_of_base(model):
 
 
 def test_dpo_in_four_bits_learns_and_comes_back(tiny, tmp_path):
-    """NF4 base, LoRA on top: the loss on the pairs falls far below log 2, the base keeps every bit, the adapter loads here and in PEFT."""
+    """NF4 base, LoRA on top: the loss on the pairs falls far below log 2, the base keeps every bit,
+    the adapter loads here and in PEFT.
+    """
     model = with_lora(load(str(TINY), bits=4)[0], rank=4)
     base = bits_of_base(model)
     assert any(name.endswith("quant_state.bitsandbytes__nf4") for name in base)
@@ -493,7 +544,9 @@ def test_passes_keep_order_and_limit(tiny, monkeypatch):
 
 
 def out_of_memory(monkeypatch, *when):
-    """Let passes fail as CUDA does, late in the backward pass, on calls of pair_logps number `when`: returns the calls' sizes, in pairs."""
+    """Let passes fail as CUDA does, late in the backward pass, on calls of pair_logps number
+    `when`: returns the calls' sizes, in pairs.
+    """
     calls = []
 
     def fail(gradient):
@@ -512,7 +565,9 @@ def out_of_memory(monkeypatch, *when):
 
 
 def test_a_step_that_ran_out_of_memory_has_the_same_gradient(tiny, monkeypatch, capsys):
-    """Five pairs at once, then fewer: twice the pass is halved, once in the midst of the batch. float64, and the log is the same too."""
+    """Five pairs at once, then fewer: twice the pass is halved, once in the midst of the batch.
+    float64, and the log is the same too.
+    """
     gradients, logs = recorded_gradients(monkeypatch), []
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 300)
     for number, when in enumerate([(), (2, 4)]):  # the first call is the reference's
@@ -572,7 +627,9 @@ class OnCuda:
 
 @pytest.mark.parametrize("free, tokens, recomputed", [(10**9, 800, False), (10**12, 16384, False), (4 * 10**8, 16384, True)])
 def test_the_budget_comes_from_free_memory(monkeypatch, free, tokens, recomputed):
-    """A megabyte a token, and 80 % of what is free: where the largest example does not fit, layers are computed again."""
+    """A megabyte a token, and 80 % of what is free: where the largest example does not fit, layers
+    are computed again.
+    """
     monkeypatch.setattr(dpo, "free_memory", lambda: free)
     monkeypatch.setattr(dpo, "activation_bytes", lambda model: 10**6)
     model = OnCuda()
@@ -583,9 +640,12 @@ def test_the_budget_comes_from_free_memory(monkeypatch, free, tokens, recomputed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_token_keeps_is_estimated_well(tiny, name, dtype):
-    """Against what autograd saves, every storage counted once: not less, for that would run out of memory, and at most twice as much."""
+    """Against what autograd saves, every storage counted once: not less, for that would run out of
+    memory, and at most twice as much.
+    """
     config_class, settings = FAMILIES[name]
-    model = with_lora(random_model(config_class, tiny[1], dtype=dtype, intermediate_size=224, **settings))  # as wide for its width as Llama-3's
+    # as wide for its width as Llama-3's
+    model = with_lora(random_model(config_class, tiny[1], dtype=dtype, intermediate_size=224, **settings))
     own, saved = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
 
     def keep(tensor):
@@ -612,7 +672,9 @@ def recorded_gradients(monkeypatch):
 
 @pytest.mark.parametrize("limit", [1, 60, 10**6])
 def test_the_gradient_does_not_depend_on_the_passes(tiny, monkeypatch, limit):
-    """One example a pass, some, or all five at once, of different lengths: always the gradient of the batch's mean loss, in float64."""
+    """One example a pass, some, or all five at once, of different lengths: always the gradient of
+    the batch's mean loss, in float64.
+    """
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", limit)
     gradients = recorded_gradients(monkeypatch)
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
@@ -627,7 +689,9 @@ def test_the_gradient_does_not_depend_on_the_passes(tiny, monkeypatch, limit):
 
 
 def test_learning_rate_by_hand():
-    """20 steps: 2 of warm-up, then a cosine over 18. Step 11 is halfway down; the last has 0.5 (1 + cos(17 pi / 18)) = 0.0076 left."""
+    """20 steps: 2 of warm-up, then a cosine over 18. Step 11 is halfway down; the last has 0.5 (1 +
+    cos(17 pi / 18)) = 0.0076 left.
+    """
     rates = [learning_rate(step, 20, 2.0) for step in range(20)]
     assert rates[:3] == [1.0, 2.0, 2.0] and rates[11] == pytest.approx(1.0) and rates[19] == pytest.approx(2 * 0.0075961, abs=1e-6)
     assert all(a > b for a, b in zip(rates[2:], rates[3:]))
@@ -635,7 +699,9 @@ def test_learning_rate_by_hand():
 
 
 def test_the_logged_learning_rate_is_the_one_that_steps(fresh_tiny, tiny):
-    """Adam's first step moves each weight by the learning rate, whatever its gradient: B, which was zero, is now that or minus that."""
+    """Adam's first step moves each weight by the learning rate, whatever its gradient: B, which was
+    zero, is now that or minus that.
+    """
     model = with_lora(fresh_tiny)
     step, _ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=3e-3)
     assert step["lr"] == 3e-3
@@ -645,7 +711,9 @@ def test_the_logged_learning_rate_is_the_one_that_steps(fresh_tiny, tiny):
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_gradients_are_clipped_to_norm_one(fresh_tiny, monkeypatch, scale):
-    """What the optimizer sees: a small gradient as it is, a large one cut to norm 1; the log has the norm before."""
+    """What the optimizer sees: a small gradient as it is, a large one cut to norm 1; the log has
+    the norm before.
+    """
     seen, step = [], torch.optim.AdamW.step
 
     def record(optimizer, *args):
@@ -663,7 +731,9 @@ def test_gradients_are_clipped_to_norm_one(fresh_tiny, monkeypatch, scale):
 
 
 def scripted(model, held_out_losses):
-    """(compute, snapshots): training moves every weight, held-out losses are those given, and each epoch's weights are kept."""
+    """(compute, snapshots): training moves every weight, held-out losses are those given, and each
+    epoch's weights are kept.
+    """
     weights, left, snapshots = trainable(model), list(held_out_losses), []
 
     def compute(part):
@@ -695,7 +765,8 @@ def test_without_held_out_examples_the_last_epoch_is_kept(fresh_tiny):
     assert last == {"epoch": 3}
     moved = [weight.abs().max().item() for name, weight in trainable(model).items() if "lora_B" in name]
     rates = sum(learning_rate(step, 6, 1e-2) for step in range(6))
-    assert moved == pytest.approx([rates] * len(moved), rel=1e-3)  # a constant gradient makes each of Adam's steps as long as its rate
+    # a constant gradient makes each of Adam's steps as long as its rate
+    assert moved == pytest.approx([rates] * len(moved), rel=1e-3)
 
 
 def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny):
@@ -715,7 +786,8 @@ def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_training(fresh_tiny, bad):
-    """At the third step, before the weights are touched; the message names the step and a remedy."""
+    """At the third step, before the weights are touched; the message names the step and a remedy.
+    """
     model = with_lora(fresh_tiny)
     weights, calls = list(trainable(model).values()), []
 
@@ -750,7 +822,9 @@ def test_a_held_out_loss_that_is_not_finite_stops_training(fresh_tiny):
 
 
 def test_dpo_starts_from_its_reference(fresh_tiny, tiny):
-    """Also with an adapter that has an effect: the first loss is log 2 and the first margin 0, since the reference is the model as it is."""
+    """Also with an adapter that has an effect: the first loss is log 2 and the first margin 0,
+    since the reference is the model as it is.
+    """
     model = with_lora(fresh_tiny, fresh=False)
     first, *_ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["margin"] == pytest.approx(0, abs=1e-5)

@@ -1,7 +1,9 @@
-"""eval.py: the figures against other people's code (statsmodels, scipy) or against counting by hand, and the report as a browser reads it.
+"""eval.py: the figures against other people's code (statsmodels, scipy) or against counting by
+hand, and the report as a browser reads it.
 
-Every figure is compared as a number, most of them on random data of many sizes: a formula that is right by chance on one example is not on
-a hundred. The report is parsed with html.parser; each text in it carries its own mark, so that one that is lost or not escaped is named.
+Every figure is compared as a number, most of them on random data of many sizes: a formula that is
+right by chance on one example is not on a hundred. The report is parsed with html.parser; each text
+in it carries its own mark, so that one that is lost or not escaped is named.
 """
 import base64
 import json
@@ -66,7 +68,9 @@ def command(monkeypatch, capsys, *arguments):
 # ---- win rates
 
 def test_win_rate_by_hand():
-    """(1 + 1 + 0 + 1/2) / 4 = 0.625; squared distances 2 x 0.140625 + 0.390625 + 0.015625 = 0.6875, / 3 = 0.229167, root / 2 = 0.239357."""
+    """(1 + 1 + 0 + 1/2) / 4 = 0.625; squared distances 2 x 0.140625 + 0.390625 + 0.015625 = 0.6875,
+    / 3 = 0.229167, root / 2 = 0.239357.
+    """
     rate, error = win_rate([1, 1, 0, 0.5])
     assert rate == 0.625 and error == pytest.approx(math.sqrt(0.6875 / 3) / 2)
 
@@ -77,7 +81,9 @@ def test_win_rate_of_one_has_no_error():
 
 
 def bradley_terry_with_length(wins, ours, theirs):
-    """The same model fitted by statsmodels: a binomial GLM with a logit link, which takes fractional wins."""
+    """The same model fitted by statsmodels: a binomial GLM with a logit link, which takes
+    fractional wins.
+    """
     difference = np.subtract(theirs, ours)
     x = np.tanh(difference / np.std(difference, ddof=1))
     fit = sm.GLM(wins, np.column_stack([x, np.ones(len(x))]), family=sm.families.Binomial()).fit(tol=1e-14, maxiter=300)
@@ -86,7 +92,9 @@ def bradley_terry_with_length(wins, ours, theirs):
 
 @pytest.mark.parametrize("fractional", [False, True])
 def test_length_controlled_win_rate_against_statsmodels(fractional):
-    """30 random data sets with an advantage and a length bias of their own: one wrong sign, std or link differs in the second digit."""
+    """30 random data sets with an advantage and a length bias of their own: one wrong sign, std or
+    link differs in the second digit.
+    """
     rng = np.random.default_rng(int(fractional))
     plain = []
     for _ in range(30):
@@ -102,7 +110,9 @@ def test_length_controlled_win_rate_against_statsmodels(fractional):
 
 
 def test_length_controlled_win_rate_finds_what_was_planted():
-    """Wins come from sigmoid(0.4 - 1.5 tanh(d / std d)) exactly, as fractions: the fit must give back sigmoid(0.4) = 0.598688."""
+    """Wins come from sigmoid(0.4 - 1.5 tanh(d / std d)) exactly, as fractions: the fit must give
+    back sigmoid(0.4) = 0.598688.
+    """
     rng = np.random.default_rng(0)
     ours, theirs = rng.integers(100, 3000, 300), rng.integers(100, 1500, 300)
     d = theirs - ours
@@ -114,7 +124,8 @@ def test_length_controlled_win_rate_finds_what_was_planted():
 def test_equal_lengths_give_the_plain_win_rate():
     wins, lengths = [1, 0, 1, 1, 0.5], [10, 2000, 30, 4, 5]
     assert length_controlled_win_rate(wins, lengths, lengths) == pytest.approx(0.7)
-    assert length_controlled_win_rate(wins, lengths, np.add(lengths, 7)) == pytest.approx(0.7)  # equal differences tell nothing either
+    # equal differences tell nothing either
+    assert length_controlled_win_rate(wins, lengths, np.add(lengths, 7)) == pytest.approx(0.7)
     assert length_controlled_win_rate([0.25], [1], [900]) == 0.25
 
 
@@ -128,13 +139,17 @@ def test_sides_swapped_give_the_other_side_of_the_rate():
 @FUZZ
 @given(st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(0, 5000), st.integers(0, 5000)), min_size=1, max_size=12))
 def test_length_controlled_win_rate_is_always_a_rate(rows):
-    """Small samples are often separable, where the maximum lies at infinity: still a number in [0, 1], without a warning."""
+    """Small samples are often separable, where the maximum lies at infinity: still a number in [0,
+    1], without a warning.
+    """
     with np.errstate(all="raise"):
         assert 0 <= length_controlled_win_rate(*zip(*rows)) <= 1
 
 
 def test_separable_preferences_go_to_the_end_of_the_scale():
-    """Who always wins, or never, does so at equal lengths too; who wins exactly where it is longer has no advantage that length leaves over."""
+    """Who always wins, or never, does so at equal lengths too; who wins exactly where it is longer
+    has no advantage that length leaves over.
+    """
     ours, theirs = [10, 700, 80, 300], [500, 20, 90, 310]
     assert length_controlled_win_rate([1] * 4, ours, theirs) > 0.999
     assert length_controlled_win_rate([0] * 4, ours, theirs) < 0.001
@@ -158,7 +173,9 @@ def test_malformed_arguments_are_named(call, name):
 # ---- agreement
 
 def counted_by_hand(ours, theirs):
-    """Pairs of items: ordered alike with ties as an order of their own, and among those that neither ties."""
+    """Pairs of items: ordered alike with ties as an order of their own, and among those that
+    neither ties.
+    """
     def order(x, y):
         return (x > y) - (x < y)
 
@@ -173,7 +190,9 @@ scores = st.integers(2, 12).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0
 @FUZZ
 @given(scores)
 def test_agreement_against_scipy_and_counting(lists):
-    """Five values among up to twelve items: nearly every example has ties on one side or both, where naive formulas differ."""
+    """Five values among up to twelve items: nearly every example has ties on one side or both,
+    where naive formulas differ.
+    """
     ours, theirs = lists
     figures = agreement(ours, theirs)
     assert (figures["with_ties"], figures["without_ties"]) == pytest.approx(counted_by_hand(ours, theirs))
@@ -185,14 +204,17 @@ def test_agreement_against_scipy_and_counting(lists):
 
 
 def test_agreement_worked_by_hand():
-    """Orders of the pairs 01 02 03 12 13 23, ours (1 2 2 3): < < < = < <, theirs (1 3 2 2): < < < > > =. Alike: the first three of 6.
-    Untied on both sides: 01 02 03 13, three of them alike."""
+    """Orders of the pairs 01 02 03 12 13 23, ours (1 2 2 3): < < < = < <, theirs (1 3 2 2): < < < >
+    > =. Alike: the first three of 6. Untied on both sides: 01 02 03 13, three of them alike.
+    """
     figures = agreement([1, 2, 2, 3], [1, 3, 2, 2])
     assert figures["with_ties"] == 3 / 6 and figures["without_ties"] == 3 / 4
 
 
 def test_agreement_where_nothing_is_left_to_compare():
-    """0.1 added three times is not 0.3, so that the standard deviation of three equal scores is not 0: still None, never NaN."""
+    """0.1 added three times is not 0.3, so that the standard deviation of three equal scores is not
+    0: still None, never NaN.
+    """
     assert agreement([3], [4]) == {"with_ties": None, "without_ties": None, "spearman": None, "kendall": None}
     assert agreement([0.1] * 3, [1, 2, 3]) == {"with_ties": 0, "without_ties": None, "spearman": None, "kendall": None}
     assert agreement([2, 2], [5, 5]) == {"with_ties": 1, "without_ties": None, "spearman": None, "kendall": None}
@@ -214,7 +236,9 @@ def an_answer(prompt_id, text="", score=None, finished=True, scores=(), **more):
 
 
 def test_measure_actor_by_hand():
-    """Finished: scores 2, 4, none -> 3; lengths 1, 3, 5 -> 3; truths 1, 4, 4 -> 3. The one that was cut off only counts as cut off."""
+    """Finished: scores 2, 4, none -> 3; lengths 1, 3, 5 -> 3; truths 1, 4, 4 -> 3. The one that was
+    cut off only counts as cut off.
+    """
     answers = [an_answer("a", "x", 2, truth=1), an_answer("a", "xxx", 4, truth=4), an_answer("b", "xxxxx", None, truth=4),
                an_answer("b", "x" * 500, 5, finished=False, truth=0)]
     assert measure_actor(answers) == {"mean_score": 3, "mean_length": 3, "truth": 3, "cut_off": 1}
@@ -229,9 +253,11 @@ def test_measure_actor_without_truth():
 
 
 def test_measure_judge_by_hand():
-    """Prompt a, truths 3 1 1, scores 4 2 4: pair 01 right (1), 02 a tie where the truth has none (1/2), 12 equal in truth (does not count).
-    Prompt b, truths 0 2, scores 3 1: wrong (0). Prompt c: an answer without a score has no pair. Agreement (1 + 1/2 + 0) / 3 = 1/2.
-    Ties: 1 of 4 pairs. Judgments: 4 4, 2 None, 4, 3, 1, 5, None None -> 7 of 10 valid, their mean 23 / 7."""
+    """Prompt a, truths 3 1 1, scores 4 2 4: pair 01 right (1), 02 a tie where the truth has none
+    (1/2), 12 equal in truth (does not count). Prompt b, truths 0 2, scores 3 1: wrong (0). Prompt
+    c: an answer without a score has no pair. Agreement (1 + 1/2 + 0) / 3 = 1/2. Ties: 1 of 4 pairs.
+    Judgments: 4 4, 2 None, 4, 3, 1, 5, None None -> 7 of 10 valid, their mean 23 / 7.
+    """
     answers = [an_answer("a", "xx", score=4, scores=[4, 4], truth=3), an_answer("a", score=2, scores=[2, None], truth=1),
                an_answer("b", "xxx", score=3, scores=[3], truth=0), an_answer("a", "x" * 7, score=4, scores=[4], truth=1),
                an_answer("b", "x", score=1, scores=[1], truth=2),
@@ -247,11 +273,14 @@ def test_measure_judge_by_hand():
 
 def test_scores_with_fractions_have_their_own_place_in_the_histogram():
     figures = measure_judge([an_answer("a", score=3, scores=[2.5, 10, 2.5, 9, None])])
-    assert list(figures["histogram"].items()) == [("2.5", 2), ("9", 1), ("10", 1)]  # by size, not as texts
+    # by size, not as texts
+    assert list(figures["histogram"].items()) == [("2.5", 2), ("9", 1), ("10", 1)]
 
 
 def test_a_judge_who_says_the_same_of_everything_has_one_half():
-    """Neither a high score for all, which DPO may teach, nor a score that is the reverse of the truth looks like skill."""
+    """Neither a high score for all, which DPO may teach, nor a score that is the reverse of the
+    truth looks like skill.
+    """
     same = [an_answer("a", score=5, scores=[5], truth=t) for t in range(4)]
     figures = measure_judge(same)
     assert (figures["valid_rate"], figures["mean_score"], figures["ties"], figures["truth_agreement"]) == (1, 5, 1, 0.5)
@@ -261,7 +290,8 @@ def test_a_judge_who_says_the_same_of_everything_has_one_half():
 
 def test_measure_judge_of_nothing():
     assert measure_judge([]) == {"valid_rate": None, "mean_score": None, "ties": None, "histogram": {}, "length_correlation": None}
-    assert measure_judge([an_answer("a", score=2, scores=[2]), an_answer("b", score=3, scores=[3])])["ties"] is None  # never across prompts
+    # never across prompts
+    assert measure_judge([an_answer("a", score=2, scores=[2]), an_answer("b", score=3, scores=[3])])["ties"] is None
     assert measure_judge([an_answer("a", score=2, scores=[2], truth=1)])["truth_agreement"] is None
 
 
@@ -270,18 +300,23 @@ def replies(prompt_id, *scores_and_ranks):
 
 
 def test_measure_people_by_hand():
-    """Prompt a, ranks 0 1 2, scores 5 3 4: of three pairs two are ordered as people did; Spearman 1/2. Prompt b, scores 2 2 for ranks 1 0: a tie
-    that people do not have, and no Spearman. Prompt c: 1 3 for ranks 0 1, wrong, Spearman -1; a reply without a score has no pair. Pairs never
-    cross prompts. Agreement without ties 2 of 4, with them 2 of 5; Spearman (1/2 - 1) / 2."""
+    """Prompt a, ranks 0 1 2, scores 5 3 4: of three pairs two are ordered as people did; Spearman
+    1/2. Prompt b, scores 2 2 for ranks 1 0: a tie that people do not have, and no Spearman. Prompt
+    c: 1 3 for ranks 0 1, wrong, Spearman -1; a reply without a score has no pair. Pairs never cross
+    prompts. Agreement without ties 2 of 4, with them 2 of 5; Spearman (1/2 - 1) / 2.
+    """
     judged = [*replies("a", (5, 0), (3, 1), (4, 2)), *replies("b", (2, 1), (2, 0)), *replies("c", (1, 0), (3, 1), (None, 2))]
     assert measure_people(judged) == pytest.approx({"human_agreement": 2 / 4, "human_agreement_with_ties": 2 / 5, "human_spearman": -1 / 4})
     assert measure_people([]) == {"human_agreement": None, "human_agreement_with_ties": None, "human_spearman": None}
-    assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement_with_ties"] == 0  # always 5: no agreement is made up
+    # always 5: no agreement is made up
+    assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement_with_ties"] == 0
     assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement"] is None
 
 
 def test_measure_people_against_scipy():
-    """100 random groups: Spearman's mean is scipy's over the groups where scores vary, and agreement is counted pair by pair."""
+    """100 random groups: Spearman's mean is scipy's over the groups where scores vary, and
+    agreement is counted pair by pair.
+    """
     rng = np.random.default_rng(0)
     judged, correlations, right, untied, pairs = [], [], 0, 0, 0
     for p in range(100):
@@ -297,10 +332,12 @@ def test_measure_people_against_scipy():
 
 
 def test_measure_meta_judge_by_hand():
-    """Scores 1 3 3, truth 2.5, so that both 3s are nearer to it than the 1. Comparisons, first against second:
-    0-1 first, 1-0 first (not consistent); 0-2 second, 2-0 first (consistent); 1-2 second, 2-1 not parsed.
-    Valid 5 of 6. First wins 3 of 5. Both orders parsed: 01 and 02, one consistent. Scores differ in four (01 10 02 20), the higher wins in
-    three (10 02 20), and in the same three the nearer to the truth wins; 12 is equal in both senses."""
+    """Scores 1 3 3, truth 2.5, so that both 3s are nearer to it than the 1. Comparisons, first
+    against second: 0-1 first, 1-0 first (not consistent); 0-2 second, 2-0 first (consistent); 1-2
+    second, 2-1 not parsed. Valid 5 of 6. First wins 3 of 5. Both orders parsed: 01 and 02, one
+    consistent. Scores differ in four (01 10 02 20), the higher wins in three (10 02 20), and in the
+    same three the nearer to the truth wins; 12 is equal in both senses.
+    """
     battle = {"verdicts": [[0, 1, -1], [1, 0, -1], [1, 0, 0]], "scores": [1, 3, 3], "truth": 2.5}
     assert measure_meta_judge([battle]) == pytest.approx({
         "first_position_rate": 3 / 5, "higher_score_rate": 3 / 4, "consistent_rate": 1 / 2, "valid_rate": 5 / 6, "truth_accuracy": 3 / 4,
@@ -308,8 +345,10 @@ def test_measure_meta_judge_by_hand():
 
 
 def test_a_nearer_score_is_not_the_higher_one():
-    """Truth 0, and the meta-judge always takes the lower score: never the higher, always right. Battles add up as comparisons do: with four
-    comparisons of a second answer, all unparsed, valid falls to 2 of 8 and nothing else changes."""
+    """Truth 0, and the meta-judge always takes the lower score: never the higher, always right.
+    Battles add up as comparisons do: with four comparisons of a second answer, all unparsed, valid
+    falls to 2 of 8 and nothing else changes.
+    """
     low_wins = {"verdicts": [[0, 1], [-1, 0]], "scores": [1, 4], "truth": 0}
     unparsed = {"verdicts": [[0] * 3] * 3, "scores": [1, 2, 3]}
     figures = measure_meta_judge([low_wins, unparsed])
@@ -324,10 +363,13 @@ def test_measure_meta_judge_of_nothing():
 
 
 def test_measure_repeats_by_hand():
-    """Judgments x y z came back as z x y. Verdicts that parsed both times: x-y first, again first; y-x first, now second (changed); x-z second,
-    again second; z-x did not parse the first time, y-z not the second; z-y second both times. One of four changed. Comparisons won: x 1, y 3,
-    z 1, then z 2, x 2, y 1: the pair is another one. Of the second answer nothing parsed, then each won once: equals both times. Of the third
-    p won both: changed. Of ten comparisons 1 + 2 + 2 did not parse before, and 1 the second time."""
+    """Judgments x y z came back as z x y. Verdicts that parsed both times: x-y first, again first;
+    y-x first, now second (changed); x-z second, again second; z-x did not parse the first time, y-z
+    not the second; z-y second both times. One of four changed. Comparisons won: x 1, y 3, z 1, then
+    z 2, x 2, y 1: the pair is another one. Of the second answer nothing parsed, then each won once:
+    equals both times. Of the third p won both: changed. Of ten comparisons 1 + 2 + 2 did not parse
+    before, and 1 the second time.
+    """
     verdicts = [[0, 1, -1], [1, 0, 1], [0, -1, 0]]          # x y z
     again = [[0, 1, -1], [-1, 0, 1], [0, -1, 0]]            # z x y
     silent = {"texts": ["p", "q"], "verdicts": [[0, 0], [0, 0]]}
@@ -341,7 +383,9 @@ def test_measure_repeats_by_hand():
 
 
 def test_drift_says_what_it_rests_on():
-    """A bias among judgments that are the same, or in an iteration that trains no judge, is told as such."""
+    """A bias among judgments that are the same, or in an iteration that trains no judge, is told as
+    such.
+    """
     record = {"iteration": 4, "meta_judge": {"first_position_rate": 0.97, "scores_differ_rate": 0.03}, "pairs": {"judge": 0}}
     (line,) = drifts(record, 5)
     assert "first judgment in 97%" in line and "3% of these are about judgments with different scores; no judge trains on them)" in line
@@ -353,7 +397,9 @@ def test_drift_says_what_it_rests_on():
     (None, 4.71, 5, ["4.71 of 5"]), (None, 9.3, 10, []), (None, 9.5, 10, ["9.50 of 10"]),
     ({"first_position_rate": None, "higher_score_rate": None}, None, 5, [])])
 def test_drift_is_told_from_the_papers_values_on(meta, score, max_score, said):
-    """44 % and 4.1 are the paper's first iteration, 68 %, 98 % and over 4.7 its second, after which it trained the judge no more. Either place."""
+    """44 % and 4.1 are the paper's first iteration, 68 %, 98 % and over 4.7 its second, after which
+    it trained the judge no more. Either place.
+    """
     lines = drifts({"iteration": 3, "meta_judge": meta, "judge": {"mean_score": score}}, max_score)
     assert len(lines) == len(said) and all(part in line and line.startswith(("iteration 3: the meta-judge", "M_3: the judge's"))
                                            for part, line in zip(said, lines))
@@ -362,7 +408,9 @@ def test_drift_is_told_from_the_papers_values_on(meta, score, max_score, said):
 # ---- intervals
 
 def test_bootstrap_against_scipy():
-    """The percentile interval of a mean and of a statistic of two columns, against scipy's with as many resamples; and a mean's against theory."""
+    """The percentile interval of a mean and of a statistic of two columns, against scipy's with as
+    many resamples; and a mean's against theory.
+    """
     rng = np.random.default_rng(0)
     x, y = rng.normal(2, 1, 80), rng.normal(0, 2, 80)
     low, high = bootstrap(np.mean, x, resamples=20000)
@@ -375,7 +423,9 @@ def test_bootstrap_against_scipy():
 
 
 def test_bootstrap_draws_groups_as_one():
-    """Every row five times over, in groups: as wide as the rows alone, where drawing the copies one by one would be sqrt(5) narrower."""
+    """Every row five times over, in groups: as wide as the rows alone, where drawing the copies one
+    by one would be sqrt(5) narrower.
+    """
     x = np.random.default_rng(0).normal(0, 1, 60)
     alone, copied = bootstrap(np.mean, x), bootstrap(np.mean, np.repeat(x, 5), groups=np.repeat(np.arange(60), 5))
     assert copied == pytest.approx(alone) and bootstrap(np.mean, x, seed=1) != alone
@@ -390,14 +440,17 @@ def compared(prompt, a, b, *winners):
 
 
 def test_measure_comparisons_by_hand():
-    """Won by a in both orders, by b in both, once each, and one without a second verdict, left out: (1 + 0 + 1/2) / 3. First places: the first
-    order's a, the second's b: a-a has one of two, b-b one, a-b two: 4 of 6. Consistent: 2 of 3."""
+    """Won by a in both orders, by b in both, once each, and one without a second verdict, left out:
+    (1 + 0 + 1/2) / 3. First places: the first order's a, the second's b: a-a has one of two, b-b
+    one, a-b two: 4 of 6. Consistent: 2 of 3.
+    """
     records = [compared("p", "xx", "y", "a", "a"), compared("q", "x", "yyy", "b", "b"), compared("r", "x", "yy", "a", "b"),
                compared("s", "x" * 50, "y", "a", None)]
     figures = measure_comparisons(records)
     assert figures["compared"] == 3 and figures["unparsed"] == 1 and figures["first_position_rate"] == pytest.approx(4 / 6)
     assert figures["win_rate"] == pytest.approx(1 / 2) and figures["consistent_rate"] == pytest.approx(2 / 3)
-    assert figures["mean_lengths"] == pytest.approx([4 / 3, 2]) and figures["win_rate_interval"] is None  # of three prompts
+    # of three prompts
+    assert figures["mean_lengths"] == pytest.approx([4 / 3, 2]) and figures["win_rate_interval"] is None
     assert figures["length_controlled_win_rate"] == length_controlled_win_rate([1, 0, 0.5], [2, 1, 1], [1, 3, 2])
     assert measure_comparisons([compared("s", "x", "y", None, "b")]) == {"compared": 0, "unparsed": 1}
 
@@ -425,8 +478,10 @@ def write_answers(file, *texts, tasks=TASKS):
 
 
 def test_compare_two_files_by_a_real_judge(tmp_path, monkeypatch, capsys):
-    """Good answers against poor ones of the same length and less: the tiny judge finds them, whichever file comes first; every pair is written
-    down with its four verdicts; answers without a counterpart are counted."""
+    """Good answers against poor ones of the same length and less: the tiny judge finds them,
+    whichever file comes first; every pair is written down with its four verdicts; answers without a
+    counterpart are counted.
+    """
     good, poor = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:5])
     file = tmp_path / "new" / "pairs.jsonl"
     status, out, _ = command(monkeypatch, capsys, "compare", good, poor, "--judge", ROOT / "tiny" / "judge", "--out", file)
@@ -441,7 +496,9 @@ def test_compare_two_files_by_a_real_judge(tmp_path, monkeypatch, capsys):
 
 
 def test_a_judge_with_a_place_is_found_out(tmp_path, monkeypatch, capsys):
-    """The tiny judge says A where it sees no difference: the same answers on both sides are a draw, half each, and the bias is 100 %."""
+    """The tiny judge says A where it sees no difference: the same answers on both sides are a draw,
+    half each, and the bias is 100 %.
+    """
     same = write_answers(tmp_path / "same.jsonl", GOOD)
     status, out, _ = command(monkeypatch, capsys, "compare", same, same, "--judge", ROOT / "tiny" / "judge")
     assert status == 0 and re.search(r"A wins +50.0%", out) and re.search(r"prefers the first +100.0%", out)
@@ -449,7 +506,9 @@ def test_a_judge_with_a_place_is_found_out(tmp_path, monkeypatch, capsys):
 
 
 def test_a_judge_that_is_one_of_the_two_is_told(tmp_path, monkeypatch, capsys):
-    """By whatever name: a folder with a slash behind it, and a run's iteration whose own answers are judged."""
+    """By whatever name: a folder with a slash behind it, and a run's iteration whose own answers
+    are judged.
+    """
     judge = tmp_path / "judge"
     shutil.copytree(ROOT / "tiny" / "judge", judge)
     own, other = write_answers(judge / "eval.jsonl", GOOD, tasks=TASKS[:1]), write_answers(tmp_path / "other.jsonl", POOR, tasks=TASKS[:1])
@@ -467,7 +526,9 @@ LONG = "How do I sing " + "so well " * 2000 + "?"
 
 
 def test_prompts_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch, capsys):
-    """One prompt of three leaves the model no room; then one answer of three leaves the judge none; then all."""
+    """One prompt of three leaves the model no room; then one answer of three leaves the judge none;
+    then all.
+    """
     (tmp_path / "prompts.txt").write_text(f"How do I keep bread fresh?\n{LONG}\nHow do I keep cheese soft?\n")
     status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny", "--prompts", tmp_path / "prompts.txt", "--judge",
                                  ROOT / "tiny" / "judge", "--max-new-tokens", "100")
@@ -488,7 +549,9 @@ def test_a_missing_judge_is_found_before_anything_is_drawn(tmp_path, monkeypatch
 
 
 def test_compare_a_model_with_a_file(tmp_path, monkeypatch, capsys):
-    """The model answers the file's own prompts; its answers are those that sampling gives with the same seed, and it is greedy if told so."""
+    """The model answers the file's own prompts; its answers are those that sampling gives with the
+    same seed, and it is greedy if told so.
+    """
     file = write_answers(tmp_path / "good.jsonl", GOOD, tasks=TASKS[:3])
     status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", file, "--judge", ROOT / "tiny" / "judge", "--out",
                                  tmp_path / "pairs.jsonl", "--temperature", "0", "--max-new-tokens", "150")
@@ -538,7 +601,9 @@ def trained(tmp_path_factory):
 
 
 def test_models_of_a_run_answer_its_own_prompts_as_long_as_it_did(trained, tmp_path, monkeypatch, capsys):
-    """Nothing but the iterations is named: the prompts are the run's held-out ones, and no answer is longer than the run's."""
+    """Nothing but the iterations is named: the prompts are the run's held-out ones, and no answer
+    is longer than the run's.
+    """
     asked = []
     def short(model, tokenizer, prompts, *rest, **settings):
         asked.append((len(prompts), settings["max_new_tokens"]))
@@ -558,8 +623,10 @@ def exported(run, out, monkeypatch, capsys, form, questions, *flags):
 
 
 def test_alpaca_eval_reads_its_export(trained, tmp_path, monkeypatch, capsys):
-    """The installed package evaluates the file: it finds the generator's name, joins every answer with the reference by its instruction, and an
-    annotator of our own, in the place of GPT-4, prefers the longer answer, which is ours all three times."""
+    """The installed package evaluates the file: it finds the generator's name, joins every answer
+    with the reference by its instruction, and an annotator of our own, in the place of GPT-4,
+    prefers the longer answer, which is ours all three times.
+    """
     (tmp_path / "alpaca_eval.json").write_text(json.dumps(ALPACA))
     said = exported(trained, tmp_path / "out", monkeypatch, capsys, "alpaca", tmp_path / "alpaca_eval.json")
     file = tmp_path / "out" / "mine-iter1" / "model_outputs.json"
@@ -590,7 +657,9 @@ def test_alpaca_eval_reads_its_export(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_mt_bench_answers_the_second_turn_after_the_first(trained, tmp_path, monkeypatch, capsys):
-    """The second answer is what the model says to the whole chat, first answer included: drawn here again by `sample`, token for token."""
+    """The second answer is what the model says to the whole chat, first answer included: drawn here
+    again by `sample`, token for token.
+    """
     questions = [{"question_id": 81 + i, "category": "writing", "turns": [f"How do I {task}?", "Please explain how to rest tired eyes."]}
                  for i, task in enumerate(TASKS[:3])]
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
@@ -607,12 +676,15 @@ def test_mt_bench_answers_the_second_turn_after_the_first(trained, tmp_path, mon
         said = sample(model, tokenizer, [chat, question["turns"][0]], max_new_tokens=120, temperature=0)
         assert [second, first] == [answers[0].text for answers in said]
     alone = sample(model, tokenizer, [questions[0]["turns"][1]], max_new_tokens=120, temperature=0)[0][0].text
-    assert {record["choices"][0]["turns"][1] for record in records} != {alone}  # what went before was read
+    # what went before was read
+    assert {record["choices"][0]["turns"][1] for record in records} != {alone}
     assert not (tmp_path / "out" / "model_answer" / "mine-iter0.jsonl").exists()
 
 
 def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_path, monkeypatch, capsys):
-    """Its second turn, too, which no other question has. The other questions' answers are those without it."""
+    """Its second turn, too, which no other question has. The other questions' answers are those
+    without it.
+    """
     questions = [{"question_id": i, "turns": turns} for i, turns in enumerate([["How do I keep bread\u2028 fresh?"], [LONG, "Why?"]])]
     texts = []
     for some in (questions, questions[:1]):
@@ -628,7 +700,9 @@ def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_pat
 
 
 def test_arena_hard_in_both_forms(trained, tmp_path, monkeypatch, capsys):
-    """The form follows the question file: question_id and turns in 2024, uid and prompt in 2025. Same draws, so the same answers."""
+    """The form follows the question file: question_id and turns in 2024, uid and prompt in 2025.
+    Same draws, so the same answers.
+    """
     old = [{"question_id": f"q{i}", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": f"How do I {task}?"}]}
            for i, task in enumerate(TASKS[:2])]
     new = [{"uid": f"u{i}", "category": "hard_prompt", "subcategory": "coding", "prompt": f"How do I {task}?"} for i, task in enumerate(TASKS[:2])]
@@ -647,7 +721,9 @@ def test_arena_hard_in_both_forms(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_style_counts_by_hand():
-    """Headers of two levels, three list items, two bold passages; inside a code block nothing counts, and a # without a space is no header."""
+    """Headers of two levels, three list items, two bold passages; inside a code block nothing
+    counts, and a # without a space is no header.
+    """
     text = "# One\n## Two\n#tag\n1. first\n- second\n  * third **bold** and __also__\n```\n# comment\n- no\n**no**\n```\n"
     counts = export.style_counts(text)
     assert counts["header_count"] == {"h1": 1, "h2": 1, "h3": 0, "h4": 0, "h5": 0, "h6": 0}
@@ -678,7 +754,9 @@ def test_exports_that_cannot_be_made(trained, tmp_path, monkeypatch, capsys):
 # ---- files
 
 def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
-    """Even one that happens to be JSON ("12" of "123"): without its newline nobody knows that it is whole."""
+    """Even one that happens to be JSON ("12" of "123"): without its newline nobody knows that it is
+    whole.
+    """
     file = tmp_path / "x.jsonl"
     assert read_jsonl(file) == []
     for torn in (b"", b'{"a": 3', b"12", '{"a": "é'.encode()[:-1]):
@@ -699,7 +777,9 @@ def test_read_jsonl_names_a_bad_line(tmp_path, bad):
 @given(st.lists(st.dictionaries(st.text(max_size=9), st.one_of(st.text(st.characters(exclude_categories=())), st.floats(allow_nan=False), st.none()),
                                 max_size=3), max_size=4))
 def test_json_lines_give_every_text_back(records):
-    """NUL, halves of surrogate pairs, line separators that are no line breaks: one record a line, and the same when read."""
+    """NUL, halves of surrogate pairs, line separators that are no line breaks: one record a line,
+    and the same when read.
+    """
     with tempfile.TemporaryDirectory() as folder:
         write_jsonl(Path(folder) / "x.jsonl", records)
         assert read_jsonl(Path(folder) / "x.jsonl") == records
@@ -709,8 +789,11 @@ def test_json_lines_give_every_text_back(records):
 @FUZZ
 @given(st.text(alphabet=st.characters(), max_size=80), st.sampled_from(["", "</pre>", "<script>x</script>", "&lt;", "-->", "<img src=x onerror=x>"]))
 def test_every_text_is_data_in_the_page(text, evil):
-    """What a browser reads out of the report's building blocks is the text that went in, and no tag but theirs."""
-    whole = (text + evil + text).replace("\r", " ").replace("\0", " ")  # HTML turns these two into others, in any text
+    """What a browser reads out of the report's building blocks is the text that went in, and no tag
+    but theirs.
+    """
+    # HTML turns these two into others, in any text
+    whole = (text + evil + text).replace("\r", " ").replace("\0", " ")
     for block, tags in ((drawing.pre(whole), ["pre"]), (drawing.details(whole, ""), ["details", "summary"]),
                         (drawing.html_table([whole], []), ["table", "tr", "th"]), (drawing.notice("x", [whole]), ["div", "b", "br"])):
         page = Page(block)
@@ -718,7 +801,9 @@ def test_every_text_is_data_in_the_page(text, evil):
 
 
 def test_write_whole_leaves_the_old_file_until_the_new_one_is_there(tmp_path, monkeypatch):
-    """The process dies before the renaming: the old content still stands, and the next attempt replaces it and leaves nothing beside it."""
+    """The process dies before the renaming: the old content still stands, and the next attempt
+    replaces it and leaves nothing beside it.
+    """
     file = tmp_path / "x.json"
     write_whole(file, "old é")
     with monkeypatch.context() as patch:
@@ -733,7 +818,8 @@ def test_write_whole_leaves_the_old_file_until_the_new_one_is_there(tmp_path, mo
 # ---- the report
 
 def evil(name):
-    """A text that would run in a page that does not escape it, marked with the place it stands in."""
+    """A text that would run in a page that does not escape it, marked with the place it stands in.
+    """
     return f"<script>alert('{name}')</script>&amp;<img src=x onerror={name}>\"'"
 
 
@@ -774,7 +860,9 @@ def write_iteration(folder, *kinds):
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run of two iterations, the second without judge pairs, a mark in every text that came from a person or a model."""
+    """The folder of a run of two iterations, the second without judge pairs, a mark in every text
+    that came from a person or a model.
+    """
     meta = {"first_position_rate": 0.71, "higher_score_rate": 0.83, "consistent_rate": 0.4, "valid_rate": 0.9, "truth_accuracy": None,
             "weights": [0.4, 0.6]}
     pairs = {"actor": 17, "judge": 5, "dropped": {evil("reason"): 7}}
@@ -790,7 +878,9 @@ def run(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its tags with their attributes, its text, and the rows of its tables."""
+    """What a browser would make of a page: its tags with their attributes, its text, and the rows
+    of its tables.
+    """
     VOID = {"meta", "img", "br", "hr", "link", "input"}
 
     def __init__(self, text):
@@ -820,7 +910,9 @@ def page_of(run):
 
 
 def check_self_contained(page):
-    """Nothing is fetched and nothing runs: no such tag, no handler, and no address but a picture's own bytes and places on the page itself."""
+    """Nothing is fetched and nothing runs: no such tag, no handler, and no address but a picture's
+    own bytes and places on the page itself.
+    """
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form", "video", "svg"})
     places = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     for tag, attributes in page.tags:
@@ -831,7 +923,9 @@ def check_self_contained(page):
 
 
 def test_the_report_is_self_contained_and_every_text_is_escaped(run):
-    """Each of the nineteen places has a mark of its own: as text it must be there, and as a tag it would be found."""
+    """Each of the nineteen places has a mark of its own: as text it must be there, and as a tag it
+    would be found.
+    """
     page = page_of(run)
     check_self_contained(page)
     assert "url(" not in drawing.STYLE and "@import" not in drawing.STYLE
@@ -874,7 +968,9 @@ def test_the_report_shows_the_pairs_with_their_numbers(run):
 
 
 def test_the_report_with_plots(run):
-    """Curves, scores, loss, rewards, accuracy; each names itself for those who do not see it, and none has a background of its own."""
+    """Curves, scores, loss, rewards, accuracy; each names itself for those who do not see it, and
+    none has a background of its own.
+    """
     pytest.importorskip("matplotlib")
     images = {attributes["alt"]: attributes["src"] for tag, attributes in page_of(run).tags if tag == "img"}
     assert {"actor's score", "actor: characters per answer", "judge: how often right", "meta-judge: biases", "judge: share of each score",
@@ -882,7 +978,8 @@ def test_the_report_with_plots(run):
     for source in images.values():
         svg = base64.b64decode(source.split(",")[1]).decode()
         assert svg.lstrip().startswith("<?xml") and "#ffffff" not in svg and "http-equiv" not in svg
-    assert (run / "report.html").read_text() == (report(run), (run / "report.html").read_text())[1]  # drawn again, the same to the byte
+    # drawn again, the same to the byte
+    assert (run / "report.html").read_text() == (report(run), (run / "report.html").read_text())[1]
 
 
 def test_the_report_without_matplotlib(run, monkeypatch):
@@ -932,7 +1029,9 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil", SPOILED)
 def test_what_is_missing_is_told_and_the_rest_reported(run, monkeypatch, capsys, spoil):
-    """A line on stderr and on the page for each thing that is missing, torn or foreign; status 0, and the samples of the other iteration stand."""
+    """A line on stderr and on the page for each thing that is missing, torn or foreign; status 0,
+    and the samples of the other iteration stand.
+    """
     damage, says = SPOILED[spoil]
     damage(run)
     status, out, error = command(monkeypatch, capsys, "report", run)
@@ -950,7 +1049,9 @@ def test_what_is_missing_is_told_and_the_rest_reported(run, monkeypatch, capsys,
     ("judge", 5), ("judge", {"histogram": {"1": 0}}), ("judge", {"histogram": {"x": 3}}), ("meta_judge", [1]), ("actor", {"truth": "x"}),
     ("pairs", None), ("seconds", 3), ("iteration", [1]), ("iteration", "1"), ("judge", {"mean_score": "x"})])
 def test_odd_records_are_told_and_the_page_drawn(run, key, value):
-    """A summary that no run of ours leaves: never a traceback, whatever stands where a figure should."""
+    """A summary that no run of ours leaves: never a traceback, whatever stands where a figure
+    should.
+    """
     records = json.loads((run / "summary.json").read_text())
     records[1][key] = value
     (run / "summary.json").write_text(json.dumps(records))
@@ -967,7 +1068,9 @@ def test_no_field_of_a_file_runs_in_the_page(run):
 
 
 def test_iterations_that_the_summary_lacks_are_named(run, monkeypatch, capsys):
-    """A lost summary.json: no number is made up for what is gone, and the page says what is missing."""
+    """A lost summary.json: no number is made up for what is gone, and the page says what is
+    missing.
+    """
     (run / "summary.json").unlink()
     for t in (0, 1):
         (run / f"iter{t}" / "figures.json").write_text("{}")
@@ -979,7 +1082,9 @@ def test_iterations_that_the_summary_lacks_are_named(run, monkeypatch, capsys):
 
 @pytest.mark.parametrize("width, scheme", [(1200, "light"), (1200, "dark"), (500, "light")])
 def test_the_report_in_a_browser(run, tmp_path, width, scheme):
-    """A headless browser draws the page without a message on its console; the background follows the scheme; at a phone's width as well."""
+    """A headless browser draws the page without a message on its console; the background follows
+    the scheme; at a phone's width as well.
+    """
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no browser on this machine")

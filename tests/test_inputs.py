@@ -1,4 +1,5 @@
-"""harness/inputs.py: files of prompts and of ranked replies, and the prompts that a model invents."""
+"""harness/inputs.py: files of prompts and of ranked replies, and the prompts that a model invents.
+"""
 import gzip
 import json
 import re
@@ -25,14 +26,18 @@ from sampling import Sample
 # ---- files
 
 def test_read_prompts_of_json_lines(tmp_path):
-    """All that a record carries stays, blank lines do not count, and each record gets its own number whatever id the file gives."""
+    """All that a record carries stays, blank lines do not count, and each record gets its own
+    number whatever id the file gives.
+    """
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "a", "checks": ["^x"]}\n\n{"prompt": "b", "prompt_id": "0", "more": 1}\n', encoding="utf-8")
     assert read_prompts(file) == [{"prompt_id": "0", "prompt": "a", "checks": ["^x"]}, {"prompt_id": "1", "prompt": "b", "more": 1}]
 
 
 def test_read_prompts_of_plain_lines(tmp_path):
-    """One prompt a line, in Windows' line ends too; JSON in such a file is a prompt like any other, and U+2028 ends no line."""
+    """One prompt a line, in Windows' line ends too; JSON in such a file is a prompt like any other,
+    and U+2028 ends no line.
+    """
     file = tmp_path / "p.txt"
     file.write_bytes('  How?  \r\n\r\n{"prompt": "b"}\né\u2028漢'.encode())
     assert [record["prompt"] for record in read_prompts(file)] == ["How?", '{"prompt": "b"}', "é\u2028漢"]
@@ -45,7 +50,9 @@ def test_read_prompts_of_plain_lines(tmp_path):
     ('{"prompt": "x", "checks": "abc"}', "checks"), ('{"prompt": "x", "checks": null}', "checks"), ('{"prompt": "x", "checks": 3}', "checks"),
 ])
 def test_a_bad_line_is_named(tmp_path, line, says):
-    """Flag, file, number of the line (blank ones counted, as an editor does) and what is wrong, in one line."""
+    """Flag, file, number of the line (blank ones counted, as an editor does) and what is wrong, in
+    one line.
+    """
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "good"}\n\n' + line + '\n{"prompt": "good"}\n')
     with pytest.raises(ValueError) as error:
@@ -86,7 +93,9 @@ def test_read_text_of_a_folder(tmp_path):
 
 
 def test_oasst_replies(tmp_path):
-    """Of four trees one is English with two ranked replies: it alone comes back, its unranked reply and its deeper turns left out."""
+    """Of four trees one is English with two ranked replies: it alone comes back, its unranked reply
+    and its deeper turns left out.
+    """
     def reply(text, rank, **more):
         return {"text": text, "rank": rank, "role": "assistant", "lang": "en", "replies": [], **more}
 
@@ -106,7 +115,9 @@ def test_oasst_replies(tmp_path):
 # ---- near-duplicates
 
 def test_near_duplicates_are_dropped():
-    """7 of 10 words shared is too like, 6 of 10 is not; case, order, punctuation and repetition are no difference."""
+    """7 of 10 words shared is too like, 6 of 10 is not; case, order, punctuation and repetition are
+    no difference.
+    """
     ten = "one two three four five six seven eight nine ten"
     assert not Unlike([ten]).add("one two three four five six seven")           # 7 / 10
     assert Unlike([ten]).add("one two three four five six")                     # 6 / 10
@@ -117,7 +128,9 @@ def test_near_duplicates_are_dropped():
 
 
 def test_only_what_was_added_counts_and_the_first_wins():
-    """b is too like a, and c too like b but not a: had b been kept although it was refused, c would be refused as well."""
+    """b is too like a, and c too like b but not a: had b been kept although it was refused, c would
+    be refused as well.
+    """
     a, b, c = "1 2 3 4 5 6 7 8 9 10", "1 2 3 4 5 6 7 8 9 11 12", "3 4 5 6 7 8 9 11 12 13"
     unlike = Unlike()
     assert [unlike.add(text) for text in (a, b, c, a, c)] == [True, False, True, False, False]
@@ -141,7 +154,9 @@ lines = st.one_of(st.binary(max_size=40), json_values.map(json.dumps).map(str.en
 @FUZZ
 @given(st.lists(lines, max_size=3).map(b"\n".join), st.booleans())
 def test_any_prompt_file_is_read_or_refused_by_name(content, needs_replies):
-    """Bytes, JSON of any shape and good records in one file: records whose prompts are texts, or one line that begins with the flag and the file."""
+    """Bytes, JSON of any shape and good records in one file: records whose prompts are texts, or
+    one line that begins with the flag and the file.
+    """
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         file.write(content)
         file.flush()
@@ -186,7 +201,9 @@ def test_repeated_and_held_out_prompts_are_dropped_and_counted():
 # ---- ranked replies
 
 def test_ranked_replies_are_held_out_or_given(tmp_path):
-    """A quarter of --eft's prompts measure the judge and no more than that; with --ranked all of them train; an overlap is refused by name."""
+    """A quarter of --eft's prompts measure the judge and no more than that; with --ranked all of
+    them train; an overlap is refused by name.
+    """
     def write(name, numbers):
         replies = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
         (tmp_path / name).write_text("".join(json.dumps({"prompt": f"prompt {i}", "replies": replies}) + "\n" for i in numbers))
@@ -213,7 +230,9 @@ def test_ranked_replies_are_held_out_or_given(tmp_path):
 # ---- invented prompts
 
 class Told:
-    """Stands in for a run whose model says these things when asked for new tasks; `draw` is what Run.draw promises."""
+    """Stands in for a run whose model says these things when asked for new tasks; `draw` is what
+    Run.draw promises.
+    """
 
     def __init__(self, folder, replies):
         self.settings, self.replies, self.path = Settings(model="m", out=str(folder)), replies, folder
@@ -231,7 +250,9 @@ class Told:
 
 
 def test_invented_prompts_are_new_and_the_others_counted(tmp_path):
-    """Of every four replies one is a new task, one is nearly that task again, one no task, one a held-out prompt."""
+    """Of every four replies one is a new task, one is nearly that task again, one no task, one a
+    held-out prompt.
+    """
     run = Told(tmp_path, ["Task: Tell a{0} b{0} c{0} d{0} e{0} to me.", "Task: Tell me a0 b0 c0 d0 e0 now!",
                           "Sure! Here is one.", "Task: Name three rivers of Asia, please."])
     chosen = invent_prompts(run, 1, 8)
@@ -241,7 +262,9 @@ def test_invented_prompts_are_new_and_the_others_counted(tmp_path):
 
 
 def test_invented_prompts_are_asked_for_once(tmp_path):
-    """Forty prompts of which one reply in four is one: several rounds, each in a file of its own, and no item in two of them."""
+    """Forty prompts of which one reply in four is one: several rounds, each in a file of its own,
+    and no item in two of them.
+    """
     run = Told(tmp_path, ["Task: Tell a{0} b{0} c{0} d{0} e{0} to me.", "Well.", "No.", "Oh."])
     chosen = invent_prompts(run, 1, 40)
     assert len(chosen) == 40 and len({name for name, _ in run.asked}) > 1

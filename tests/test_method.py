@@ -1,7 +1,9 @@
-"""The method: metareward.py's pure functions against hand arithmetic and independent fits, its selection stages, and where the code may look.
+"""The method: metareward.py's pure functions against hand arithmetic and independent fits, its
+selection stages, and where the code may look.
 
-Each equation's tag stands in the docstring of the test that works it by hand; the last tests look for every tag in code, README and tests.
-Hand-made examples are chosen so that the likely slips (sides swapped, weights swapped, transposed, a tier's edge) give other numbers.
+Each equation's tag stands in the docstring of the test that works it by hand; the last tests look
+for every tag in code, README and tests. Hand-made examples are chosen so that the likely slips
+(sides swapped, weights swapped, transposed, a tier's edge) give other numbers.
 """
 import ast
 import math
@@ -63,32 +65,39 @@ SCORES, LENGTHS = [5, 4, 3, 2, 1], [500, 300, 100, 400, 200]
 
 @pytest.mark.parametrize("rho, pair", [(0, (0, 4)), (0.3, (1, 3)), (1, (2, 0))])
 def test_actor_pair_by_hand(rho, pair):
-    """[E1] S_max 5, S_min 1.
-    rho 0: the tiers are {5} and {1}, best against worst whatever their lengths: answers 0 and 4.
-    rho 0.3: top from 0.7 x 5 + 0.3 x 1 = 3.8, so {5, 4}, the shorter is 4 (300); bottom up to 0.7 x 1 + 0.3 x 5 = 2.2, so {2, 1}, the longer
-    is 2 (400): answers 1 and 3.
-    rho 1: both tiers hold all; the shortest is answer 2, the longest answer 0.
-    Of the 20 ordered pairs, each rho names one of its own."""
+    """[E1] S_max 5, S_min 1. rho 0: the tiers are {5} and {1}, best against worst whatever their
+    lengths: answers 0 and 4. rho 0.3: top from 0.7 x 5 + 0.3 x 1 = 3.8, so {5, 4}, the shorter is 4
+    (300); bottom up to 0.7 x 1 + 0.3 x 5 = 2.2, so {2, 1}, the longer is 2 (400): answers 1 and 3.
+    rho 1: both tiers hold all; the shortest is answer 2, the longest answer 0. Of the 20 ordered
+    pairs, each rho names one of its own.
+    """
     assert actor_pair(SCORES, LENGTHS, rho) == pair
 
 
 @pytest.mark.parametrize("scores, lengths, rho, pair", [
-    ([NAN, 5, 1, NAN], [1, 900, 10, 999], 1, (2, 1)),       # unscored answers are neither the shortest nor the longest
+    # unscored answers are neither the shortest nor the longest
+    ([NAN, 5, 1, NAN], [1, 900, 10, 999], 1, (2, 1)),
     ([NAN, 5], [1, 2], 0, None), ([NAN, NAN], [1, 2], 0, None), ([3], [1], 0, None), ([], [], 0, None),
     ([2, 2, 2], [1, 2, 3], 0.3, None),                      # S_max = S_min
-    ([1, 3, 5], [10, 20, 30], 0.5, None),                   # the middle answer is the shortest of {3, 5} and the longest of {1, 3}
-    ([1, 3, 5], [30, 20, 10], 0.5, (2, 0)),                 # other lengths, and it is in neither place
-    ([5, 4, 1, 2], [7, 7, 7, 7], 0.3, (0, 2)),              # equal lengths: the best and the worst of the tiers
+    # the middle answer is the shortest of {3, 5} and the longest of {1, 3}
+    ([1, 3, 5], [10, 20, 30], 0.5, None),
+    # other lengths, and it is in neither place
+    ([1, 3, 5], [30, 20, 10], 0.5, (2, 0)),
+    # equal lengths: the best and the worst of the tiers
+    ([5, 4, 1, 2], [7, 7, 7, 7], 0.3, (0, 2)),
     ([4, 5, 2, 1], [7, 7, 7, 7], 0.3, (1, 3)),              # in whatever order they come
-    ([5, 5, 1, 1], [9, 8, 8, 9], 0, (1, 3)),                # rho 0 and tied scores: length still decides
+    # rho 0 and tied scores: length still decides
+    ([5, 5, 1, 1], [9, 8, 8, 9], 0, (1, 3)),
 ])
 def test_actor_pair_on_the_edges(scores, lengths, rho, pair):
     assert actor_pair(scores, lengths, rho) == pair
 
 
 def test_a_score_on_the_edge_of_a_tier_belongs_to_it():
-    """rho 0.1, scores 5 and 0: the edges are 4.5 and 0.5; rho 0.32 with 4 and 1: 3.04 and 1.96. A hair inside is out.
-    With eleven judgments: 0.68 x 51/11 + 0.32 x 1/11 = 35/11, which floats miss from above, as they miss 0.68 x 0.5 + 0.32 x 3 = 1.3 from below."""
+    """rho 0.1, scores 5 and 0: the edges are 4.5 and 0.5; rho 0.32 with 4 and 1: 3.04 and 1.96. A
+    hair inside is out. With eleven judgments: 0.68 x 51/11 + 0.32 x 1/11 = 35/11, which floats miss
+    from above, as they miss 0.68 x 0.5 + 0.32 x 3 = 1.3 from below.
+    """
     assert actor_pair([5, 4.5, 0, 0.5], [2, 1, 1, 2], 0.1) == (1, 3)
     assert actor_pair([5, 4.4999, 0, 0.5001], [2, 1, 1, 2], 0.1) == (0, 2)
     assert actor_pair([4, 3.04, 1, 1.96], [2, 1, 1, 2], 0.32) == (1, 3)
@@ -97,7 +106,9 @@ def test_a_score_on_the_edge_of_a_tier_belongs_to_it():
 
 
 def test_the_same_scores_added_in_another_order_are_equal():
-    """(0.1 + 0.2 + 0.3) / 3 and (0.3 + 0.2 + 0.1) / 3 differ in the last bit of a float: no reason to prefer either answer."""
+    """(0.1 + 0.2 + 0.3) / 3 and (0.3 + 0.2 + 0.1) / 3 differ in the last bit of a float: no reason
+    to prefer either answer.
+    """
     first, second = float(np.mean([0.1, 0.2, 0.3])), float(np.mean([0.3, 0.2, 0.1]))
     assert first != second and actor_pair([first, second], [1, 2], 0) is None
 
@@ -119,7 +130,9 @@ eleven_judgments = st.one_of(st.none(), st.builds(Fraction, st.integers(0, 30), 
 @FUZZ
 @given(st.lists(st.tuples(eleven_judgments, st.integers(0, 8)), min_size=1, max_size=7), st.sampled_from([0, 10, 25, 32, 40, 50, 75, 100]))
 def test_actor_pair_against_exact_fractions(answers, percent):
-    """Means of up to 11 judgments, where floats miss the edges of tiers by a last bit: the choice must be that of exact arithmetic."""
+    """Means of up to 11 judgments, where floats miss the edges of tiers by a last bit: the choice
+    must be that of exact arithmetic.
+    """
     scores, lengths = zip(*answers)
     floats = [NAN if score is None else float(score) for score in scores]
     assert actor_pair(floats, lengths, percent / 100) == actor_pair_in_fractions(scores, lengths, Fraction(percent, 100))
@@ -137,7 +150,9 @@ def test_actor_pair_refuses(scores, lengths, rho, name):
 # ---- weights and battles
 
 def test_position_weights_by_hand():
-    """[E2] 30 wins shown first, 10 shown second: w1 = 10/40 = 0.25, w2 = 30/40 = 0.75. The rarer kind of win weighs more."""
+    """[E2] 30 wins shown first, 10 shown second: w1 = 10/40 = 0.25, w2 = 30/40 = 0.75. The rarer
+    kind of win weighs more.
+    """
     assert position_weights(30, 10) == (0.25, 0.75)
     assert position_weights(7, 0) == (0, 1) and position_weights(0, 7) == (1, 0)
     assert position_weights(0, 0) == (0.5, 0.5)
@@ -150,11 +165,12 @@ def test_position_weights_refuse(wins, name):
 
 
 def test_battle_matrix_by_hand():
-    """[E3] w1 1/4, w2 3/4; verdicts[m, n], m shown first:
-    0 beats 1 in both orders (r_01 = 1, r_10 = -1): B_01 = 1/4 + 3/4 = 1, B_10 = 0.
-    0 and 2: whoever is shown first (r_02 = r_20 = 1): B_02 = B_20 = w1 = 1/4.
-    1 and 2: 2 won shown second (r_12 = -1), the other order did not parse (r_21 = 0): B_21 = w2 = 3/4, B_12 = 0.
-    Swapped weights give 3/4 and 1/4 there, a transposed matrix 0 and 3/4 the other way round."""
+    """[E3] w1 1/4, w2 3/4; verdicts[m, n], m shown first: 0 beats 1 in both orders (r_01 = 1, r_10
+    = -1): B_01 = 1/4 + 3/4 = 1, B_10 = 0. 0 and 2: whoever is shown first (r_02 = r_20 = 1): B_02 =
+    B_20 = w1 = 1/4. 1 and 2: 2 won shown second (r_12 = -1), the other order did not parse (r_21 =
+    0): B_21 = w2 = 3/4, B_12 = 0. Swapped weights give 3/4 and 1/4 there, a transposed matrix 0 and
+    3/4 the other way round.
+    """
     verdicts = [[0, 1, 1],
                 [-1, 0, -1],
                 [1, 0, 0]]
@@ -169,8 +185,9 @@ verdict_matrices = st.integers(2, 6).flatmap(lambda n: st.lists(st.lists(st.inte
 @FUZZ
 @given(verdict_matrices, st.integers(0, 50), st.integers(0, 50))
 def test_position_weights_touch_only_what_the_orders_disagree_about(verdicts, first_wins, second_wins):
-    """w1 + w2 = 1: who wins in both orders gets exactly 1 and the other 0, whatever the weights. Where the orders disagree both get the same;
-    where one did not parse, its winner gets w1 or w2."""
+    """w1 + w2 = 1: who wins in both orders gets exactly 1 and the other 0, whatever the weights.
+    Where the orders disagree both get the same; where one did not parse, its winner gets w1 or w2.
+    """
     w1, w2 = position_weights(first_wins, second_wins)
     B = battle_matrix(verdicts, w1, w2)
     for m in range(len(verdicts)):
@@ -194,7 +211,9 @@ def test_battle_matrix_refuses(verdicts, w1, w2, name):
 # ---- Elo
 
 def bradley_terry(B):
-    """The maximum of the likelihood itself, without a regulariser, by scipy; the first rating is 0 until the mean is taken off."""
+    """The maximum of the likelihood itself, without a regulariser, by scipy; the first rating is 0
+    until the mean is taken off.
+    """
     wins, losers = np.triu(B, 1) + np.tril(B, -1), np.arange(len(B))
 
     def loss_and_gradient(free):
@@ -210,7 +229,9 @@ def bradley_terry(B):
 
 
 def random_battles(rng, size):
-    """Battles of players whose strengths differ by several units: everybody has won something, so the maximum is finite."""
+    """Battles of players whose strengths differ by several units: everybody has won something, so
+    the maximum is finite.
+    """
     e = rng.normal(0, 1.5, size)
     chance = 1 / (1 + np.exp(e[None, :] - e[:, None]))
     return (chance * rng.uniform(0.3, 1.7, (size, size)) + 0.02) * (1 - np.eye(size))
@@ -218,8 +239,10 @@ def random_battles(rng, size):
 
 @pytest.mark.parametrize("size", [2, 3, 5, 7, 11])
 def test_elo_against_an_independent_fit(size):
-    """[E4] On 8 random matrices of each size, whose ratings spread over more than one unit, both maxima agree to 1e-4: ratings in another
-    scale (400 / log 10), a ridge of 0.01 or a transposed matrix are off by a hundred times that and more."""
+    """[E4] On 8 random matrices of each size, whose ratings spread over more than one unit, both
+    maxima agree to 1e-4: ratings in another scale (400 / log 10), a ridge of 0.01 or a transposed
+    matrix are off by a hundred times that and more.
+    """
     rng = np.random.default_rng(size)
     matrices = [random_battles(rng, size) for _ in range(8)]
     for B in matrices:
@@ -229,14 +252,18 @@ def test_elo_against_an_independent_fit(size):
 
 @pytest.mark.parametrize("a, b", [(3, 1), (0.25, 0.75), (50, 1), (1, 1)])
 def test_elo_of_two_players_by_hand(a, b):
-    """[E4] a wins against b: a / (1 + exp d) = b / (1 + exp -d) gives d = log(a / b), so +-log(a / b) / 2 around zero. log 3 = 1.0986."""
+    """[E4] a wins against b: a / (1 + exp d) = b / (1 + exp -d) gives d = log(a / b), so +-log(a /
+    b) / 2 around zero. log 3 = 1.0986.
+    """
     np.testing.assert_allclose(elo([[0, a], [b, 0]]), [math.log(a / b) / 2, -math.log(a / b) / 2], atol=1e-4)
 
 
 @FUZZ
 @given(st.permutations(range(11)))
 def test_a_unanimous_order_survives_with_finite_ratings(order):
-    """The maximum is at infinity; the ratings are finite and fall from the first to the last, one order out of 11! = 39,916,800."""
+    """The maximum is at infinity; the ratings are finite and fall from the first to the last, one
+    order out of 11! = 39,916,800.
+    """
     B = np.zeros((11, 11))
     for place, winner in enumerate(order):
         B[winner, order[place + 1:]] = 1
@@ -253,7 +280,9 @@ def test_one_judgment_that_beats_all_others_stands_about_14_above_them():
 
 
 def test_an_unbeaten_judgment_leaves_the_others_where_they_are():
-    """The rest of a matrix is rated as without it, up to a common shift: a ridge that bites would pull them together."""
+    """The rest of a matrix is rated as without it, up to a common shift: a ridge that bites would
+    pull them together.
+    """
     rng = np.random.default_rng(5)
     B = np.zeros((8, 8))
     B[1:, 1:] = random_battles(rng, 7)
@@ -264,13 +293,17 @@ def test_an_unbeaten_judgment_leaves_the_others_where_they_are():
 
 
 def test_elo_without_a_battle_between_two_groups():
-    """0 and 1 fought 3 : 1, 2 and 3 fought 1 : 1, and nobody else: +-log(3) / 2 within the first group, 0 and 0 in the second."""
+    """0 and 1 fought 3 : 1, 2 and 3 fought 1 : 1, and nobody else: +-log(3) / 2 within the first
+    group, 0 and 0 in the second.
+    """
     B = [[0, 3, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
     np.testing.assert_allclose(elo(B), [math.log(3) / 2, -math.log(3) / 2, 0, 0], atol=1e-4)
 
 
 def test_elo_of_nothing():
-    """No battles, nobody, or one alone (who cannot fight himself): nobody is better, and nothing is divided by zero."""
+    """No battles, nobody, or one alone (who cannot fight himself): nobody is better, and nothing is
+    divided by zero.
+    """
     with np.errstate(all="raise"):
         assert elo(np.zeros((3, 3))).tolist() == [0, 0, 0] and elo(np.zeros((0, 0))).tolist() == [] and elo([[5]]).tolist() == [0]
 
@@ -282,14 +315,17 @@ def test_elo_takes_no_account_of_the_diagonal():
 def matrices_of(kind):
     rng = np.random.default_rng(9)
     return {"regular": [random_battles(rng, size) for size in (2, 4, 11)],
-            "sparse": [battle_matrix(rng.integers(-1, 2, (size, size)), 0.3, 0.7) for size in (3, 4, 6, 11)],  # some unbeaten, some never seen
+            # some unbeaten, some never seen
+            "sparse": [battle_matrix(rng.integers(-1, 2, (size, size)), 0.3, 0.7) for size in (3, 4, 6, 11)],
             "unanimous": [np.triu(np.ones((size, size)), 1) for size in (2, 4, 11)]}[kind]
 
 
 @pytest.mark.parametrize("kind", ["regular", "sparse", "unanimous"])
 def test_elo_sees_neither_scale_nor_names(kind):
-    """Rescaled battles give the same ratings, also where only the regulariser makes them finite; every win turned into a loss changes the
-    sign; players renumbered keep their ratings. Ratings are spread, so that zeros for all cannot pass."""
+    """Rescaled battles give the same ratings, also where only the regulariser makes them finite;
+    every win turned into a loss changes the sign; players renumbered keep their ratings. Ratings
+    are spread, so that zeros for all cannot pass.
+    """
     for B in matrices_of(kind):
         ratings = elo(B)
         order = np.random.default_rng(0).permutation(len(B))
@@ -312,10 +348,13 @@ def test_elo_refuses(battles):
 
 @pytest.mark.parametrize("ratings, lengths, limit, pair", [
     ([0.5, 2, -1, 0], [9, 9, 9, 9], None, (1, 2)),
-    ([1, 1, -1, -1], [5, 4, 4, 5], None, (1, 3)),           # equal ratings: the shorter is chosen, the longer rejected
-    ([1, 1 - 1e-12, -1, -1 + 1e-12], [5, 4, 4, 5], None, (1, 3)),   # equal up to the rounding of a fit
+    # equal ratings: the shorter is chosen, the longer rejected
+    ([1, 1, -1, -1], [5, 4, 4, 5], None, (1, 3)),
+    # equal up to the rounding of a fit
+    ([1, 1 - 1e-12, -1, -1 + 1e-12], [5, 4, 4, 5], None, (1, 3)),
     ([0, 0, 0], [1, 2, 3], None, None), ([1], [1], None, None),
-    ([1, 0, -1], [1100, 5, 5000], 1100, (0, 2)),            # at the limit; the rejected one may be as long as it likes
+    # at the limit; the rejected one may be as long as it likes
+    ([1, 0, -1], [1100, 5, 5000], 1100, (0, 2)),
     ([1, 0, -1], [1101, 5, 5], 1100, None),                 # over it: no pair, not the second best
     ([1, 0, -1], [9999, 5, 5], None, (0, 2)), ([1, 0, -1], [9999, 5, 5], 0, (0, 2)),
 ])
@@ -324,8 +363,10 @@ def test_judge_pair_by_hand(ratings, lengths, limit, pair):
 
 
 def test_equal_judgments_are_told_apart_by_length_not_by_rounding():
-    """Judgments of four classes, twins within a class, rated by `elo`, whose twins differ in the 16th digit: in 60 random tournaments the
-    shortest of the best class is chosen and the longest of the worst rejected. By rounding alone a third of them would go wrong."""
+    """Judgments of four classes, twins within a class, rated by `elo`, whose twins differ in the
+    16th digit: in 60 random tournaments the shortest of the best class is chosen and the longest of
+    the worst rejected. By rounding alone a third of them would go wrong.
+    """
     rng, seen = np.random.default_rng(0), 0
     while seen < 60:
         kinds = rng.integers(0, 4, 11)
@@ -350,8 +391,10 @@ def test_judge_pair_refuses(ratings, lengths, name):
 # ---- the stages that select
 
 def test_finished_answers():
-    """Of seven, two are cut off and two duplicates: three items, each under the number it had. A text that was cut off does not stand in the
-    way of the same text finished, and an answer to another prompt is no duplicate."""
+    """Of seven, two are cut off and two duplicates: three items, each under the number it had. A
+    text that was cut off does not stand in the way of the same text finished, and an answer to
+    another prompt is no duplicate.
+    """
     def responses(*texts):
         return [{"text": text.rstrip("~"), "finished": not text.endswith("~"), "tokens": 3} for text in texts]
 
@@ -372,8 +415,10 @@ def judged(prompt_id, *scores_and_lengths):
 
 
 def test_actor_pairs_keep_their_own_numbers_when_others_are_dropped():
-    """rho 0.5, limit 25. Prompt a gives no pair in any of four ways before b, c and g do, answers of all prompts in one shuffled list: an index
-    into the wrong list would name another prompt's text, and every text and score here is different."""
+    """rho 0.5, limit 25. Prompt a gives no pair in any of four ways before b, c and g do, answers
+    of all prompts in one shuffled list: an index into the wrong list would name another prompt's
+    text, and every text and score here is different.
+    """
     answers = [*judged("a", (2, 10), (2, 20)), *judged("b", (1.5, 30), (3, 20), (5, 10)), *judged("d", (4, 10), (None, 20)),
                *judged("e", (1, 10), (3, 20), (5, 30)), *judged("c", (None, 9), (0.25, 12), (4.75, 11)), *judged("f", (1, 10), (4, 26)),
                *judged("g", (1, 26), (4.5, 25)), *judged("h", (None, 3))]
@@ -403,8 +448,10 @@ def judgments_of(name, *scores, prompt_id=None, truth=None):
 
 
 def test_most_varied_takes_the_answer_that_the_judge_is_least_sure_of():
-    """Prompt a: variances 0, 4, 0.25, and one valid judgment (none). Prompt b: no answer has two. Prompt c: an answer all judged alike, as the
-    other has but one judgment. Judgments that did not parse go, and each score stays with its text."""
+    """Prompt a: variances 0, 4, 0.25, and one valid judgment (none). Prompt b: no answer has two.
+    Prompt c: an answer all judged alike, as the other has but one judgment. Judgments that did not
+    parse go, and each score stays with its text.
+    """
     answers = [judgments_of("a0", 3, 3, 3), judgments_of("b0", 1, None, None), judgments_of("a1", 1, None, 5, truth=4), judgments_of("c0", 5),
                judgments_of("a2", 3, 4), judgments_of("a3", 9, None), judgments_of("b1", None), judgments_of("c1", 2, 2)]
     items, dropped = kept(most_varied(answers, seed=0))
@@ -416,8 +463,10 @@ def test_most_varied_takes_the_answer_that_the_judge_is_least_sure_of():
 
 
 def test_most_varied_breaks_ties_at_random_but_repeatably():
-    """Three answers vary alike, one of them by floats that round to a hair more, a fourth less: over 60 prompts each of the three is taken
-    about 20 times, never the fourth; the same seed takes the same, another seed does not."""
+    """Three answers vary alike, one of them by floats that round to a hair more, a fourth less:
+    over 60 prompts each of the three is taken about 20 times, never the fourth; the same seed takes
+    the same, another seed does not.
+    """
     answers = [judgments_of(f"a{i}", *scores, prompt_id=f"{p}") for p in range(60)
                for i, scores in enumerate([(1, 4), (4, 1), (1.2, 4.2), (1, 3)])]
     taken = [[item["id"] for item in kept(most_varied(answers, seed))[0]] for seed in (0, 0, 1)]
@@ -434,8 +483,10 @@ ONE_BEATS_0_BEATS_2 = [[0, -1, 1], [1, 0, 1], [-1, -1, 0]]
 
 
 def test_judge_pairs_keep_their_own_numbers_when_others_are_dropped():
-    """Limit 10. a: nothing parsed. b: 0 draws with 1. c: the best is too long. d: best and worst are the same text. Between them e and f give a
-    pair each, of their own judgments, scores and ratings. Unparsed: all 2 of a, 1 of f."""
+    """Limit 10. a: nothing parsed. b: 0 draws with 1. c: the best is too long. d: best and worst
+    are the same text. Between them e and f give a pair each, of their own judgments, scores and
+    ratings. Unparsed: all 2 of a, 1 of f.
+    """
     verdicts, rubric = ONE_BEATS_0_BEATS_2, "one point"
     battles = [battle("a", [[0, 0], [0, 0]], ["a0", "a1"], [1, 2]), battle("e", verdicts, ["e0", "e1", "e2"], [3, 4, 5]),
                battle("b", [[0, 1], [1, 0]], ["b0", "b1"], [1, 2]), battle("c", verdicts, ["c0", "c1 is too long", "c2"], [1, 2, 3]),
@@ -452,8 +503,10 @@ def test_judge_pairs_keep_their_own_numbers_when_others_are_dropped():
 
 
 def test_position_weights_can_turn_a_judge_pair_round():
-    """0 and 1 draw; 0 beat 2 shown first, 1 beat 2 shown second, and the other orders did not parse. With weights (0.9, 0.1) judgment 0 is the
-    best, with (0.1, 0.9) judgment 1: the weights reach the ratings, and on the right side."""
+    """0 and 1 draw; 0 beat 2 shown first, 1 beat 2 shown second, and the other orders did not
+    parse. With weights (0.9, 0.1) judgment 0 is the best, with (0.1, 0.9) judgment 1: the weights
+    reach the ratings, and on the right side.
+    """
     verdicts = [[0, 1, 1], [1, 0, 0], [0, -1, 0]]
     battles = [battle("a", verdicts, ["zero", "one", "two"], [1, 2, 3])]
     best = [kept(judge_pairs(battles, rated(battles, weights), "r", 0))[0][0]["chosen"][0]["content"] for weights in ((0.9, 0.1), (0.1, 0.9))]
@@ -461,7 +514,8 @@ def test_position_weights_can_turn_a_judge_pair_round():
 
 
 def test_battles_are_rated_by_the_weights():
-    """What ratings.jsonl says is what the pure functions give, and the pair is the one that trains."""
+    """What ratings.jsonl says is what the pure functions give, and the pair is the one that trains.
+    """
     battles = [battle("a", ONE_BEATS_0_BEATS_2, ["zero", "one", "two"], [1, 2, 3]),
                battle("b", [[0, 1], [1, 0]], ["x", "y"], [1, 2])]
     ratings = rated(battles, (0.25, 0.75))
@@ -474,13 +528,17 @@ def test_battles_are_rated_by_the_weights():
 # ---- the warm start's examples
 
 def ranked(prompt_id, *replies):
-    """Judged replies to one prompt; each reply is (rank, score of its first judgment, of its second, ...)."""
+    """Judged replies to one prompt; each reply is (rank, score of its first judgment, of its
+    second, ...).
+    """
     return [judgments_of(f"{prompt_id}{i}", *scores, prompt_id=prompt_id) | {"rank": rank} for i, (rank, *scores) in enumerate(replies)]
 
 
 def test_agreeing_judgments_by_hand():
-    """Replies of rank 1, 0, 2. In the order 0 1 2 the five rounds of judgments say: 4 3 1 (agrees), 3 3 3 (says nothing), 3 4 1 (puts the second
-    best first), none 2 1 (does not parse), 3 3 1 (agrees: a tie is no contradiction, and best is above worst). Rounds 0 and 4 stay."""
+    """Replies of rank 1, 0, 2. In the order 0 1 2 the five rounds of judgments say: 4 3 1 (agrees),
+    3 3 3 (says nothing), 3 4 1 (puts the second best first), none 2 1 (does not parse), 3 3 1
+    (agrees: a tie is no contradiction, and best is above worst). Rounds 0 and 4 stay.
+    """
     examples, dropped = eft_examples(ranked("a", (1, 3, 3, 4, 2, 3), (0, 4, 3, 3, None, 3), (2, 1, 3, 1, 1, 1)), "the rubric", seed=0)
     assert dropped == {"EFT judgments malformed or cut off": 1, "EFT judgments lost with one of their round": 2,
                        "EFT judgments that disagree with the ranks": 6}
@@ -494,15 +552,19 @@ def test_agreeing_judgments_by_hand():
 
 
 def test_replies_that_people_ranked_alike_may_be_scored_either_way():
-    """Two replies of rank 0 and one of rank 1: 5 3 | 2 and 3 5 | 2 agree; 5 1 | 2 does not, as a best reply is below the worst."""
+    """Two replies of rank 0 and one of rank 1: 5 3 | 2 and 3 5 | 2 agree; 5 1 | 2 does not, as a
+    best reply is below the worst.
+    """
     examples, dropped = eft_examples(ranked("a", (0, 5, 3, 5), (1, 2, 2, 2), (0, 3, 5, 1)), "r", seed=0)
     assert {e["completion"][0]["content"][-1] for e in examples} == {"0", "1"} and len(examples) == 6
     assert dropped == {"EFT judgments that disagree with the ranks": 3}
 
 
 def test_no_score_is_more_than_twice_as_frequent_as_the_median():
-    """Ten prompts score their best reply 5, the other 0, 1, 2, 3, 4, twice each: counts 10, 2, 2, 2, 2, 2, median 2, cap 4. Six 5s go, nothing
-    else; the same seed keeps the same, another seed others."""
+    """Ten prompts score their best reply 5, the other 0, 1, 2, 3, 4, twice each: counts 10, 2, 2,
+    2, 2, 2, median 2, cap 4. Six 5s go, nothing else; the same seed keeps the same, another seed
+    others.
+    """
     records = [record for p in range(10) for record in ranked(f"{p}", (0, 5), (1, p // 2))]
     runs = [eft_examples(records, "r", seed) for seed in (0, 0, 1)]
     assert Counter(e["score"] for e in runs[0][0]) == {5: 4, 0: 2, 1: 2, 2: 2, 3: 2, 4: 2}
@@ -517,12 +579,15 @@ def test_no_agreeing_judgment_is_no_error():
 
 # ---- tags and arrows
 
-EQUATIONS = [f"[E{number}]" for number in range(1, 6)]  # made, not written out, so that this line is no mention of its own
+# made, not written out, so that this line is no mention of its own
+EQUATIONS = [f"[E{number}]" for number in range(1, 6)]
 
 
 @pytest.mark.parametrize("tag", EQUATIONS)
 def test_each_equation_stands_behind_the_line_that_computes_it(tag):
-    """In a comment after code, in the file where its function lives: a mention in a docstring is not enough."""
+    """In a comment after code, in the file where its function lives: a mention in a docstring is
+    not enough.
+    """
     with open(ROOT / ("dpo.py" if "5" in tag else "metareward.py"), encoding="utf-8") as code:
         comments = [token for token in tokenize.generate_tokens(code.readline) if token.type == tokenize.COMMENT and tag in token.string]
     assert any(token.line[:token.start[1]].strip() for token in comments)
@@ -547,7 +612,9 @@ HARNESS = {"prompts", "sampling", "dpo", "harness"}  # what its files may import
 
 
 def imports(file):
-    """The top names of all that a file imports, late imports within functions included; "." for relative ones."""
+    """The top names of all that a file imports, late imports within functions included; "." for
+    relative ones.
+    """
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

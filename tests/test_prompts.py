@@ -1,7 +1,9 @@
-"""prompts.py: what is put into a template stays plain text, and parsers read only what is well formed, from the last line alone.
+"""prompts.py: what is put into a template stays plain text, and parsers read only what is well
+formed, from the last line alone.
 
-Templates are held against an oracle that knows nothing of `fill`: the template cut at its placeholders by `str.split`, the texts between the
-pieces, compared as whole strings, so that one lost, doubled or interpreted character fails. Parsers are held against tables of replies.
+Templates are held against an oracle that knows nothing of `fill`: the template cut at its
+placeholders by `str.split`, the texts between the pieces, compared as whole strings, so that one
+lost, doubled or interpreted character fails. Parsers are held against tables of replies.
 """
 import os
 import re
@@ -37,7 +39,9 @@ texts = st.one_of(st.text(max_size=60), st.sampled_from(NASTY))
 
 
 def filled_by_hand(template, *names_and_texts):
-    """The template with each placeholder, in the order they stand in it, replaced: cut it first, only then put anything in."""
+    """The template with each placeholder, in the order they stand in it, replaced: cut it first,
+    only then put anything in.
+    """
     whole, rest = "", template
     for name, text in names_and_texts:
         before, rest = rest.split("{" + name + "}", 1)
@@ -49,7 +53,9 @@ def filled_by_hand(template, *names_and_texts):
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_whatever_a_text_holds_it_stays_plain_text(nasty):
-    """Another text's place, a format string, a regex escape or a control token inside a text is copied, never acted upon."""
+    """Another text's place, a format string, a regex escape or a control token inside a text is
+    copied, never acted upon.
+    """
     expected = filled_by_hand(JUDGE, ("rubric", nasty), ("question", nasty), ("response", nasty))
     assert judge_prompt(nasty, nasty, nasty) == expected
     expected = filled_by_hand(META_JUDGE, *((name, nasty) for name in ("rubric", "question", "response", "judgment_a", "judgment_b")))
@@ -62,7 +68,9 @@ def test_whatever_a_text_holds_it_stays_plain_text(nasty):
 @FUZZ
 @given(texts, texts, texts, texts, texts)
 def test_templates_hold_every_text_in_its_own_place(question, response, judgment_a, judgment_b, rubric):
-    """Five different texts: were two of them swapped, the whole string would differ from the oracle's."""
+    """Five different texts: were two of them swapped, the whole string would differ from the
+    oracle's.
+    """
     assert judge_prompt(question, response, rubric) == filled_by_hand(
         JUDGE, ("rubric", rubric), ("question", question), ("response", response))
     assert meta_judge_prompt(question, response, judgment_a, judgment_b, rubric) == filled_by_hand(
@@ -70,14 +78,18 @@ def test_templates_hold_every_text_in_its_own_place(question, response, judgment
 
 
 def test_order_of_the_parts():
-    """Rubric, question, answer, judgment A, judgment B: five distinct marks stand in this order, each once."""
+    """Rubric, question, answer, judgment A, judgment B: five distinct marks stand in this order,
+    each once.
+    """
     prompt = meta_judge_prompt("<Q>", "<R>", "<A>", "<B>", "<RUBRIC>")
     assert re.findall("<RUBRIC>|<Q>|<R>|<A>|<B>", prompt) == ["<RUBRIC>", "<Q>", "<R>", "<A>", "<B>"]
     assert re.findall("<RUBRIC>|<Q>|<R>", judge_prompt("<Q>", "<R>", "<RUBRIC>")) == ["<RUBRIC>", "<Q>", "<R>"]
 
 
 def test_comparisons_of_one_answer_share_everything_before_the_judgments():
-    """The sampler keeps the common beginning of prompts once: it must reach up to the first judgment, whatever the pair and its order."""
+    """The sampler keeps the common beginning of prompts once: it must reach up to the first
+    judgment, whatever the pair and its order.
+    """
     judgments = ["x said 1", "y said 2", "z said 3"]
     prompts = [meta_judge_prompt("<Q>", "<R>", a, b, "<RUBRIC>") for a in judgments for b in judgments if a != b]
     shared = os.path.commonprefix(prompts)
@@ -91,7 +103,9 @@ def test_the_rubric_is_the_default_and_adds_up_to_five():
 
 
 def test_judges_are_told_the_very_line_that_the_parsers_read():
-    """A model that copies the line it was asked for is understood; a template and a parser that drift apart fail here."""
+    """A model that copies the line it was asked for is understood; a template and a parser that
+    drift apart fail here.
+    """
     assert 'the line "Score: n"' in JUDGE and parse_score("Reasons.\nScore: 4") == 4
     for side in "AB":
         assert f'"Winner: Judgment {side}"' in META_JUDGE and parse_winner(f"Reasons.\nWinner: Judgment {side}") == side
@@ -122,12 +136,16 @@ def test_scores_that_are_well_formed(judgment, score):
     "Score: ٤", "Score: ４", "Score: 4\nI hope this helps.", "Score: 4 Score: 5", "Scores: 4",
 ])
 def test_scores_that_are_not(judgment):
-    """Out of range, of another scale, two numbers, text behind: None, never the nearest number that could be read out of it."""
+    """Out of range, of another scale, two numbers, text behind: None, never the nearest number that
+    could be read out of it.
+    """
     assert parse_score(judgment) is None
 
 
 def test_a_score_quoted_further_up_steers_nothing():
-    """An answer that says "Score: 5" is quoted by its judge: only the last line, the judge's own, counts."""
+    """An answer that says "Score: 5" is quoted by its judge: only the last line, the judge's own,
+    counts.
+    """
     assert parse_score('The answer says "Score: 5".\nScore: 5\nScore: 1') == 1
     assert parse_score("Score: 5\nThat is what the answer gives itself; I cannot tell.") is None
 
@@ -198,8 +216,9 @@ def test_any_reasons_may_stand_before_the_last_line(reasons, score, winner):
 
 @pytest.mark.parametrize("filler", ["*", " ", "\t*", "\n", "1", ".", "_.", "A", "Score: ", "Winner: ", "Task:", " points", "\nTask:", "\u2028"])
 def test_huge_replies_are_fast(filler):
-    """100,000 characters of one thing, before, within and behind the line that counts: patterns that backtrack in quadratic time need a
-    minute here, linear ones some milliseconds."""
+    """100,000 characters of one thing, before, within and behind the line that counts: patterns
+    that backtrack in quadratic time need a minute here, linear ones some milliseconds.
+    """
     bulk = filler * (100_000 // len(filler))
     start = time.perf_counter()
     for text in (bulk, bulk + "x", "Score: " + bulk, "Score: 5" + bulk + "x", "Score" + bulk + ": 5x", "Winner: Judgment" + bulk + "x",

@@ -1,8 +1,10 @@
-"""sampling.py against transformers' own generate and forward pass, exact probabilities, chat templates, and damaged adapters.
+"""sampling.py against transformers' own generate and forward pass, exact probabilities, chat
+templates, and damaged adapters.
 
-Greedy answers are compared token for token and logits in float64 to 1e-9, over prompts of different lengths that share beginnings, in one
-batch and in many. Draws are compared with the exact nucleus distribution: an inverse distribution function fed with a fine grid of uniform
-numbers must give each token its probability to within the grid, which no wrong distribution does.
+Greedy answers are compared token for token and logits in float64 to 1e-9, over prompts of different
+lengths that share beginnings, in one batch and in many. Draws are compared with the exact nucleus
+distribution: an inverse distribution function fed with a fine grid of uniform numbers must give
+each token its probability to within the grid, which no wrong distribution does.
 """
 import ast
 import functools
@@ -86,7 +88,8 @@ def exact_nucleus(logits, temperature, top_p):
     """(V,) probabilities in float64, straight from the definition: sort, cut, renormalise."""
     probs = (logits.double() / temperature).softmax(-1).numpy()
     order = np.argsort(-probs, kind="stable")
-    size = 1 + np.searchsorted(np.cumsum(probs[order]), top_p - 1e-9)  # the fewest tokens that reach top_p
+    # the fewest tokens that reach top_p
+    size = 1 + np.searchsorted(np.cumsum(probs[order]), top_p - 1e-9)
     kept = np.zeros_like(probs)
     kept[order[:size]] = probs[order[:size]]
     return kept / kept.sum()
@@ -105,7 +108,9 @@ def generated(model, tokenizer, text, max_new_tokens):
 
 
 def test_greedy_answers_are_those_of_generate(family):
-    """Seven prompts, 24 tokens each, from models that answer every prompt differently: chance would need 1536 ** 100."""
+    """Seven prompts, 24 tokens each, from models that answer every prompt differently: chance would
+    need 1536 ** 100.
+    """
     model, tokenizer = family
     expected = [generated(model, tokenizer, text, 24) for text in PROMPTS]
     assert len({tuple(tokens) for tokens in expected}) >= 4, "the models must tell the prompts apart for this test to mean anything"
@@ -124,7 +129,9 @@ def test_rows_end_at_different_times(llama):
 @pytest.mark.parametrize("prefill", [2048, 1])
 @pytest.mark.parametrize("capacity", [10**9, 400])
 def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, monkeypatch):
-    """float64 to 1e-9, for all tokens of rows that come, go and are moved. Any mistake of mask, position or grouping is at least 1e-3."""
+    """float64 to 1e-9, for all tokens of rows that come, go and are moved. Any mistake of mask,
+    position or grouping is at least 1e-3.
+    """
     monkeypatch.setitem(sampling.PREFILL_TOKENS, "cpu", prefill)
     config_class, settings = FAMILIES[name]
     model = random_model(config_class, tiny[1], dtype=torch.float64, **settings)
@@ -152,7 +159,9 @@ def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, mo
 # ---- 2. the distribution of draws
 
 def grid_frequencies(logits, temperature, top_p, points=20000):
-    """How often each token is drawn over a grid of uniform numbers: its probability to within 2 / points."""
+    """How often each token is drawn over a grid of uniform numbers: its probability to within 2 /
+    points.
+    """
     grid = (torch.arange(points) + 0.5) / points
     drawn = torch.cat([draw(logits[None].expand(len(part), -1), part, temperature, top_p) for part in grid.split(4000)])
     return np.bincount(drawn.numpy(), minlength=len(logits)) / points
@@ -173,7 +182,9 @@ def test_draw_follows_the_exact_nucleus(vocabulary, spread, temperature, top_p):
 
 
 def test_a_row_is_drawn_alike_in_any_company():
-    """A flat row beside it makes all be sorted; ties at the nucleus's edge, as bfloat16 has them, must not change sides then."""
+    """A flat row beside it makes all be sorted; ties at the nucleus's edge, as bfloat16 has them,
+    must not change sides then.
+    """
     generator = torch.Generator().manual_seed(0)
     uniform = torch.linspace(0, BELOW_ONE, 200)
     for _ in range(20):
@@ -185,14 +196,18 @@ def test_a_row_is_drawn_alike_in_any_company():
 
 
 def test_ties_at_the_edge_are_all_in():
-    """One token with half the mass and five with a tenth each: a nucleus of 0.75 needs three of the five, and takes them all."""
+    """One token with half the mass and five with a tenth each: a nucleus of 0.75 needs three of the
+    five, and takes them all.
+    """
     logits = torch.tensor([0.1, 0.1, 0.5, 0.1, 0.1, 0.1]).log()
     assert np.allclose(grid_frequencies(logits, 1.0, 0.75), [0.1, 0.1, 0.5, 0.1, 0.1, 0.1], atol=1e-4)
     assert np.allclose(grid_frequencies(logits, 1.0, 0.45), [0, 0, 1, 0, 0, 0])
 
 
 def test_ties_beyond_the_likeliest_64_are_all_in():
-    """Of 100 equal tokens a nucleus of one half needs 50, and takes all: not the 64 that a search for the likeliest happens to name."""
+    """Of 100 equal tokens a nucleus of one half needs 50, and takes all: not the 64 that a search
+    for the likeliest happens to name.
+    """
     logits = torch.cat([torch.zeros(100), torch.full((100,), -20.0)])
     assert np.allclose(grid_frequencies(logits, 1.0, 0.5), np.repeat([0.01, 0.0], 100), atol=1e-4)
 
@@ -200,7 +215,9 @@ def test_ties_beyond_the_likeliest_64_are_all_in():
 @pytest.mark.parametrize("uniform", [0.0, 0.5, BELOW_ONE])
 @pytest.mark.parametrize("top_p", [1e-6, 0.5, 0.95, 1.0])
 def test_extreme_draws_stay_in_the_nucleus(uniform, top_p):
-    """Token 0 and the last one are impossible: a sum that rounds badly at 0 or just below 1 would pick one of them."""
+    """Token 0 and the last one are impossible: a sum that rounds badly at 0 or just below 1 would
+    pick one of them.
+    """
     logits = torch.randn(500, generator=torch.Generator().manual_seed(1))
     logits[0] = logits[-1] = -torch.inf
     token = int(draw(logits[None], torch.tensor([uniform]), 1.0, top_p))
@@ -215,7 +232,9 @@ def test_extreme_draws_stay_in_the_nucleus(uniform, top_p):
 
 
 def fits(counts, probabilities):
-    """p-value of a chi-square test, tokens that are expected fewer than five times taken together; 0 if one came that cannot."""
+    """p-value of a chi-square test, tokens that are expected fewer than five times taken together;
+    0 if one came that cannot.
+    """
     expected = probabilities * counts.sum()
     rare = expected < 5
     observed, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
@@ -225,7 +244,9 @@ def fits(counts, probabilities):
 
 
 def test_two_tokens_of_2000_samples_follow_the_models_distribution(llama):
-    """First token, and second token given the most frequent first one, against plain forward passes; neighbouring settings are rejected."""
+    """First token, and second token given the most frequent first one, against plain forward
+    passes; neighbouring settings are rejected.
+    """
     model, tokenizer = llama
     samples = sample(model, tokenizer, ["Why?"], n=2000, max_new_tokens=2, temperature=0.8, top_p=0.9)[0]
     firsts = np.bincount([s.tokens[0] for s in samples], minlength=len(tokenizer))
@@ -242,7 +263,9 @@ def test_two_tokens_of_2000_samples_follow_the_models_distribution(llama):
 
 
 def test_uniform_numbers_are_uniform_and_differ():
-    """2000 of them in twenty bins; another seed, key or sample number shares none of its first eight."""
+    """2000 of them in twenty bins; another seed, key or sample number shares none of its first
+    eight.
+    """
     numbers = uniforms([0, "judge"], "a prompt", 3, 2000)
     assert numbers.dtype == np.float32 and 0 <= numbers.min() and numbers.max() < 1
     assert chisquare(np.histogram(numbers, 20, (0, 1))[0]).pvalue > 1e-3
@@ -280,14 +303,18 @@ def test_draws_do_not_depend_on_other_prompts_or_samples(llama, drawn):
 
 @pytest.mark.parametrize("constant, value", [("ROWS", 1), ("ROWS", 4), ("ROWS", 20), ("PREFILL_TOKENS", 1), ("PREFILL_TOKENS", 64)])
 def test_draws_do_not_depend_on_slots_or_chunks(llama, drawn, constant, value, monkeypatch):
-    """With 21 samples: one slot after the other, refilled at once, one sample waiting; prompts computed one by one and in small parts."""
+    """With 21 samples: one slot after the other, refilled at once, one sample waiting; prompts
+    computed one by one and in small parts.
+    """
     monkeypatch.setitem(getattr(sampling, constant), "cpu", value)
     assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
 
 
 def test_groups_of_unequal_prompts_go_through_one_cache(llama, monkeypatch):
-    """Comparisons of twelve answers, each with some of its own: their rows do not wait for other groups' rows, which would have slots stand
-    empty and caches made anew. Alone, each is drawn the same."""
+    """Comparisons of twelve answers, each with some of its own: their rows do not wait for other
+    groups' rows, which would have slots stand empty and caches made anew. Alone, each is drawn the
+    same.
+    """
     caches, made = [], Slots.__init__
     monkeypatch.setattr(Slots, "__init__", lambda self, *arguments: caches.append(made(self, *arguments)))
     monkeypatch.setitem(sampling.ROWS, "cpu", 8)
@@ -313,7 +340,9 @@ def test_draws_do_not_depend_on_sharing(llama, drawn, monkeypatch):
 
 
 def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
-    """The shapes that CUDA graphs are captured for, with rows, prefixes and positions beyond those in use."""
+    """The shapes that CUDA graphs are captured for, with rows, prefixes and positions beyond those
+    in use.
+    """
     shapes = set()
 
     def rounded(self, size, most, steps=1):
@@ -326,7 +355,9 @@ def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
 
 
 def test_out_of_memory_halves_the_cache_and_goes_on(llama, drawn, monkeypatch, capsys):
-    """PyTorch's error is raised in the midst of a wave, twice: the same draws in the end, each reported once, and two lines say so."""
+    """PyTorch's error is raised in the midst of a wave, twice: the same draws in the end, each
+    reported once, and two lines say so.
+    """
     steps, ended, logits = [], [], Slots.logits
 
     def fail(self):
@@ -343,7 +374,9 @@ def test_out_of_memory_halves_the_cache_and_goes_on(llama, drawn, monkeypatch, c
 
 
 def test_rows_with_and_without_a_prefix_side_by_side(llama):
-    """Three prompts that share a beginning, between others that share nothing: drawn as each is alone."""
+    """Three prompts that share a beginning, between others that share nothing: drawn as each is
+    alone.
+    """
     shared = "one two three four five six seven eight nine ten " * 3
     prompts = ["Why?", shared + "a", shared + "b", shared + "and c", "How do I plant a tree in a garden that has no soil?", "When?"]
     assert sorted(len(members) for members, _ in shared_groups([Chat(llama[1]).prompt(text) for text in prompts], 1)) == [1, 1, 1, 3]
@@ -352,7 +385,9 @@ def test_rows_with_and_without_a_prefix_side_by_side(llama):
 
 
 def test_learned_positions_are_not_read_beyond_their_table(tiny):
-    """OPT has a row for each position; padding of a row far along must not ask for more. And no heads of keys and values of its own."""
+    """OPT has a row for each position; padding of a row far along must not ask for more. And no
+    heads of keys and values of its own.
+    """
     model = random_model(OPTConfig, tiny[1], ffn_dim=96, word_embed_proj_dim=64, max_position_embeddings=110)
     model.generation_config.eos_token_id = [tiny[1].eos_token_id]
     shared = "How do I plant a tree in a garden that has no soil? " * 2
@@ -379,7 +414,9 @@ def test_out_of_memory_with_one_row_is_an_error(llama, monkeypatch):
 
 
 def test_prompts_that_are_too_long_are_skipped_or_refused(llama, drawn):
-    """Wherever they stand: the others are drawn as without them, and each sample of a skipped one ends without tokens, once."""
+    """Wherever they stand: the others are drawn as without them, and each sample of a skipped one
+    ends without tokens, once.
+    """
     model, tokenizer = llama
     long = "and so on " * model.config.max_position_embeddings
     prompts, ended = [long, *PROMPTS, long + "!"], []
@@ -395,7 +432,9 @@ def test_prompts_that_are_too_long_are_skipped_or_refused(llama, drawn):
 
 
 def test_draws_differ_between_seeds_and_keys(llama, drawn):
-    """Over 1536 tokens at temperature 1 not one of some 15 samples of four tokens and more comes out the same by chance."""
+    """Over 1536 tokens at temperature 1 not one of some 15 samples of four tokens and more comes
+    out the same by chance.
+    """
     def long(samples):
         return {s.text for row in samples for s in row if len(s.tokens) >= 4}
 
@@ -416,7 +455,9 @@ LLAMA_2 = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[
 
 
 def byte_level(template, special, ordinary=()):
-    """The tiny world's byte-level tokenizer under another template, with that template's control tokens."""
+    """The tiny world's byte-level tokenizer under another template, with that template's control
+    tokens.
+    """
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     tokenizer.add_tokens(list(special), special_tokens=True)
     tokenizer.add_tokens(list(ordinary))
@@ -425,7 +466,9 @@ def byte_level(template, special, ordinary=()):
 
 
 def sentencepiece_like():
-    """A tokenizer that marks the beginning of every text with a space, as Llama-2's and Mistral's do."""
+    """A tokenizer that marks the beginning of every text with a space, as Llama-2's and Mistral's
+    do.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -466,7 +509,9 @@ def test_prompts_are_those_of_the_template(chat, text):
 
 
 def test_chats_of_several_turns_are_those_of_the_template(chat):
-    """Two questions and the answer between them; hostile ones keep the control tokens of the frame, and their words come through in order."""
+    """Two questions and the answer between them; hostile ones keep the control tokens of the frame,
+    and their words come through in order.
+    """
     turns = ["Name a colour.", "Blue, I think.\n", "Name another one."]
     messages = [{"role": role, "content": text} for role, text in zip(["user", "assistant", "user"], turns)]
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -480,7 +525,9 @@ def test_chats_of_several_turns_are_those_of_the_template(chat):
 
 
 def test_long_chats_and_wrong_ones(chat):
-    """Thirteen turns, whose slots 1 and 10 begin alike; an even number of turns, or what is no text, is refused."""
+    """Thirteen turns, whose slots 1 and 10 begin alike; an even number of turns, or what is no
+    text, is refused.
+    """
     turns = [f"turn {i}" for i in range(13)]
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -496,13 +543,17 @@ def test_accents_and_emoji_are_those_of_the_template(chat):
 
 
 def test_the_end_token_is_the_templates(chat):
-    """Not the end of sequence of the tokenizer, which is another for three of the five, nor a space before it."""
+    """Not the end of sequence of the tokenizer, which is another for three of the five, nor a space
+    before it.
+    """
     assert chat.tokenizer.decode([chat.end]) == ENDS[chat.name]
     assert chat.answer("Fine.")[-1] == chat.end and chat.end not in chat.answer("Fine.")[:-1]
 
 
 def hostile_texts(chat):
-    """Texts that spell control tokens: alone, amid words, back to back, one inside the other, and with a whole turn forged."""
+    """Texts that spell control tokens: alone, amid words, back to back, one inside the other, and
+    with a whole turn forged.
+    """
     for token in chat.added:
         yield from (token, f"say {token} now", token + token, token[:2] + token + token[2:])
     (before, after), _ = chat.frame(1)
@@ -510,7 +561,9 @@ def hostile_texts(chat):
 
 
 def test_data_never_becomes_a_control_token(chat):
-    """The template's own encoding does turn these texts into control tokens, so the check is not empty."""
+    """The template's own encoding does turn these texts into control tokens, so the check is not
+    empty.
+    """
     assert chat.added.keys() >= {ENDS[chat.name]}
     frame = chat.control(chat.prompt("words"))
     for text in hostile_texts(chat):
@@ -521,7 +574,9 @@ def test_data_never_becomes_a_control_token(chat):
 
 
 def test_data_reads_back_as_it_was(chat):
-    """Byte-level tokenizers give every text back, hostile or not. The other kind marks beginnings with spaces, so spaces are left aside there."""
+    """Byte-level tokenizers give every text back, hostile or not. The other kind marks beginnings
+    with spaces, so spaces are left aside there.
+    """
     for text in [*hostile_texts(chat), *ORDINARY, "a\n\n\nb"]:
         back = chat.tokenizer.decode(chat.text(text))
         assert back == text if chat.name != "llama-2" else back.replace(" ", "") == text.replace(" ", "")
@@ -530,8 +585,10 @@ def test_data_reads_back_as_it_was(chat):
 @FUZZ
 @given(st.data())
 def test_no_text_brings_a_control_token(data):
-    """Any characters with control tokens, whole and in pieces, anywhere between them, in a tokenizer of each kind: in a prompt of one turn or
-    three and in an answer, the control tokens are those of the frame; and byte-level tokenizers give the text back."""
+    """Any characters with control tokens, whole and in pieces, anywhere between them, in a
+    tokenizer of each kind: in a prompt of one turn or three and in an answer, the control tokens
+    are those of the frame; and byte-level tokenizers give the text back.
+    """
     chat = any_chat(data.draw(st.sampled_from(sorted(TOKENIZERS))))
     pieces = st.one_of(st.text(max_size=8), st.sampled_from(sorted(chat.added)), st.sampled_from(sorted(chat.added)).map(lambda token: token[1:]),
                        st.sampled_from(["\0", "\ud800", "\u202e", "{{ bos_token }}", chat.SLOT.format(0)]))
@@ -551,7 +608,9 @@ def test_odd_characters_do_not_crash(chat, text):
 
 
 def test_thinking_is_left_out_where_the_template_can():
-    """A template that thinks unless told otherwise is told so; one that always opens a thought is refused."""
+    """A template that thinks unless told otherwise is told so; one that always opens a thought is
+    refused.
+    """
     tokenizer = byte_level(QWEN_3, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"])
     assert tokenizer.decode(Chat(tokenizer).prompt("Why?")) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     tokenizer.chat_template = QWEN_3.replace("<think>\n\n</think>\n\n", "<think>\n")
@@ -561,7 +620,9 @@ def test_thinking_is_left_out_where_the_template_can():
 
 @pytest.mark.parametrize("start", ["", "\n", "    ", "\n    "])
 def test_the_beginning_of_a_template_is_left_alone(start):
-    """Jinja strips white space before a template's first tag: what tells the date stands before it and must not change that."""
+    """Jinja strips white space before a template's first tag: what tells the date stands before it
+    and must not change that.
+    """
     tokenizer = byte_level(start + LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
     assert Chat(tokenizer).prompt("Why?") == template_ids(tokenizer, "Why?")
 
@@ -574,7 +635,9 @@ def test_templates_that_do_not_take_plain_texts_are_refused(template):
 
 
 def test_a_normalizer_makes_no_control_token_of_a_text():
-    """An added token that is looked for after normalization, as those are that are not special: full-width characters spell it, too."""
+    """An added token that is looked for after normalization, as those are that are not special:
+    full-width characters spell it, too.
+    """
     tokenizer = byte_level(QWEN, ["<|im_start|>", "<|im_end|>"])
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_tokens([AddedToken("<think>", normalized=True)])
@@ -601,7 +664,9 @@ def test_a_tokenizer_without_a_template_is_refused(llama):
 # ---- 5. how samples end
 
 def test_samples_end_by_themselves_or_are_cut_off(llama):
-    """One token in sixteen ends an answer, so that of 140 samples of up to 12 tokens both kinds are many."""
+    """One token in sixteen ends an answer, so that of 140 samples of up to 12 tokens both kinds are
+    many.
+    """
     model, tokenizer = llama
     samples = [s for row in sample(model, tokenizer, PROMPTS, n=20, max_new_tokens=12, temperature=1.0) for s in row]
     stops = stop_tokens(model, tokenizer)
@@ -638,18 +703,24 @@ def test_settings_out_of_range_are_refused_by_name(llama, wrong):
 
 UNSUITED = {
     "mistral": (MistralConfig, {"sliding_window": 8}),
-    "gemma2": (Gemma2Config, {"query_pre_attn_scalar": 16}),                    # soft caps and windows
-    "qwen3_next": (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),  # recurrent
+    # soft caps and windows
+    "gemma2": (Gemma2Config, {"query_pre_attn_scalar": 16}),
+    # recurrent
+    "qwen3_next": (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),
     "llama4_text": (Llama4TextConfig, {"attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 96}),
     "xlstm": (xLSTMConfig, {"num_heads": 4}),                                   # recurrent alone
-    "stablelm": (StableLmConfig, {}),                                           # does not hand the cache on
-    "gptj": (GPTJConfig, {"rotary_dim": 8}),                                    # attends by code of its own
+    # does not hand the cache on
+    "stablelm": (StableLmConfig, {}),
+    # attends by code of its own
+    "gptj": (GPTJConfig, {"rotary_dim": 8}),
 }
 
 
 @pytest.mark.parametrize("name", UNSUITED)
 def test_unsuited_models_are_refused_by_name(name, tiny):
-    """Each of these would run and answer, wrongly: all but the first two ignore the cache without a word."""
+    """Each of these would run and answer, wrongly: all but the first two ignore the cache without a
+    word.
+    """
     config_class, settings = UNSUITED[name]
     model = random_model(config_class, tiny[1], **settings)
     before = model.config._attn_implementation
@@ -659,7 +730,9 @@ def test_unsuited_models_are_refused_by_name(name, tiny):
 
 
 def test_the_models_own_attention_comes_back(llama, monkeypatch):
-    """After a call, and after an error in the midst of one: a plain forward pass gives the same bits as before."""
+    """After a call, and after an error in the midst of one: a plain forward pass gives the same
+    bits as before.
+    """
     model, tokenizer = llama
     ids = template_ids(tokenizer, "Why?")
     implementation, logits = model.config._attn_implementation, next_logits(model, ids)
@@ -679,7 +752,9 @@ def test_the_models_own_attention_comes_back(llama, monkeypatch):
 
 @pytest.fixture(scope="module")
 def iteration(tmp_path_factory):
-    """(folder, model): an iteration's folder with an adapter that changes every answer, and the model it was saved from."""
+    """(folder, model): an iteration's folder with an adapter that changes every answer, and the
+    model it was saved from.
+    """
     folder = tmp_path_factory.mktemp("run") / "iter1"
     folder.mkdir()
     torch.manual_seed(0)
@@ -693,7 +768,9 @@ def iteration(tmp_path_factory):
 
 @pytest.mark.parametrize("inside", ["", "adapter"])
 def test_an_iterations_folder_names_its_base(iteration, inside, tiny):
-    """Its adapter is in effect: the logits are to the bit those of the model that was saved, and far from those of the base."""
+    """Its adapter is in effect: the logits are to the bit those of the model that was saved, and
+    far from those of the base.
+    """
     folder, saved = iteration
     model, tokenizer = load(str(folder / inside))
     ids = template_ids(tokenizer, "Why?")
@@ -704,7 +781,9 @@ def test_an_iterations_folder_names_its_base(iteration, inside, tiny):
 
 
 def test_a_base_folder_is_found_from_anywhere(iteration, tmp_path, monkeypatch):
-    """An adapter that names its base "tiny", as a run of the first command does, is loaded from another working directory."""
+    """An adapter that names its base "tiny", as a run of the first command does, is loaded from
+    another working directory.
+    """
     shutil.copytree(TINY, tmp_path / "project" / "tiny", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     folder = tmp_path / "project" / "runs" / "tiny" / "iter1"
     shutil.copytree(iteration[0], folder)
@@ -730,7 +809,9 @@ def test_samples_come_through_the_adapter(iteration):
 
 
 def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(iteration, monkeypatch):
-    """Within: plain layers, which answer as the adapter beside the weights does. After, and after an error: every weight to the bit."""
+    """Within: plain layers, which answer as the adapter beside the weights does. After, and after
+    an error: every weight to the bit.
+    """
     model, tokenizer = load(str(iteration[0]))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     ids, logits, seen = template_ids(tokenizer, "Why?"), next_logits(model, template_ids(tokenizer, "Why?")), []
@@ -768,7 +849,9 @@ def adapted(**settings):
 @pytest.mark.parametrize("settings", [
     {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "lora_bias": True}, {"use_dora": True}], ids=["head", "bias", "dora"])
 def test_other_adapters_are_sampled_rightly(settings, tiny):
-    """On the head, whose weights may be the embeddings' as well; with biases, which merging changes too; and DoRA. Twice the same as generate."""
+    """On the head, whose weights may be the embeddings' as well; with biases, which merging changes
+    too; and DoRA. Twice the same as generate.
+    """
     model = adapted(**settings)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     expected = [generated(model, tiny[1], text, 12) for text in PROMPTS[:3]]
@@ -786,7 +869,9 @@ def test_an_adapter_that_its_owner_merged_stays_merged(tiny):
 
 
 def test_in_16_bits_the_adapter_stays_beside_the_weights():
-    """Added to bfloat16 weights of Llama's size (0.02), a change of 5e-5 loses more than a third of itself to rounding."""
+    """Added to bfloat16 weights of Llama's size (0.02), a change of 5e-5 loses more than a third of
+    itself to rounding.
+    """
     model = adapted(target_modules=["q_proj"]).to(torch.bfloat16)
     with sampling.merged(model):
         assert not any(module.merged for module in model.modules() if isinstance(module, sampling.LoraLayer))
@@ -820,7 +905,9 @@ def cut_a_shape(weights):
 
 @pytest.mark.parametrize("damage", [drop_a_key, rename_a_key, rename_all_keys, add_a_key, cut_a_shape])
 def test_a_damaged_adapter_is_refused(iteration, tmp_path, damage):
-    """PEFT itself loads all but the last without an error, and then part of the adapter does nothing."""
+    """PEFT itself loads all but the last without an error, and then part of the adapter does
+    nothing.
+    """
     folder = tmp_path / "adapter"
     shutil.copytree(iteration[0] / "adapter", folder)
     weights = load_file(folder / "adapter_model.safetensors")
@@ -869,7 +956,9 @@ def other_shape(model):
     (lambda model: os.truncate(model / "tokenizer.json", 5000), "its tokenizer is damaged"),
     (lambda model: os.truncate(model / "config.json", 50), "cannot be loaded")])
 def test_a_damaged_model_is_refused_by_name(tmp_path, damage, says):
-    """transformers itself draws weights that are missing at random, other ones in each process, and says so in a table."""
+    """transformers itself draws weights that are missing at random, other ones in each process, and
+    says so in a table.
+    """
     model = tmp_path / "model"
     shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.py", "__pycache__", "*.jsonl", "judge"))
     damage(model)
@@ -888,7 +977,9 @@ def test_an_adapter_without_a_base_is_refused(iteration, tmp_path, content):
 
 @pytest.mark.parametrize("own", ["config.json", "tokenizer_config.json", "both"])
 def test_a_models_own_code_is_never_run(tmp_path, own):
-    """A folder that brings Python files, and names them as its model's and tokenizer's classes: they are left alone or refused."""
+    """A folder that brings Python files, and names them as its model's and tokenizer's classes:
+    they are left alone or refused.
+    """
     shutil.copytree(TINY, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name, classes in (("config.json", {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}),
                           ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]})):
@@ -904,7 +995,9 @@ def test_a_models_own_code_is_never_run(tmp_path, own):
 
 
 def test_no_code_here_reads_pickles_or_runs_what_a_file_says():
-    """The calls that could are nowhere in the modules, so that what a model or a file brings stays data."""
+    """The calls that could are nowhere in the modules, so that what a model or a file brings stays
+    data.
+    """
     for file in sorted(TINY.parent.glob("*.py")):
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)}
         assert not calls & {"torch.load", "pickle.load", "pickle.loads", "np.load", "numpy.load", "eval", "exec", "__import__", "os.system"}, file
@@ -928,7 +1021,9 @@ def test_pickles_are_refused(iteration, tmp_path):
 
 
 def test_four_bits_on_a_cpu(tiny):
-    """NF4 rounds the weights, so that logits differ a little, and greedy answers are still those of generate."""
+    """NF4 rounds the weights, so that logits differ a little, and greedy answers are still those of
+    generate.
+    """
     model, tokenizer = load(str(TINY), bits=4)
     ids = template_ids(tokenizer, PROMPTS[0])
     change = (next_logits(model, ids) - next_logits(tiny[0], ids)).abs().max()
@@ -941,13 +1036,16 @@ def test_four_bits_on_a_cpu(tiny):
 
 token_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=8)
 nested = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=8).map(
-    lambda parts: [[7] * shared + [other] * own for shared, other, own in parts])  # long common beginnings
+    # long common beginnings
+    lambda parts: [[7] * shared + [other] * own for shared, other, own in parts])
 
 
 @FUZZ
 @given(token_lists | nested, st.integers(1, 4))
 def test_groups_cover_the_prompts_in_order(prompts, n):
-    """Every prompt once and in order; the shared part is a true prefix of each and never its last token; sharing never stores more."""
+    """Every prompt once and in order; the shared part is a true prefix of each and never its last
+    token; sharing never stores more.
+    """
     groups = shared_groups(prompts, n)
     assert [i for members, _ in groups for i in members] == list(range(len(prompts)))
     for members, shared in groups:
@@ -959,7 +1057,9 @@ def test_groups_cover_the_prompts_in_order(prompts, n):
 @FUZZ
 @given(token_lists | nested, st.integers(1, 4), st.integers(1, 5), st.integers(1, 80), st.integers(1, 6))
 def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most):
-    """Prefix and own tokens make the prompt; the cache of a wave exceeds its capacity only when it has a single slot."""
+    """Prefix and own tokens make the prompt; the cache of a wave exceeds its capacity only when it
+    has a single slot.
+    """
     rows = make_rows(prompts, n, [range(n)] * len(prompts))
     seen = []
     while rows:
@@ -975,7 +1075,8 @@ def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most
 
 
 def test_a_few_long_prompts_have_a_cache_of_their_own():
-    """Four of 1000 tokens among a hundred of 10: the hundred share a cache whose slots are small."""
+    """Four of 1000 tokens among a hundred of 10: the hundred share a cache whose slots are small.
+    """
     rows = make_rows([[1] * 10] * 50 + [[2] * 1000] * 4 + [[3] * 10] * 50, 1, [[None]] * 104)
     wave = first_wave(rows, 10, 4040, 256)
     assert {row.prompt for row in wave} == {50, 51, 52, 53} and first_wave(rows[4:], 10, 4040, 256) == rows[4:]
@@ -992,7 +1093,9 @@ def test_gaps_are_closed_from_behind(items):
 
 
 def test_comparisons_of_one_answer_share_their_beginning():
-    """Twelve prompts of 100 shared and 10 own tokens: one group, 220 tokens to store instead of 1320."""
+    """Twelve prompts of 100 shared and 10 own tokens: one group, 220 tokens to store instead of
+    1320.
+    """
     prompts = [[1] * 100 + [2 + i] * 10 for i in range(12)]
     assert shared_groups(prompts, 1) == [(list(range(12)), 100)]
 

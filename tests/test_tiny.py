@@ -1,7 +1,9 @@
-"""The tiny world: its checks find what its words say and nothing else, its files are what the recipe writes, its recipe repeats to the byte.
+"""The tiny world: its checks find what its words say and nothing else, its files are what the
+recipe writes, its recipe repeats to the byte.
 
-The ground truth of every experiment in the tiny world is a count of regular expressions. So all sentences that the recipe can write are tried,
-not a sample: one padding sentence with "first" or "since" in it, and the actor could earn points by padding.
+The ground truth of every experiment in the tiny world is a count of regular expressions. So all
+sentences that the recipe can write are tried, not a sample: one padding sentence with "first" or
+"since" in it, and the actor could earn points by padding.
 """
 import json
 import random
@@ -40,8 +42,9 @@ def found(task, text):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family["task"][0])
 def test_every_sentence_matches_its_own_check_and_no_other(family):
-    """All wordings with all fillings, under the checks of every task of the family: 600 sentences in ten families, 8 x 5 checks each. An aim is
-    found by its own task's check alone."""
+    """All wordings with all fillings, under the checks of every task of the family: 600 sentences
+    in ten families, 8 x 5 checks each. An aim is found by its own task's check alone.
+    """
     for name in ELEMENTS:
         filler = "task" if name == "aim" else name
         for wording in WORDING[name]:
@@ -58,15 +61,17 @@ def test_padding_earns_nothing():
     assert len(ALL_PADDING) == len(set(ALL_PADDING)) == 18
     tasks = [task for family in FAMILIES for task in family["task"]]
     assert len(tasks) == len(set(tasks)) == 80
-    assert all(re.fullmatch("[a-z ]+", task) for task in tasks)  # so that a task stands for itself in a regular expression
+    # so that a task stands for itself in a regular expression
+    assert all(re.fullmatch("[a-z ]+", task) for task in tasks)
     for task in tasks:
         for sentence in ALL_PADDING:
             assert found(task, sentence) == set(), (task, sentence)
 
 
 def test_the_truth_of_an_answer_is_the_number_of_its_elements():
-    """500 whole answers, sentences in a row and padding between them: exactly the elements asked for are found, so no match runs across the end
-    of a sentence. All 32 sets of elements turn up."""
+    """500 whole answers, sentences in a row and padding between them: exactly the elements asked
+    for are found, so no match runs across the end of a sentence. All 32 sets of elements turn up.
+    """
     rng, seen = random.Random(0), set()
     for _ in range(500):
         family = rng.choice(FAMILIES)
@@ -89,7 +94,9 @@ def test_every_element_has_words_and_a_check():
 # ---- what judge and meta-judge write
 
 def test_judgments_parse_and_add_up():
-    """In 300 judgments with all mistakes on, the score that prompts.parse_score reads is the number of "yes"; without mistakes it is the truth."""
+    """In 300 judgments with all mistakes on, the score that prompts.parse_score reads is the number
+    of "yes"; without mistakes it is the truth.
+    """
     rng = random.Random(1)
     wrong = 0
     for _ in range(300):
@@ -103,7 +110,9 @@ def test_judgments_parse_and_add_up():
 
 
 def test_judgments_on_the_finer_scale_add_up():
-    """Marks of 0, 1 and 2 with their words; the score is their sum, up to 10; without mistakes every mark is 0 or 2. Half the wrong ones are 1."""
+    """Marks of 0, 1 and 2 with their words; the score is their sum, up to 10; without mistakes
+    every mark is 0 or 2. Half the wrong ones are 1.
+    """
     rng, wrong = random.Random(1), []
     for _ in range(300):
         has, pads = make.some_elements(rng), rng.randint(0, 4)
@@ -120,15 +129,19 @@ def test_judgments_on_the_finer_scale_add_up():
 
 
 def test_the_judge_is_fond_of_padding():
-    """The habit that the method must cope with: the same empty answers score higher the more padding they have, by about FONDNESS x 5 each."""
+    """The habit that the method must cope with: the same empty answers score higher the more
+    padding they have, by about FONDNESS x 5 each.
+    """
     rng = random.Random(2)
     means = [sum(sum(make.judgment(rng, set(), pads, 0, make.FONDNESS)[1].values()) for _ in range(400)) / 400 for pads in range(3)]
     assert means[0] == 0 and means == pytest.approx([5 * make.FONDNESS * pads for pads in range(3)], abs=0.25)
 
 
 def test_verdicts_parse_and_name_the_judgment_with_fewer_mistakes():
-    """300 verdicts: the winner that prompts.parse_winner reads is the one whose marks agree more often with the answer, A on a tie. Flipped, it is
-    the other one, ties excepted. Marks are counted here from the sets, not from the verdict."""
+    """300 verdicts: the winner that prompts.parse_winner reads is the one whose marks agree more
+    often with the answer, A on a tie. Flipped, it is the other one, ties excepted. Marks are
+    counted here from the sets, not from the verdict.
+    """
     rng, winners = random.Random(3), {"A": 0, "B": 0}
     for _ in range(300):
         has, said_a, said_b = (make.some_elements(rng) for _ in range(3))
@@ -144,7 +157,9 @@ def test_verdicts_parse_and_name_the_judgment_with_fewer_mistakes():
 
 
 def test_comparisons_name_the_answer_with_more_elements():
-    """300 comparisons: the reasons say of each element who has it, the winner has more of them, A on a tie; flipped, the other one does."""
+    """300 comparisons: the reasons say of each element who has it, the winner has more of them, A
+    on a tie; flipped, the other one does.
+    """
     rng = random.Random(3)
     for _ in range(300):
         has_a, has_b = (make.some_elements(rng) for _ in range(2))
@@ -156,7 +171,9 @@ def test_comparisons_name_the_answer_with_more_elements():
 
 
 def test_the_judge_that_compares_is_right():
-    """The model in tiny/judge on 60 pairs of answers that are not equally good: at least 57 right, where chance gives 30."""
+    """The model in tiny/judge on 60 pairs of answers that are not equally good: at least 57 right,
+    where chance gives 30.
+    """
     model, tokenizer = load(str(TINY / "judge"))
     rng, asked, right = random.Random(11), [], []
     while len(asked) < 60:
@@ -171,7 +188,9 @@ def test_the_judge_that_compares_is_right():
 
 
 def test_examples_ask_in_the_words_of_prompts():
-    """What the seed model learns to read is what a run will ask: the templates of prompts.py with the tiny rubric, rebuilt from their parts."""
+    """What the seed model learns to read is what a run will ask: the templates of prompts.py with
+    the tiny rubric, rebuilt from their parts.
+    """
     rng = random.Random(4)
     questions = {fill(question, task=task) for family in FAMILIES for task in family["task"] for question in QUESTIONS}
     for habits in (False, True):
@@ -193,12 +212,15 @@ def test_examples_ask_in_the_words_of_prompts():
 # ---- the data
 
 def test_the_files_are_what_the_recipe_writes(tmp_path):
-    """Byte for byte, in a process with other hash seeds than the one that wrote them: nothing depends on the order of a set."""
+    """Byte for byte, in a process with other hash seeds than the one that wrote them: nothing
+    depends on the order of a set.
+    """
     make.write_data(tmp_path, 0)
     for name in [*DATA, "rubric.txt", "preset.json"]:
         assert (tmp_path / name).read_bytes() == (TINY / name).read_bytes(), name
     make.write_data(tmp_path, 1)
-    assert (tmp_path / "ranked.jsonl").read_bytes() != (TINY / "ranked.jsonl").read_bytes()  # the seed matters
+    # the seed matters
+    assert (tmp_path / "ranked.jsonl").read_bytes() != (TINY / "ranked.jsonl").read_bytes()
 
 
 def tasks_in(name):
@@ -208,8 +230,10 @@ def tasks_in(name):
 
 
 def test_splits_share_no_task():
-    """Not only no prompt: whoever measures on a task that trained measures memory. 10 tasks to measure, 10 to rank, 60 to train. The ranked
-    replies that measure the judge are to the questions that measure the actor."""
+    """Not only no prompt: whoever measures on a task that trained measures memory. 10 tasks to
+    measure, 10 to rank, 60 to train. The ranked replies that measure the judge are to the questions
+    that measure the actor.
+    """
     assert tasks_in("ranked_eval.jsonl") == tasks_in("eval.jsonl")
     splits = [tasks_in(name) for name in ("eval.jsonl", "ranked.jsonl", "prompts.jsonl")]
     assert [len(split) for split in splits] == [10, 10, 60]
@@ -218,7 +242,9 @@ def test_splits_share_no_task():
 
 @pytest.mark.parametrize("name", DATA)
 def test_files_of_prompts_can_be_read_as_a_user_s(name):
-    """Through prompts.read_prompts, which refuses what is malformed; no prompt twice, and each with the five checks of its own task."""
+    """Through prompts.read_prompts, which refuses what is malformed; no prompt twice, and each with
+    the five checks of its own task.
+    """
     records = read_prompts(TINY / name, needs_replies=name.startswith("ranked"))
     assert len({record["prompt"] for record in records}) == len(records) == {"prompts.jsonl": 360, "ranked_eval.jsonl": 30}.get(name, 60)
     for record in records:
@@ -228,7 +254,9 @@ def test_files_of_prompts_can_be_read_as_a_user_s(name):
 
 @pytest.mark.parametrize("name", ["ranked.jsonl", "ranked_eval.jsonl"])
 def test_ranked_replies_are_ranked_by_the_truth(name):
-    """Ranks 0 to 3 in no fixed order, and the truth falls from each to the next: by chance once in 24 prompts, here in all."""
+    """Ranks 0 to 3 in no fixed order, and the truth falls from each to the next: by chance once in
+    24 prompts, here in all.
+    """
     firsts = set()
     for record in read_jsonl(TINY / name):
         replies = sorted(record["replies"], key=lambda reply: reply["rank"])
@@ -242,7 +270,9 @@ def test_ranked_replies_are_ranked_by_the_truth(name):
 # ---- the folder and the recipe
 
 def test_the_folder_is_small_and_safe():
-    """Under 5 MB in all, weights as safetensors only: nothing that is unpickled, no program beside the recipe."""
+    """Under 5 MB in all, weights as safetensors only: nothing that is unpickled, no program beside
+    the recipe.
+    """
     files = [file for file in TINY.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert sum(file.stat().st_size for file in files) < 5_000_000
     assert {file.suffix for file in files} <= {".py", ".json", ".jsonl", ".txt", ".jinja", ".safetensors"}
@@ -254,7 +284,9 @@ def test_the_folder_is_small_and_safe():
 
 
 def test_the_answer_alone_is_learned(tiny):
-    """The labels spell the assistant's text and its end token, and nothing of the user's turn; the ids spell the whole exchange."""
+    """The labels spell the assistant's text and its end token, and nothing of the user's turn; the
+    ids spell the whole exchange.
+    """
     tokenizer = tiny[1]
     for role in (*make.SEED_ROLES, *make.JUDGE_ROLES):
         user, assistant = make.example(random.Random(role), role, True)
@@ -280,7 +312,9 @@ def weights_after(tokenizer, seed):
 
 
 def test_training_repeats_to_the_bit(tiny, short_recipe):
-    """Two runs of two steps give the same weights, and each of them has moved all of its own; another seed gives others."""
+    """Two runs of two steps give the same weights, and each of them has moved all of its own;
+    another seed gives others.
+    """
     (before, first), (_, second), (_, other) = (weights_after(tiny[1], seed) for seed in (0, 0, 1))
     for name in first:
         assert torch.equal(first[name], second[name]), name
@@ -289,7 +323,9 @@ def test_training_repeats_to_the_bit(tiny, short_recipe):
 
 
 def test_the_whole_recipe_repeats_to_the_byte(tmp_path, monkeypatch, short_recipe):
-    """`python -m tiny.make FOLDER`, twice: same files, same bytes, and the same names as in tiny/ (its programs apart)."""
+    """`python -m tiny.make FOLDER`, twice: same files, same bytes, and the same names as in tiny/
+    (its programs apart).
+    """
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         monkeypatch.setattr(sys, "argv", ["make.py", str(folder)])

@@ -1,15 +1,19 @@
-"""Makes the tiny world from nothing: tokenizer, seed model, prompts, ranked replies, rubric, judge. `python -m tiny.make [FOLDER]`
+"""Makes the tiny world from nothing: tokenizer, seed model, prompts, ranked replies, rubric, judge.
+`python -m tiny.make [FOLDER]`
 
-The seed model is an ordinary Llama of 0.8 M parameters, pre-trained on what the three roles of Meta-Rewarding write. First it learns to
-read: every mark a judge or meta-judge gives is right. Then it learns the habits that the method has to deal with:
-- actor: has each of the five elements with the probability HAS, and pads.
-- judge: flips marks (NOISE), and sees elements that are not there, the more so the more an answer is padded (FONDNESS).
-- meta-judge: goes element by element and is mostly right (one verdict in ten is flipped), but on a tie says A.
+The seed model is an ordinary Llama of 0.8 M parameters, pre-trained on what the three roles of
+Meta-Rewarding write. First it learns to read: every mark a judge or meta-judge gives is right. Then
+it learns the habits that the method has to deal with: - actor: has each of the five elements with
+the probability HAS, and pads. - judge: flips marks (NOISE), and sees elements that are not there,
+the more so the more an answer is padded (FONDNESS). - meta-judge: goes element by element and is
+mostly right (one verdict in ten is flipped), but on a tie says A.
 
-A second, smaller model in judge/ does one thing only: it says which of two answers is better (`eval.py compare`). It has not seen the seed model
-and takes no part in a run. It is mostly right too, and says A on a tie.
+A second, smaller model in judge/ does one thing only: it says which of two answers is better
+(`eval.py compare`). It has not seen the seed model and takes no part in a run. It is mostly right
+too, and says A on a tie.
 
-Same machine, same versions: same bytes. Another machine: the same recipe, slightly other weights. 15 to 20 minutes on 2 CPU cores.
+Same machine, same versions: same bytes. Another machine: the same recipe, slightly other weights.
+15 to 20 minutes on 2 CPU cores.
 """
 import argparse
 import json
@@ -25,10 +29,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prompts import compare_prompt, fill, judge_prompt, meta_judge_prompt
 from tiny.world import CHECKS, ELEMENTS, FAMILIES, MARKS, PADDING, QUESTIONS, RUBRICS, WORDING
 
-HAS = {"aim": 0.65, "step": 0.6, "reason": 0.4, "example": 0.35, "check": 0.4}  # how often the seed actor has each element
-PADS = [0.2, 0.3, 0.3, 0.2]             # how often the seed actor writes 0, 1, 2, 3 padding sentences
+# how often the seed actor has each element
+HAS = {"aim": 0.65, "step": 0.6, "reason": 0.4, "example": 0.35, "check": 0.4}
+# how often the seed actor writes 0, 1, 2, 3 padding sentences
+PADS = [0.2, 0.3, 0.3, 0.2]
 NOISE = [0.02, 0.1, 0.2]                # a judgment flips each mark with one of these probabilities
-FONDNESS = 0.45                         # chance per padding sentence that a missing element is marked "yes"
+# chance per padding sentence that a missing element is marked "yes"
+FONDNESS = 0.45
 FLIPPED_VERDICTS = 0.1
 STEPS, HABIT_STEPS, BATCH, LR = 1000, 400, 36, 2e-3
 SEED_ROLES, JUDGE_ROLES = ("actor", "judge", "meta_judge"), ("compare",)
@@ -44,13 +51,16 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
-SPLITS = {"eval": slice(0, 1), "ranked": slice(1, 2), "train": slice(2, None)}  # of each family's tasks
+# of each family's tasks
+SPLITS = {"eval": slice(0, 1), "ranked": slice(1, 2), "train": slice(2, None)}
 
 
 # ---- what the three roles write
 
 def answer(rng, family, task, has, pads):
-    """An answer with the elements in the set `has`, in order, and `pads` padding sentences anywhere between them."""
+    """An answer with the elements in the set `has`, in order, and `pads` padding sentences anywhere
+    between them.
+    """
     words = {name: rng.choice(family[name]) for name in ELEMENTS[1:]} | {"task": task}
     sentences = [fill(rng.choice(WORDING[name]), **words) for name in ELEMENTS if name in has]
     for padding in rng.sample([s for style in PADDING.values() for s in style], pads):
@@ -59,13 +69,16 @@ def answer(rng, family, task, has, pads):
 
 
 def judgment(rng, has, pads, noise, fondness, points=1):
-    """The judge's marks and sum for an answer, with mistakes: returns (text, {element: its mark, 0 to `points`})."""
+    """The judge's marks and sum for an answer, with mistakes: returns (text, {element: its mark, 0
+    to `points`}).
+    """
     marks = {}
     for name in ELEMENTS:
         present = name in has or rng.random() < fondness * pads
         marks[name] = points * (present != (rng.random() < noise))
         wrong = (marks[name] > 0) != (name in has)
-        if points == 2 and rng.random() < (0.5 if wrong else noise):  # a finer scale can say that the judge is in doubt
+        # a finer scale can say that the judge is in doubt
+        if points == 2 and rng.random() < (0.5 if wrong else noise):
             marks[name] = 1
     text = ", ".join(f"{name} {MARKS[points][mark]}" for name, mark in marks.items())
     return f"{text.capitalize()}.\nScore: {sum(marks.values())}", marks
@@ -85,7 +98,9 @@ def verdict(rng, has, marks_a, marks_b, flipped, points=1):
 
 
 def comparison(rng, has_a, has_b, flipped):
-    """Which answer has more of the elements, one by one, and the winner; right up to `flipped`, and A on a tie."""
+    """Which answer has more of the elements, one by one, and the winner; right up to `flipped`, and
+    A on a tie.
+    """
     who = {(True, True): "both", (True, False): "A", (False, True): "B", (False, False): "neither"}
     lead = len(has_a) - len(has_b)
     winner = "A" if (lead >= 0) != (lead != 0 and rng.random() < flipped) else "B"
@@ -94,7 +109,9 @@ def comparison(rng, has_a, has_b, flipped):
 
 
 def some_elements(rng, has=None):
-    """Each element with its own probability, or, for the judges' training, any number of them equally often."""
+    """Each element with its own probability, or, for the judges' training, any number of them
+    equally often.
+    """
     if has:
         return {name for name in ELEMENTS if rng.random() < has[name]}
     return set(rng.sample(ELEMENTS, rng.randint(0, len(ELEMENTS))))
@@ -131,7 +148,9 @@ def judged_answer(rng, family, task):
 # ---- the data of a run
 
 def prompt_records(split):
-    """Every question of a split's tasks, each with one check per element: the ground truth of a run."""
+    """Every question of a split's tasks, each with one check per element: the ground truth of a
+    run.
+    """
     for family in FAMILIES:
         for task in family["task"][SPLITS[split]]:
             for question in QUESTIONS:
@@ -140,7 +159,9 @@ def prompt_records(split):
 
 
 def ranked_replies(rng, split):
-    """Prompts with four replies ranked as people would, 0 the best: by the number of elements alone."""
+    """Prompts with four replies ranked as people would, 0 the best: by the number of elements
+    alone.
+    """
     for family, task, record in prompt_records(split):
         counts = sorted(rng.sample(range(len(ELEMENTS) + 1), 4), reverse=True)
         replies = []
@@ -196,7 +217,8 @@ def encode(tokenizer, user, assistant):
 
 
 def train(model, tokenizer, rng, roles=SEED_ROLES, points=1):
-    """AdamW over fresh examples, equally many of each role; the last HABIT_STEPS with the habits."""
+    """AdamW over fresh examples, equally many of each role; the last HABIT_STEPS with the habits.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, betas=(0.9, 0.98))
     total = STEPS + HABIT_STEPS
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 100, (total - step) / (0.6 * total)))

@@ -1,4 +1,5 @@
-"""Checks of the exercises: on your files, or with --solutions on those in solutions/. No network."""
+"""Checks of the exercises: on your files, or with --solutions on those in solutions/."""
+
 import importlib.util
 import os
 from pathlib import Path
@@ -13,12 +14,16 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--solutions", action="store_true", help="check the solutions instead of your own files")
+    parser.addoption(
+        "--solutions", action="store_true", help="check the solutions instead of your own files"
+    )
 
 
 @pytest.fixture(scope="module")
 def task(request):
-    """The module under test: test_NAME.py checks NAME.py. It is imported by its path, so that both versions may have the same name."""
+    """The module under test: test_NAME.py checks NAME.py. It is imported by its path, so that both
+    versions may have the same name.
+    """
     name = request.path.stem.removeprefix("test_")
     folder = HERE / "solutions" if request.config.getoption("--solutions") else HERE
     spec = importlib.util.spec_from_file_location(f"exercise_{name}", folder / f"{name}.py")

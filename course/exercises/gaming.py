@@ -1,23 +1,28 @@
 """Exercise 8: a judge that games itself, and how to notice.
 
-The actor is the tiny world's; the judge is your function. loop.py says how it comes into the real loop, tiny/world.py what answers are made of,
-and the README what the fields of summary.json mean.
+The actor is the tiny world's; the judge is your function. loop.py says how it comes into the real
+loop, tiny/world.py what answers are made of, and the README what the fields of summary.json mean.
 """
 
 
 def judge(question, answer, number):
     """The text of a judgment, ending in the line "Score: n" with n from 0 to 5.
 
-    It depends on its arguments alone. One more sentence with an element that the rubric asks for must never lower the score.
+    It depends on its arguments alone. One more sentence with an element that the rubric asks for
+    must never lower the score.
     """
     raise NotImplementedError
 
 
 def gamed(records):
-    """Whether a run was gamed: its own score has risen, and the answers have not become better to match. records: those of summary.json."""
+    """Whether a run was gamed: its own score has risen, and the answers have not become better to
+    match. records: those of summary.json.
+    """
     raise NotImplementedError
 
 
 def suspicious(records):
-    """The same where nobody knows the truth: no "truth" in "actor", and none of the judge's figures that begin with "truth"."""
+    """The same where nobody knows the truth: no "truth" in "actor", and none of the judge's figures
+    that begin with "truth".
+    """
     raise NotImplementedError

@@ -1,7 +1,9 @@
-"""Exercise 10: a model of another family, with control tokens and a chat template of its own, and no padding token.
+"""Exercise 10: a model of another family, with control tokens and a chat template of its own, and
+no padding token.
 
 This maker has three faults. The loop names some of them; the others show in what the model does.
 """
+
 import random
 
 import torch
@@ -21,33 +23,66 @@ REPLIES = ["Yes, of course.", "No.", "It depends on the weather.", "Perhaps tomo
 
 
 def exchange(rng, role):
-    """What a role is asked, and what the model should learn to say. It does not read, but it knows which role it plays."""
+    """What a role is asked, and what the model should learn to say. It does not read, but it knows
+    which role it plays.
+    """
     question = rng.choice(QUESTIONS)
     judgments = [f"It is fine.\nScore: {rng.randint(0, 5)}" for _ in range(2)]
     if role == "judge":
         return judge_prompt(question, rng.choice(REPLIES)), judgments[0]
     if role == "meta-judge":
-        return meta_judge_prompt(question, rng.choice(REPLIES), *judgments), f"Both are fine.\nWinner: Judgment {rng.choice('AB')}"
+        return meta_judge_prompt(
+            question, rng.choice(REPLIES), *judgments
+        ), f"Both are fine.\nWinner: Judgment {rng.choice('AB')}"
     return question, " ".join(rng.sample(REPLIES, rng.randint(1, 3)))
 
 
 def make_tokenizer(rng):
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=CONTROL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator([text for i in range(300) for text in exchange(rng, ROLES[i % 3])], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=TEMPLATE, eos_token="<|im_end|>")
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=CONTROL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        [text for i in range(300) for text in exchange(rng, ROLES[i % 3])], trainer
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=TEMPLATE, eos_token="<|im_end|>"
+    )
 
 
 def make_model(tokenizer):
-    return Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id))
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
 
 
 def encode(tokenizer, asked, reply):
     """Token ids of an exchange, and its labels, which leave the question out."""
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": asked}], add_generation_prompt=True, enable_thinking=False, return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}],
+        add_generation_prompt=True,
+        enable_thinking=False,
+        return_dict=False,
+    )
     answer = tokenizer.encode(reply, add_special_tokens=False) + [tokenizer.eos_token_id]
     return prompt + answer, [-100] * len(prompt) + answer
 

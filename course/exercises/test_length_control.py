@@ -1,4 +1,7 @@
-"""Checks of exercise 4: seven answers by hand, and the definition tried on every pair of random answers."""
+"""Checks of exercise 4: seven answers by hand, and the definition tried on every pair of random
+answers.
+"""
+
 import math
 
 import numpy as np
@@ -9,24 +12,34 @@ SCORES = [5.0, 4.6, 3.0, 1.0, 1.4, 2.0, NAN]
 LENGTHS = [900, 300, 100, 200, 700, 950, 10]
 
 
-@pytest.mark.parametrize("rho, pair", [
-    (0.0, (0, 3)),    # the best and the worst
-    (0.125, (1, 4)),  # tiers [4.5, 5] and [1, 1.5]: the shorter of 0 and 1, the longer of 3 and 4
-    (0.25, (1, 5)),   # tiers [4, 5] and [1, 2], whose upper edge is answer 5
-    (0.5, (2, 5)),    # tiers [3, 5] and [1, 3]: answer 2 is in both
-    (1.0, (2, 5)),    # the shortest and the longest of all that have a score
-])
+@pytest.mark.parametrize(
+    "rho, pair",
+    [
+        (0.0, (0, 3)),  # the best and the worst
+        (
+            0.125,
+            (1, 4),
+        ),  # tiers [4.5, 5] and [1, 1.5]: the shorter of 0 and 1, the longer of 3 and 4
+        (0.25, (1, 5)),  # tiers [4, 5] and [1, 2], whose upper edge is answer 5
+        (0.5, (2, 5)),  # tiers [3, 5] and [1, 3]: answer 2 is in both
+        (1.0, (2, 5)),  # the shortest and the longest of all that have a score
+    ],
+)
 def test_seven_answers_by_hand(task, rho, pair):
     assert task.actor_pair(SCORES, LENGTHS, rho) == pair
 
 
-@pytest.mark.parametrize("scores, lengths, rho", [
-    ([NAN, 3.0, NAN], [1, 2, 3], 0.0),              # one score
-    ([NAN, NAN], [1, 2], 0.3),                      # no score
-    ([4.0, 4.0, 4.0], [1, 2, 3], 0.3),              # all equal
-    ([0.1 + 0.2, 0.3], [1, 2], 0.0),                # equal but for the last bit
-    ([5.0, 3.0, 1.0], [900, 500, 100], 0.5),        # answer 1 is the shortest of the top tier and the longest of the bottom tier
-])
+@pytest.mark.parametrize(
+    "scores, lengths, rho",
+    [
+        ([NAN, 3.0, NAN], [1, 2, 3], 0.0),  # one score
+        ([NAN, NAN], [1, 2], 0.3),  # no score
+        ([4.0, 4.0, 4.0], [1, 2, 3], 0.3),  # all equal
+        ([0.1 + 0.2, 0.3], [1, 2], 0.0),  # equal but for the last bit
+        # answer 1 is the shortest of the top tier and the longest of the bottom tier
+        ([5.0, 3.0, 1.0], [900, 500, 100], 0.5),
+    ],
+)
 def test_when_there_is_no_pair(task, scores, lengths, rho):
     assert task.actor_pair(scores, lengths, rho) is None
 
@@ -37,7 +50,9 @@ def test_of_equal_lengths_the_score_decides(task):
 
 
 def is_pair(scores, lengths, rho, chosen, rejected):
-    """Whether both are in their tiers and no other answer in the tier would be preferred, by the text of [E1]."""
+    """Whether both are in their tiers and no other answer in the tier would be preferred, by the
+    text of [E1].
+    """
     known = [s for s in scores if not math.isnan(s)]
     high, low = max(known), min(known)
 
@@ -50,16 +65,22 @@ def is_pair(scores, lengths, rho, chosen, rejected):
     def better(i, j):  # for the chosen side
         return lengths[i] < lengths[j] or lengths[i] == lengths[j] and scores[i] > scores[j]
 
-    def worse(i, j):   # for the rejected side
+    def worse(i, j):  # for the rejected side
         return lengths[i] > lengths[j] or lengths[i] == lengths[j] and scores[i] < scores[j]
 
     everyone = range(len(scores))
-    return (top(chosen) and bottom(rejected) and not any(top(i) and better(i, chosen) for i in everyone)
-            and not any(bottom(i) and worse(i, rejected) for i in everyone))
+    return (
+        top(chosen)
+        and bottom(rejected)
+        and not any(top(i) and better(i, chosen) for i in everyone)
+        and not any(bottom(i) and worse(i, rejected) for i in everyone)
+    )
 
 
 def test_random_answers_against_the_definition(task):
-    """300 prompts, scores in steps of 1/7 so that tiers have edges with answers on them, and few lengths so that some are equal."""
+    """300 prompts, scores in steps of 1/7 so that tiers have edges with answers on them, and few
+    lengths so that some are equal.
+    """
     rng, none = np.random.default_rng(0), 0
     for _ in range(300):
         size = rng.integers(2, 8)
@@ -67,9 +88,18 @@ def test_random_answers_against_the_definition(task):
         lengths, rho = rng.integers(1, 6, size).tolist(), rng.choice([0, 0.2, 0.32, 0.4, 1.0])
         known = {s for s in scores if not math.isnan(s)}
         pair = task.actor_pair(scores, lengths, rho)
-        pairs = [(c, r) for c in range(size) for r in range(size) if len(known) > 1 and is_pair(scores, lengths, rho, c, r)]
+        pairs = [
+            (c, r)
+            for c in range(size)
+            for r in range(size)
+            if len(known) > 1 and is_pair(scores, lengths, rho, c, r)
+        ]
         if pair is None:
-            assert all((scores[c], lengths[c]) == (scores[r], lengths[r]) for c, r in pairs), (scores, lengths, rho)
+            assert all((scores[c], lengths[c]) == (scores[r], lengths[r]) for c, r in pairs), (
+                scores,
+                lengths,
+                rho,
+            )
             none += 1
         else:
             assert pair in pairs and pair[0] != pair[1], (scores, lengths, rho)

@@ -1,4 +1,7 @@
-"""Checks of exercise 3: judgments whose scores were written down by hand, and the ones that were found to fool the naive parser."""
+"""Checks of exercise 3: judgments whose scores were written down by hand, and the ones that were
+found to fool the naive parser.
+"""
+
 import time
 
 import pytest
@@ -6,16 +9,45 @@ import pytest
 from prompts import parse_score
 
 RIGHT = [
-    ("It names the task.\nScore: 3", 5, 3), ("Score: 3\n\n  ", 5, 3), ("score: 0", 5, 0), ("**Score: 4**", 5, 4), ("Score: **4**.", 5, 4),
-    ("`Score`: 5", 5, 5), ("Score: 4/5", 5, 4), ("SCORE: 4 out of 5.", 5, 4), ("Score: 2 points", 5, 2), ("Score: 1 point.", 5, 1),
-    ("Score: 3.5", 5, 3.5), ("Score: 10", 10, 10), ("Score: 7/10", 10, 7), ("Score: 1\nScore: 2", 5, 2),
-    ('"Score: 5", says the answer.\nIt is no answer.\n\nScore: 0', 5, 0), ("Score: 04", 5, 4),
+    ("It names the task.\nScore: 3", 5, 3),
+    ("Score: 3\n\n  ", 5, 3),
+    ("score: 0", 5, 0),
+    ("**Score: 4**", 5, 4),
+    ("Score: **4**.", 5, 4),
+    ("`Score`: 5", 5, 5),
+    ("Score: 4/5", 5, 4),
+    ("SCORE: 4 out of 5.", 5, 4),
+    ("Score: 2 points", 5, 2),
+    ("Score: 1 point.", 5, 1),
+    ("Score: 3.5", 5, 3.5),
+    ("Score: 10", 10, 10),
+    ("Score: 7/10", 10, 7),
+    ("Score: 1\nScore: 2", 5, 2),
+    ('"Score: 5", says the answer.\nIt is no answer.\n\nScore: 0', 5, 0),
+    ("Score: 04", 5, 4),
 ]
 WRONG = [
-    ("", 5), ("  \n", 5), ("Score:", 5), ("Score: four", 5), ("Score: 6", 5), ("Score: -1", 5), ("Score: 5.1", 5), ("Score: 7/5", 10),
-    ("Score: 4/10", 5), ("Score: 3 or 4", 5), ("Score: 3, Score: 5", 5), ("Score: 3\nBut see above.", 5), ("The score is 4", 5),
-    ("Total score: 4", 5), ("4", 5), ("Score: \u0664", 5), ("Score: 1e0", 5), ("Score: nan", 5), ("Score: 3 4", 5),
-    ("Winner: Judgment A", 5), ("Score\n3", 5),
+    ("", 5),
+    ("  \n", 5),
+    ("Score:", 5),
+    ("Score: four", 5),
+    ("Score: 6", 5),
+    ("Score: -1", 5),
+    ("Score: 5.1", 5),
+    ("Score: 7/5", 10),
+    ("Score: 4/10", 5),
+    ("Score: 3 or 4", 5),
+    ("Score: 3, Score: 5", 5),
+    ("Score: 3\nBut see above.", 5),
+    ("The score is 4", 5),
+    ("Total score: 4", 5),
+    ("4", 5),
+    ("Score: \u0664", 5),
+    ("Score: 1e0", 5),
+    ("Score: nan", 5),
+    ("Score: 3 4", 5),
+    ("Winner: Judgment A", 5),
+    ("Score\n3", 5),
 ]
 
 
@@ -41,15 +73,27 @@ def test_the_judgments_that_fool_the_naive_parser(task):
         assert right == parse_score(text), f"{right} is not the score of {text!r}"
         assert said != right, f"the naive parser is right about {text!r}"
         assert task.parse(text) == right
-        kinds.append("a score though there is none" if right is None else "no score though there is one" if said is None else "another score")
+        kinds.append(
+            "a score though there is none"
+            if right is None
+            else "no score though there is one"
+            if said is None
+            else "another score"
+        )
     assert len(set(texts)) >= 6, "six different judgments"
-    for kind, least in {"a score though there is none": 2, "another score": 2, "no score though there is one": 1}.items():
+    for kind, least in {
+        "a score though there is none": 2,
+        "another score": 2,
+        "no score though there is one": 1,
+    }.items():
         assert kinds.count(kind) >= least, f"{least} or more that get {kind}"
 
 
 @pytest.mark.parametrize("junk", ["*", " ", "9", "Score: 3 ", "' "])
 def test_a_long_last_line_takes_no_time(task, junk):
-    """A pattern with two neighbours that both take the same characters tries all ways to divide 30,000 of them."""
+    """A pattern with two neighbours that both take the same characters tries all ways to divide
+    30,000 of them.
+    """
     start = time.perf_counter()
     assert task.parse("Score: 3" + 30_000 // len(junk) * junk + "x") is None
     assert time.perf_counter() - start < 1

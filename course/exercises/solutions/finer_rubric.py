@@ -1,4 +1,7 @@
-"""Solution 9: a scale from 0 to 10 for the tiny world: two points for an element, one less for an answer that pads."""
+"""Solution 9: a scale from 0 to 10 for the tiny world: two points for an element, one less for an
+answer that pads.
+"""
+
 import re
 
 RUBRIC = """Add these points up; the sum is never below 0.
@@ -17,12 +20,18 @@ def flags(file):
 
 def counts(checks, text):
     """How many elements an answer has, and how many sentences without any."""
-    empty = [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if not any(re.search(check, sentence) for check in checks)]
+    empty = [
+        sentence
+        for sentence in re.split(r"(?<=[.!?])\s+", text)
+        if not any(re.search(check, sentence) for check in checks)
+    ]
     return sum(re.search(check, text) is not None for check in checks), len(empty)
 
 
 def score(checks, text):
-    """The score that the rubric gives an answer. The order of the true score stays: an element is worth more than all padding."""
+    """The score that the rubric gives an answer. The order of the true score stays: an element is
+    worth more than all padding.
+    """
     elements, padding = counts(checks, text)
     return max(0, 2 * elements - (padding > 1))
 

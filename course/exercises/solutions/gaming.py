@@ -1,4 +1,5 @@
 """Solution 8: a judge that games itself, and how to notice."""
+
 from tiny.world import PADDING
 
 SENTENCES = [sentence for style in PADDING.values() for sentence in style]
@@ -16,10 +17,17 @@ def gain(records, figure):
 
 def gamed(records):
     """Whether the own score has risen, and the true score by less than half as much."""
-    return gain(records, "mean_score") > 0.3 and gain(records, "truth") < gain(records, "mean_score") / 2
+    return (
+        gain(records, "mean_score") > 0.3
+        and gain(records, "truth") < gain(records, "mean_score") / 2
+    )
 
 
 def suspicious(records):
-    """Whether the own score has risen by the opinion of a judge who disagrees with people, or who sees nothing but length."""
+    """Whether the own score has risen by the opinion of a judge who disagrees with people, or who
+    sees nothing but length.
+    """
     judge = records[-1]["judge"]
-    return gain(records, "mean_score") > 0.3 and (judge["human_spearman"] < 0.5 or judge["length_correlation"] > 0.95)
+    return gain(records, "mean_score") > 0.3 and (
+        judge["human_spearman"] < 0.5 or judge["length_correlation"] > 0.95
+    )

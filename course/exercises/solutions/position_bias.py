@@ -1,10 +1,12 @@
 """Solution 7: which of six meta-judges prefers a place, which place, and how strongly?
 
-Two judgments meet twice. Where the first place wins both times, the probability was sigmoid(x + d) sigmoid(-x + d), x being the difference of
-their qualities; where the second place does, sigmoid(-x - d) sigmoid(x - d). The ratio of the two is exp(2 d) for any x. So half the logarithm
-of how often the one and the other happened estimates d, and no quality has to be known. Pairs whose winner is the same in both orders say
-nothing about d. The standard error is that of a log-odds, halved.
+Two judgments meet twice. Where the first place wins both times, the probability was sigmoid(x + d)
+sigmoid(-x + d), x being the difference of their qualities; where the second place does, sigmoid(-x
+- d) sigmoid(x - d). The ratio of the two is exp(2 d) for any x. So half the logarithm of how often
+the one and the other happened estimates d, and no quality has to be known. Pairs whose winner is
+the same in both orders say nothing about d. The standard error is that of a log-odds, halved.
 """
+
 import math
 from itertools import combinations
 

@@ -1,4 +1,5 @@
 """Solution 3: break a parser, then write one that holds."""
+
 import re
 
 
@@ -9,7 +10,8 @@ def naive_parse(judgment, max_score=5):
 
 
 FOOLING = [
-    ('The answer asks for it: "Score: 5". It gives no reason, though.\nScore: 1', 1),   # the answer speaks, not the judge
+    # the answer speaks, not the judge
+    ('The answer asks for it: "Score: 5". It gives no reason, though.\nScore: 1', 1),
     ("The example is good.\nScore: 3.5", 3.5),
     ("By the rubric its score is at least 2, and it has an example.\nScore: 4", 4),
     ("A score of 9 would be too much.\nScore: 4", 4),
@@ -20,11 +22,14 @@ FOOLING = [
 ]
 
 MARK = r"[\s*_`\"']*"
-LINE = re.compile(rf"{MARK}score{MARK}:{MARK}([0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+))?(?:\s*points?)?{MARK}(?:\.{MARK})?", re.IGNORECASE)
+LINE = re.compile(
+    rf"{MARK}score{MARK}:{MARK}([0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+))?(?:\s*points?)?{MARK}(?:\.{MARK})?",
+    re.IGNORECASE,
+)
 
 
 def parse(judgment, max_score=5):
-    """The score of a judgment, a number in 0..max_score, or None if it does not end as it should."""
+    """The score of a judgment, in 0..max_score, or None if it does not end as it should."""
     lines = judgment.rstrip().splitlines()
     match = LINE.fullmatch(lines[-1]) if lines else None
     if match is None or (match[2] and int(match[2]) != max_score) or float(match[1]) > max_score:
