@@ -22,16 +22,17 @@ FEWEST_RANKED = 8       # of fewer ranked replies the seed may judge none as peo
 def plan(settings, sample, loop):
     """Print what a run with these settings will take on this machine; nothing is kept.
 
-    loop: metareward.loop. It runs on a few prompts, then on three times as many, and so on for
-    about a minute. Each stage's seconds are a line through the last two: a fixed part, and a part
-    for each prompt. One iteration stands for all that train the judge, one for the others.
+    loop: metareward.loop. It runs on a few prompts, then on three times as many, and so on until
+    one would take more than about a minute. Each stage's seconds are a line through the last two:
+    a fixed part, and a part for each prompt. One iteration stands for all that train the judge,
+    one for the others.
     """
     print("Running the loop on a few prompts; nothing of it is kept. What else this machine does "
           "meanwhile counts as well.")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run = Run(dataclasses.replace(settings, out=f"{folder}/whole"), sample)
-        loading, trials = time.perf_counter() - start, []
+        loading, trials, taken = time.perf_counter() - start, [], []
         save_adapter(run.model, f"{folder}/fresh")
         for size in SIZES:
             set_adapter(run.model, f"{folder}/fresh")  # not the one that the last trial trained
@@ -41,13 +42,19 @@ def plan(settings, sample, loop):
             with contextlib.redirect_stdout(io.StringIO()):
                 records = loop(small)
             trials.append((small, records))
+            taken.append(time.perf_counter() - start)
             whole = size >= max(len(run.eval_prompts), settings.prompts_per_iter)
-            if whole or 3 * (time.perf_counter() - start) > PATIENCE:
+            if whole or len(taken) > 1 and expected_next(taken) > PATIENCE:
                 break
         show(run, totals(run, trials), loading, disk(run, small))
     if not all(record["train"] for record in records[1:]):
         print(f"The training is not in this table, or not all of it: no pairs came of {size} "
               "prompts.")
+
+
+def expected_next(taken):
+    """Seconds that three times as many prompts will take, from those of the last two trials."""
+    return taken[-1] + 3 * max(0, taken[-1] - taken[-2])
 
 
 def small_run(run, out, size):
@@ -102,15 +109,15 @@ def totals(run, trials):
 def on_line(points, count):
     """Seconds for `count` prompts, from (prompts, seconds) of smaller trials.
 
-    The last two make a line. Its slope is between half and all of the last trial's seconds per
-    prompt, so that noise in a short stage does no harm.
+    The last two make a line. Its slope is between a quarter and all of the last trial's seconds
+    per prompt, so that noise in a short stage does no harm.
     """
     n, taken = points[-1]
     each = taken / n
     if len(points) > 1:
         before, taken_before = points[-2]
         if n > before and taken_before is not None:
-            each = min(max((taken - taken_before) / (n - before), each / 2), each)
+            each = min(max((taken - taken_before) / (n - before), each / 4), each)
     return taken + each * (count - n)
 
 
