@@ -39,7 +39,7 @@ from eval import (
     numbers,
     truth,
 )
-from harness.command import command
+from harness.command import command, tell_untrained
 from harness.folder import Run
 from harness.inputs import choose_prompts, ranked_items
 from harness.plan import plan
@@ -202,10 +202,18 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
                     run.settings.max_judgment_tokens, label)
 
 
+def score(run, t, answers, name="judgments.jsonl", label="judgments"):
+    """Answers with their "score": the judge's, unless --reward names something else."""
+    if run.settings.reward == "judge":
+        return judge(run, t, answers, name, label)
+    return run.reward(t, answers, name, label)
+
+
 def meta_judge(run, t, varied):
     """As meta-judge, compare every two judgments of an answer, in both orders.
 
-    Returns records with "verdicts" (N, N), as `battle_matrix` reads them.
+    Returns records with "verdicts" (N, N), as `battle_matrix` reads them; none at all if hardly
+    any comparison names a winner.
     """
     def orders(item):
         return list(itertools.permutations(range(len(item["texts"])), 2))
@@ -224,12 +232,12 @@ def meta_judge(run, t, varied):
         return {**item, "verdicts": verdicts.tolist(), "said": said}
 
     return run.draw(t, "battles.jsonl", varied, ask, read, 1, run.settings.max_verdict_tokens,
-                    "comparisons")
+                    "comparisons", needed=False)
 
 
 # ---- selections: each yields records, or a sentence that says why there is none
 
-def finished_answers(records):
+def finished_answers(records, max_score=5):
     """The different finished answers to each prompt."""
     for record in records:
         if record.get("too_long"):
@@ -245,14 +253,19 @@ def finished_answers(records):
                 yield "answer a duplicate"
             else:
                 seen.add(response["text"])
-                yield as_answer(record, number, response["text"])
+                yield as_answer(record, number, response["text"], max_score)
         if not seen:
             yield "prompt without a finished answer"
 
 
-def as_answer(record, number, text):
-    """An answer to the prompt of a record, with its true score where the prompt has checks."""
-    known = {"truth": truth(record["checks"], text)} if record.get("checks") else {}
+def as_answer(record, number, text, max_score):
+    """An answer to the prompt of a record, with its true score where the prompt has checks.
+
+    The true score is the share of the checks that are met, times the judge's highest score.
+    """
+    known, checks = {}, record.get("checks")
+    if checks:
+        known["truth"] = max_score * truth(checks, text) / len(checks)
     return {"id": f"{record['prompt_id']}/{number}", "prompt_id": record["prompt_id"],
             "prompt": record["prompt"], "text": text, **known}
 
@@ -462,9 +475,11 @@ def measure(run, t):
     """
     records = answer(run, t, run.eval_prompts, "eval_responses.jsonl", EVAL_ANSWERS,
                      "held-out answers")
-    items = [as_answer(record, i, response["text"]) | response
+    items = [as_answer(record, i, response["text"], run.settings.max_score) | response
              for record in records for i, response in enumerate(record["responses"])]
-    own = judge(run, t, items, "eval.jsonl", "held-out judgments")
+    own = score(run, t, items, "eval.jsonl", "held-out judgments")
+    if run.settings.reward != "judge":
+        return {"actor": measure_actor(own), "judge": None}
     first = own
     if t > 0:
         first = judge(run, t, run.answers_of_m0(len(items)), "eval_judge.jsonl",
@@ -489,10 +504,10 @@ def iterate(run, t):
     prompts = choose_prompts(run, t)
 
     # Answer: K samples for each prompt.
-    answers = run.keep(finished_answers(answer(run, t, prompts)))
+    answers = run.keep(finished_answers(answer(run, t, prompts), s.max_score))
 
     # Judge: N judgments of each answer; the mean of their scores is the answer's score.
-    answers = judge(run, t, answers)
+    answers = score(run, t, answers)
 
     # Pairs of answers: the shortest of the good ones over the longest of the bad ones [E1].
     pairs = run.keep(actor_pairs(answers, s.at("rho", t), s.at("max_response_chars", t)))
@@ -548,9 +563,11 @@ def main(argv=None):
         if only_plan:
             return plan(settings, sample, loop)
         run = Run(settings, sample)
-        print(table(loop(run)))
+        records = loop(run)
+        print(table(records))
         print(f"Read {run.out}/report.html, or ask the model: python sampling.py "
               f"{run.out}/iter{settings.iters} \"How do I ...?\"")
+        tell_untrained(records)
 
 
 if __name__ == "__main__":

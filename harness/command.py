@@ -50,6 +50,15 @@ def command(argv):
         torch.distributed.destroy_process_group()
 
 
+def tell_untrained(records):
+    """End with exit status 3 if an iteration of a run trained on nothing."""
+    untrained = [str(record["iteration"]) for record in records[1:] if not record["train"]]
+    if untrained:
+        print(f"Iterations that trained on nothing, since no pairs came of them: "
+              f"{', '.join(untrained)}. What was dropped is in the report.")
+        sys.exit(3)
+
+
 def error_number(error):
     """The system's number of an error; safetensors has it in its text only."""
     number = getattr(error, "errno", None)

@@ -24,7 +24,9 @@ from dpo import add_lora, check_logits, collect, rank, share, world
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, read_prompts, read_text, training_prompts
 from harness.report import drifts, glance, report
+from harness.reward import RewardModel
 from harness.training import save_adapter, set_adapter, train
+from harness.unreadable import FirstReplies, Unreadable
 from sampling import Chat, load, load_tokenizer
 
 FORMAT = 5      # of a run's folder; runs of another are not resumed
@@ -149,22 +151,33 @@ class Run:
 
     # ---- a stage that samples
 
-    def draw(self, t, name, items, ask, read, n, max_new_tokens, label):
+    def draw(self, t, name, items, ask, read, n, max_new_tokens, label, needed=True):
         """Sample n replies to each prompt of each item, and return a record for each item.
 
         items: dicts with "id". ask(item): the prompts of an item. read(item, samples): its record;
         samples holds n Samples for each prompt. label: what the screen and the summary call it.
         iterT/name gets a line as each item is finished; items that it has are not drawn again.
         Of several processes each draws its share into a file of its own, until all are done.
+        If hardly any of the first few hundred replies is what was asked for, a stage that is
+        needed raises Unreadable, and another returns nothing.
         """
         file, known = self.folder(t) / name, on_disk(self.folder(t) / name)
         own = file if world() == 1 else Path(f"{file}.rank{rank()}")
         barrier()  # all processes have read before any writes
         cut_torn_line(own)
         with self.timed(t, label):
-            self.draw_share(t, own, share(items), known, ask, read, n, max_new_tokens, label)
+            try:
+                self.draw_share(t, own, share(items), known, ask, read, n, max_new_tokens, label)
+                doubt = None
+            except Unreadable as error:
+                doubt = str(error)
+            doubts = [doubt for doubt in collect(doubt) if doubt]
+            if doubts and needed:
+                raise Unreadable(doubts[0])
+            if doubts:
+                print(f"Iteration {t} goes on without this: {doubts[0]}")
+                return []
             if world() > 1:
-                barrier()
                 known = on_disk(file)
         records = [known[item["id"]] for item in items]
         self.save(t, name, records)
@@ -182,13 +195,14 @@ class Run:
         Blocks of items are cut from the whole list, so that a run that goes on draws them in the
         same company as one that never stopped, and so draws the same to the last bit.
         """
-        tokens, start = 0, time.perf_counter()
+        tokens, start, first = 0, time.perf_counter(), FirstReplies(t, label)
 
         def finished(item, samples):
             nonlocal tokens
             if item["id"] in known:
                 return
             record = finished_record(read(item, samples), samples)
+            first.add(record, samples)
             known[item["id"]] = record
             out.write(json.dumps(record) + "\n")
             out.flush()
@@ -214,6 +228,22 @@ class Run:
                     keys=[[item["id"], number] for item, number in gather.places],
                     capacity=self.settings.max_tokens_in_cache, on_end=gather.add,
                     skip_too_long=True)
+
+    def reward(self, t, answers, name, label):
+        """Give answers the "score" that --reward names: their truth, or a reward model's logit."""
+        with self.timed(t, label):
+            if self.settings.reward == "checks":
+                scores = [answer.get("truth") for answer in answers]
+            else:
+                scores = self.reward_model.scores(answers, f"iteration {t}: {label}")
+        records = [answer | {"scores": [score], "score": score}
+                   for answer, score in zip(answers, scores, strict=True)]
+        self.save(t, name, records)
+        return records
+
+    @functools.cached_property
+    def reward_model(self):
+        return RewardModel(self.settings.reward, self.settings.bits)
 
     def tell_too_long(self, records, label, max_new_tokens):
         """Say how many prompts were too long. Raise ValueError if all were: more would follow."""

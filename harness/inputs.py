@@ -85,8 +85,15 @@ def training_prompts(settings, held_out):
     held_out: records that measure; their prompts never train, and neither do repetitions.
     """
     if not settings.prompts:
+        if settings.reward == "checks":
+            raise ValueError("--reward checks needs --prompts whose records have \"checks\", such "
+                             "as data/verifiable.jsonl")
         return None, Counter()
     records, dropped = unused(read_prompts(settings.prompts), held_out)
+    if settings.reward == "checks":
+        without = sum(not record.get("checks") for record in records)
+        dropped += Counter({"prompt without checks": without})
+        records = [record for record in records if record.get("checks")]
     if len(records) < settings.iters * settings.prompts_per_iter:
         raise ValueError(
             f"--prompts {settings.prompts}: {len(records)} different prompts do not make "
@@ -116,6 +123,8 @@ def ranked_replies(settings):
 
     No prompt is among both.
     """
+    if settings.reward != "judge":
+        return [], []
     replies = eft_replies(settings) if settings.eft or not settings.no_eft else []
     texts = sorted({record["prompt"] for record in replies})
     if settings.ranked:

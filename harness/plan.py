@@ -48,8 +48,7 @@ def plan(settings, sample, loop):
                 break
         show(run, totals(run, trials), loading, disk(run, small))
     if not all(record["train"] for record in records[1:]):
-        print(f"The training is not in this table, or not all of it: no pairs came of {size} "
-              "prompts.")
+        print(f"Training is not counted, or not all of it: no pairs came of {size} prompts.")
 
 
 def expected_next(taken):

@@ -68,6 +68,9 @@ class Settings:
                             "(default: oasst1 from the hub)")
     ranked: str = option(None, "JSONL of human-ranked replies that measure the judge and never "
                                "train (default: a quarter of --eft's)")
+    reward: str = option("judge", "what scores answers: judge (the method), checks (the truth, "
+                                  "of prompts that have \"checks\"), or a reward model's hub name "
+                                  "or folder; without a judge nothing but the actor trains")
     no_meta_judge: bool = option(False, "ablation: train the actor only "
                                         "(Self-Rewarding with length control)")
     no_position_weights: bool = option(False, "ablation: a win counts the same "
@@ -75,6 +78,10 @@ class Settings:
     no_eft: bool = option(False, "ablation: no warm start")
 
     def __post_init__(self):
+        if self.reward != "judge":  # nobody judges, so there is nothing to teach a judge either
+            object.__setattr__(self, "no_meta_judge", True)
+            object.__setattr__(self, "no_eft", True)
+
         def check(good, name, must):
             if not good:
                 value = getattr(self, name)
@@ -91,6 +98,7 @@ class Settings:
             if field.type is tuple:
                 check(len(value) in (1, self.iters) or value == field.default, name,
                       f"1 or {self.iters} values, one per iteration")
+        check(self.reward != "", "reward", "judge, checks, or a model")
         check(self.judgments >= 2 or self.no_meta_judge, "judgments", "at least 2")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         check(0 < self.beta < math.inf, "beta", "above 0")

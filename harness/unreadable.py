@@ -1,0 +1,55 @@
+"""A model that cannot give a stage what it asks for is told so early, not after a day."""
+
+EARLY = 200  # replies after which a stage's first ones are looked at
+LEAST = 0.05  # share of them that must be readable
+WANTED = {  # stage: what its replies must end in, and what to do if they do not
+    "judgments": ("a score", "choose a larger model, give --eft replies that carry a "
+                             "\"judgment\", or raise --max-judgment-tokens"),
+    "comparisons": ("a winner", "choose a larger model, give --eft replies that carry "
+                                "\"comparisons\", or raise --max-verdict-tokens"),
+    "new prompts": ("a task", "choose a larger model, or give a file with --prompts"),
+}
+
+
+class Unreadable(ValueError):
+    """Hardly any reply of a stage could be read."""
+
+
+class FirstReplies:
+    """Counts the first replies of a stage, and raises Unreadable if hardly any can be read."""
+
+    def __init__(self, t, label):
+        """t, label: the iteration, and the stage. A later model is measured whatever it says."""
+        self.label, self.seen, self.read = label, 0, 0
+        stages = [stage for stage in WANTED if stage == label or t == 0 and stage in label]
+        self.stage = stages[0] if stages else None  # answers can always be read
+
+    def add(self, record, samples):
+        """Count a record's replies. samples: a list for each of its prompts."""
+        if self.stage is None or self.seen >= EARLY:
+            return
+        replies = [one for of_prompt in samples for one in of_prompt if one.tokens]
+        self.seen += len(replies)
+        self.read += replies_read(record)
+        if self.seen >= EARLY and self.read < LEAST * self.seen:
+            what, advice = WANTED[self.stage]
+            raise Unreadable(f"{self.label}: {self.read} of the first {self.seen} replies end in "
+                             f"{what}, and so nothing could be learned: {advice}. One of them: "
+                             f"{shortened(replies[0].text)}")
+
+
+def replies_read(record):
+    """How many of the replies that a record came from named a winner, a score or a task."""
+    if "verdicts" in record:
+        return sum(verdict != 0 for row in record["verdicts"] for verdict in row)
+    if "judgments" in record:
+        return sum(judgment["score"] is not None for judgment in record["judgments"])
+    return int(record["task"] is not None)
+
+
+def shortened(text, limit=160):
+    """A text on one line, its middle left out if it is long."""
+    text = " ".join(text.split())
+    if len(text) > limit:
+        text = f"{text[:limit // 2]} ... {text[-limit // 2:]}"
+    return f'"{text}"'
