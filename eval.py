@@ -3,15 +3,15 @@
     python eval.py report runs/x                # (re)draw the report of a run
     python eval.py compare A B --judge MODEL    # which model's, or file's, answers a judge prefers
     python eval.py repeat runs/x                # do comparisons come out the same when made again?
+    python eval.py ifeval runs/x --questions input_data.jsonl    # instructions followed, no judge
     python eval.py export runs/x --format alpaca --questions FILE    # files of official tools
 
 Numbers in, numbers out. The ground truth, where there is one, is data: a prompt record may carry
-"checks", regular expressions of which a good answer matches many. Left out: leaderboards. A model's
+"checks" (harness/checks.py) of which a good answer meets many. Left out: leaderboards. A model's
 opinion of itself is not evidence, and no figure here pretends that it is.
 """
 import math
 import random
-import re
 import sys
 from collections import Counter, defaultdict
 from itertools import combinations, permutations
@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
+from harness.checks import meets
 from harness.export import export
 from harness.files import iterations, read_jsonl, write_jsonl
 from harness.flags import command_line
+from harness.ifeval import ifeval
 from harness.inputs import read_prompts
 from harness.models import answers_of, compare_again, judge_both_orders, own_settings
 from harness.report import report
@@ -153,8 +155,8 @@ def agreement(ours, theirs):
 # ---- the three roles
 
 def truth(checks, text):
-    """The true score of an answer: how many of the regular expressions it matches."""
-    return sum(re.search(check, text) is not None for check in checks)
+    """How many of the checks an answer meets: regular expressions, or verifiers by name."""
+    return sum(meets(check, text) for check in checks)
 
 
 def by_prompt(answers):
@@ -452,7 +454,8 @@ def redraw(args):
 def main(argv=None):
     try:
         args = command_line().parse_args(argv)
-        commands = {"report": redraw, "compare": compare, "repeat": repeat, "export": export}
+        commands = {"report": redraw, "compare": compare, "repeat": repeat, "export": export,
+                    "ifeval": lambda args: ifeval(args, bootstrap)}
         commands[args.command](args)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

@@ -8,7 +8,7 @@ def command_line():
 
     def add(name, help):
         command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        if name != "compare":
+        if name not in ("compare", "ifeval"):
             command.add_argument("run", help="the run's folder")
         return command
 
@@ -32,18 +32,27 @@ def command_line():
                         help="whose files")
     export.add_argument("--questions", required=True, help="the official question file")
     export.add_argument("--out", help="a folder (default: RUN/export/FORMAT)")
+    ifeval = add("ifeval", "IFEval: the share of verifiable instructions that answers follow")
+    ifeval.add_argument("models", nargs="+", metavar="RUN_OR_MODEL",
+                        help="a run (all its iterations), or a model (hub name, folder)")
+    ifeval.add_argument("--questions", required=True, help="IFEval's input_data.jsonl")
+    ifeval.add_argument("--limit", type=int, help="only the first so many questions")
+    ifeval.add_argument("--out", help="a folder that keeps the answers, which are then not drawn "
+                        "again; the official checkers read them")
     for command in (repeat, export):
         command.add_argument("--iterations", type=int, nargs="+", help="which (default: all)")
-    for command in (compare, export):
+    for command in (compare, export, ifeval):
         command.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens "
                              "(default: a run's own --max-answer-tokens, else 1024)")
+    for command in (compare, export):
         command.add_argument("--temperature", type=float, default=0.8,
                              help="of the answers; 0 is greedy (default: %(default)s)")
         command.add_argument("--top-p", type=float, default=0.95,
                              help="of the answers: the nucleus (default: %(default)s)")
-    for command in (compare, repeat, export):
+    for command in (compare, repeat, export, ifeval):
         command.add_argument("--bits", type=int, choices=[4, 16, 32], help="of the models "
                              "(default: a run's own, else 4 on CUDA, 32 elsewhere)")
+    for command in (compare, repeat, export):
         command.add_argument("--seed", type=int, default=0,
                              help="of the draws (default: %(default)s)")
     return parser

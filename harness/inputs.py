@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 import prompts as words
+from harness.checks import check_check
 from harness.files import read_jsonl
 from harness.settings import HERE
 
@@ -62,10 +63,7 @@ def check_record(record, needs_replies):
     if not isinstance(record.get("checks", []), list):
         raise ValueError("needs \"checks\", if any, as a list")
     for check in record.get("checks", []):
-        try:
-            re.compile(check)
-        except (re.error, TypeError, OverflowError, RecursionError):
-            raise ValueError(f"{check!r} in \"checks\" is no regular expression") from None
+        check_check(check)
     if needs_replies:
         replies = record.get("replies")
         if not isinstance(replies, list) or len(replies) < 2 or not all(map(is_reply, replies)):
