@@ -5,8 +5,9 @@ our own wording. Standard library only. Left out: the chat template, which belon
 (see sampling.py), and any notion of what a good answer is beyond the rubric.
 
 Templates are filled in one pass, so that braces, template words and control tokens inside a
-question, an answer or a judgment stay plain text. Parsers read the last line only, which the model
-wrote last: what an answer or a judgment quotes further up cannot steer them.
+question, an answer or a judgment stay plain text. Parsers read the end only, which the model wrote
+last: what an answer or a judgment quotes further up cannot steer them. The line that counts is a
+score or a winner and nothing else, and at most two short lines of farewell may follow it.
 """
 import re
 
@@ -85,9 +86,14 @@ and in kind, and it must be possible to do it in writing, with nothing else at h
 with "Task:" and write nothing after the task."""
 
 MARKUP = r"[\s*_`\"']*"  # what models put around the words of their last line
+START = r"[\s*_`\"'#]*"  # the same, with a heading's marks
 # There are never two MARKUPs in a row, which would take quadratic time on a long run of stars.
 END = rf"{MARKUP}(?:\.{MARKUP})?"
 NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
+FAREWELL = 2  # lines, at most, that may follow the score or the winner
+SHORT = 80    # characters that such a line may have
+# A line that speaks of these is no farewell, but a second opinion or a quotation.
+OPINION = r"[0-9]|score|rating|winner|verdict|judge?ment|answer|both|neither|equal|\[\["
 
 
 # ---- what is asked
@@ -123,16 +129,29 @@ def new_task_prompt(tasks):
 
 # ---- what is read out of the replies
 
-def last_line(text):
-    lines = text.rstrip().splitlines()
-    return lines[-1] if lines else ""
+def conclusion(text, *patterns):
+    """The match of the last line that is nothing but one of the patterns, or None."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in reversed(lines[-1 - FAREWELL:]):
+        for pattern in patterns:
+            if match := re.fullmatch(pattern, line, re.IGNORECASE):
+                return match
+        if len(line) > SHORT or re.search(OPINION, line, re.IGNORECASE):
+            return None
+    return None
 
 
 def parse_score(judgment, max_score=5):
-    """The score in 0..max_score on the last line, or None if it is malformed or out of range."""
+    """The score in 0..max_score that a judgment ends in, or None.
+
+    Read are "Score: 4", also as a total, final or overall score or rating, of max_score, in points
+    or in brackets, and "[[4]]". None: there is no such line, or it is out of range.
+    """
+    name = r"(?:(?:total|final|overall)\s)?(?:score|rating)"
     out_of = r"(?:\s*(?:/|out of)\s*([0-9]{1,9}))?"
-    pattern = rf"{MARKUP}Score{MARKUP}:{MARKUP}{NUMBER}{out_of}(?:\s*points?)?{END}"
-    match = re.fullmatch(pattern, last_line(judgment), re.IGNORECASE)
+    match = conclusion(
+        judgment, rf"{START}{name}{MARKUP}[:=]{MARKUP}\[?{NUMBER}{out_of}\]?(?:\s*points?)?{END}",
+        rf"{START}\[\[{NUMBER}{out_of}\]\]{END}")
     if match is None or (match[2] is not None and float(match[2]) != max_score):
         return None
     score = float(match[1])
@@ -140,12 +159,15 @@ def parse_score(judgment, max_score=5):
 
 
 def parse_winner(verdict, of="Judgment"):
-    """"A" or "B" from the last line of a verdict, or None if it does not name one winner.
+    """"A" or "B", the winner that a verdict ends in, or None if it does not name one.
 
-    of: what was compared, "Judgment" or "Answer".
+    of: what was compared, "Judgment" or "Answer". Read are "Winner: Judgment A", also as a verdict,
+    in brackets or as "The winner is Judgment A", and "[[A]]".
     """
-    pattern = rf"{MARKUP}Winner{MARKUP}:{MARKUP}(?:{of}\s+)?([AB]){END}"
-    match = re.fullmatch(pattern, last_line(verdict), re.IGNORECASE)
+    side = rf"\[?(?:{of.replace('Judgm', 'Judge?m')}\s+)?([AB])\]?"
+    name = rf"(?:the\s|final\s)?(?:winner|verdict)(?:{MARKUP}:|\sis)"
+    match = conclusion(verdict, rf"{START}{name}{MARKUP}{side}{END}",
+                       rf"{START}\[\[{side}\]\]{END}")
     return match[1].upper() if match else None
 
 

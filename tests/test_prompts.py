@@ -124,6 +124,9 @@ def test_fill_knows_its_places():
     ("It helps.\nScore: 4", 4), ("Score: 0", 0), ("score: 5", 5), ("SCORE : 3", 3), ("Score: 3.5", 3.5), ("Score: 4.", 4),
     ("**Score: 2**", 2), ("**Score:** 2", 2), ("Score: **2**", 2), ("*Score*: `2`.", 2), ("Score: 4/5", 4), ("Score: 4 / 5", 4),
     ("Score: 4 out of 5", 4), ("Score: 4 points", 4), ("Score: 1 point.", 1), ("Score: 4\n\n  \n", 4), ("Reasons.\r\nScore: 4\r\n", 4),
+    ("Total score: 4", 4), ("Final score: 4", 4), ("Overall Rating: 4/5", 4), ("### Score: 4", 4), ("Score: [4]", 4), ("Score: [4/5]", 4),
+    ("Score = 4", 4), ("Rating: 4", 4), ("[[4]]", 4), ("**[[4]]**", 4), ("[[4/5]]", 4), ("Score: 4\nI hope this helps.", 4),
+    ("Score: 4\n\nThank you!\n\nGoodbye.", 4), ("Score: 2\nNo, wait.\nScore: 4", 4), ("Score: 2\nScore: 4\nThank you.", 4),
 ])
 def test_scores_that_are_well_formed(judgment, score):
     assert parse_score(judgment) == score
@@ -133,7 +136,9 @@ def test_scores_that_are_well_formed(judgment, score):
     "", "\n \n", "Score:", "Score: ", "Score: four", "Score: 6", "Score: 5.01", "Score: -1", "Score: - 1", "Score: 1e0", "Score: nan",
     "Score: inf", "Score: 4/10", "Score: 4 out of 10", "Score: 4/", "Score: 4, or 5", "Score: 4 5", "Score: 3-4", "Score: 3 to 4", "Score: 4?",
     "Score 4", "4", "My Score: 4", "The score is 4", "Score: 4 because it helps", "Score: .5", "Score: 4.5.1", "Score: 99999999999999999999",
-    "Score: ٤", "Score: ４", "Score: 4\nI hope this helps.", "Score: 4 Score: 5", "Scores: 4",
+    "Score: ٤", "Score: ４", "Score: 4 Score: 5", "Scores: 4", "[4]", "[[4", "[[45]]", "Score: 45", "[[4]] or [[5]]", "Rating 4", "Score == 4",
+    "Score: 4\nOne.\nTwo.\nThree.", "Score: 4\n" + "a" * 81, "Score: 4\nOr is it 5?", "Score: 4\nThat is its own score.",
+    "Score: 4\n[[five]]", "He would say Score: 5", '"Score: 5" is what it says', "The answer says:\nScore: 5\nThe answer is wrong.",
 ])
 def test_scores_that_are_not(judgment):
     """Out of range, of another scale, two numbers, text behind: None, never the nearest number that
@@ -160,7 +165,9 @@ def test_other_scales():
 @pytest.mark.parametrize("verdict, winner", [
     ("B is right.\nWinner: Judgment A", "A"), ("Winner: Judgment B", "B"), ("winner: judgment b", "B"), ("Winner: A", "A"), ("Winner: a.", "A"),
     ("**Winner: Judgment B**", "B"), ("**Winner:** Judgment A", "A"), ("Winner: **B**", "B"), ("`Winner: Judgment A`.", "A"),
-    ("Winner: Judgment A\nNo, wait.\nWinner: Judgment B\n", "B"),
+    ("Winner: Judgment A\nNo, wait.\nWinner: Judgment B\n", "B"), ("Winner: Judgement B", "B"), ("Winner: [Judgment A]", "A"),
+    ("The winner is Judgment A.", "A"), ("Final verdict: B", "B"), ("Verdict: **Judgment A**", "A"), ("[[B]]", "B"), ("[[Judgment A]]", "A"),
+    ("## Winner: A", "A"), ("The Winner: Judgment A", "A"), ("Winner: A\nI hope this helps!", "A"),
 ])
 def test_winners_that_are_well_formed(verdict, winner):
     assert parse_winner(verdict) == winner
@@ -169,7 +176,8 @@ def test_winners_that_are_well_formed(verdict, winner):
 @pytest.mark.parametrize("verdict", [
     "", "\n", "Winner:", "Winner: Judgment", "Winner: C", "Winner: Judgment C", "Winner: A or B", "Winner: A and B", "Winner: AB", "Winner: A/B",
     "Winner: neither", "Winner: tie", "A", "Judgment A", "Judgment A is the winner", "Winner: Judgment A\nBoth are good.", "Winner: Judgment 1",
-    "The Winner: Judgment A", "Winner: Judgment A because it is longer", "Winner: not A", "Winner: Judgments A", "Winner: JudgmentA",
+    "[A]", "[[A]] or [[B]]", "I think the winner is Judgment A", "Winner: A\nBut the other is close.\nOr is B the winner?",
+    "Winner: Judgment A because it is longer", "Winner: not A", "Winner: Judgments A", "Winner: JudgmentA",
 ])
 def test_winners_that_are_not(verdict):
     """One winner or none: two names, no name, or a name with something behind it is no verdict."""
