@@ -106,8 +106,8 @@ def bootstrap(statistic, *columns, groups=None, resamples=2000, seed=0):
     members = defaultdict(list)
     for row, group in enumerate(range(len(columns[0])) if groups is None else groups):
         members[group].append(row)
-    members, rng = list(members.values()), np.random.default_rng(seed)
-    values = []
+    members = [np.array(rows) for rows in members.values()]
+    rng, values = np.random.default_rng(seed), []
     for _ in range(resamples):
         drawn_groups = rng.integers(0, len(members), len(members))
         rows = np.concatenate([members[i] for i in drawn_groups])
@@ -455,7 +455,7 @@ def main(argv=None):
     try:
         args = command_line().parse_args(argv)
         commands = {"report": redraw, "compare": compare, "repeat": repeat, "export": export,
-                    "ifeval": lambda args: ifeval(args, bootstrap)}
+                    "ifeval": lambda args: ifeval(args, bootstrap, FEWEST)}
         commands[args.command](args)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

@@ -41,7 +41,7 @@ from eval import (
 )
 from harness.command import command, tell_untrained
 from harness.folder import Run
-from harness.inputs import choose_prompts, ranked_items
+from harness.inputs import carries_judgments, choose_prompts, given_examples, ranked_items
 from harness.plan import plan
 from harness.report import table
 from harness.settings import DIAGNOSED, Settings, parse_settings
@@ -386,19 +386,22 @@ def message(role, text):
 def warm_start(run):
     """M_0: SFT on the seed's own judgments of ranked replies, where they order them as people did.
 
-    Returns figures for summary.json.
+    Or on the judgments that the replies bring with them. Returns figures for summary.json.
     """
     s = run.settings
     figures = {"meta_judge": None, "pairs": pair_counts(run, []), "train": None}
     if s.no_eft:
         run.leave_untrained(0)
         return figures
-    judged = judge(run, 0, ranked_items(run.replies), label="judgments of ranked replies")
-    agreeing = run.keep(agreeing_judgments(judged))
-    examples = run.keep(evened_out(agreeing, run.rubric, s.seed))
+    if carries_judgments(run.replies):
+        examples = run.keep(given_examples(run.replies, run.rubric, s.max_score))
+    else:
+        judged = judge(run, 0, ranked_items(run.replies), label="judgments of ranked replies")
+        agreeing = run.keep(agreeing_judgments(judged))
+        examples = run.keep(evened_out(agreeing, run.rubric, s.seed))
     if not examples:
         lost = "; ".join(f"{reason} {count}" for reason, count in run.dropped.items())
-        raise ValueError("the seed model gave no judgment that agrees with the ranked replies "
+        raise ValueError("there is no judgment that agrees with the ranked replies "
                          f"({lost}): choose another --out and --no-eft")
     run.save(0, "sft.jsonl", examples)
     best = run.train(0, train_sft, examples, epochs=s.eft_epochs)

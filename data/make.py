@@ -3,7 +3,7 @@
 Each prompt is an everyday task and three demands on the answer, and carries a check for each (see
 harness/checks.py): the true score of an answer is the share of the demands it meets. Writes
 verifiable.jsonl (training) and verifiable_eval.jsonl (held out), which share no task, and puts some
-of the latter under the open questions of eval.jsonl.
+of the latter between the open questions of eval.jsonl.
 """
 import json
 import random
@@ -159,7 +159,9 @@ def main():
     open_questions = [record for record in map(json.loads, lines) if "checks" not in record]
     write("verifiable.jsonl", training)
     write("verifiable_eval.jsonl", held_out)
-    write("eval.jsonl", [*open_questions, *held_out[:IN_EVAL]])
+    # In turn, so that the first few of them are of both kinds.
+    pairs = zip(open_questions, held_out[:IN_EVAL], strict=True)
+    write("eval.jsonl", [record for pair in pairs for record in pair])
 
 
 if __name__ == "__main__":

@@ -1,190 +1,237 @@
-"""What a program can tell of an answer: regular expressions, and IFEval's verifiers by name.
+"""Checks: what can be said of an answer without anybody's opinion.
 
-A check is a regular expression, which is searched for, or a record such as {"id": "number_words",
-"relation": "at least", "num_words": 50}: the 25 kinds of instructions of IFEval (Zhou et al. 2023,
-arXiv 2311.07911) with their arguments, as its official program decides them. Five kinds need a
-package when they are used: langdetect for the language, nltk for sentences and capital words.
+A check is a regular expression, or a named verifier such as {"id": "number_words",
+"relation": "at least", "num_words": 50}: one of the 25 types of instruction of IFEval (Zhou et al.
+2023, arXiv 2311.07911), as its official checkers define them. Where these differ from ours:
+
+1. Keywords, section marks and markers of postscripts are texts; theirs are regular expressions,
+   of which IFEval's own questions have none.
+2. letter_frequency counts any character; theirs puts a random letter in the place of one that is
+   not in a to z, as in two of IFEval's questions.
+3. langdetect guesses with a fixed seed, so that the same answer has the same language every time.
+
+Only what needs a language detector or a sentence splitter imports a package, when it is used.
 """
 import inspect
 import json
 import re
-from collections import Counter
 
-RELATIONS = ("less than", "at least")
-OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+# What a verifier's arguments must be; the functions below name it as the argument's type.
+NUMBER = "a whole number"
+TEXT = "a text"
+TEXTS = "a list of texts"
+LETTER = "one character"
+RELATION = '"less than" or "at least"'
+
+
+class Missing(ValueError):
+    """A package, or a package's data, is not installed."""
 
 
 def meets(check, text):
     """Whether an answer meets a check. An empty answer meets no named verifier."""
     if isinstance(check, str):
         return re.search(check, text) is not None
-    arguments = {name: value for name, value in check.items() if name != "id"}
-    return bool(text.strip()) and VERIFIERS[bare(check["id"])](text, **arguments)
+    verifier, arguments = verifier_of(check)
+    return bool(text.strip()) and verifier(text, **arguments)
 
 
-def meets_loosely(check, text):
-    """IFEval's loose reading: some form of the answer meets the check.
+def loose(check, text):
+    """IFEval's milder reading: one of eight variants of the answer meets the check.
 
-    The forms are the answer without its first line, its last, or both, each with and without its
-    stars.
+    They forgive a line of introduction, a last line, and asterisks of Markdown.
     """
     lines = text.split("\n")
-    forms = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
-    forms += [form.replace("*", "") for form in forms]
-    return any(form.strip() and meets(check, form) for form in forms)
+    shorter = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    variants = [text, *shorter]
+    return any(meets(check, variant) or meets(check, variant.replace("*", ""))
+               for variant in variants)
 
 
 def check_check(check):
-    """Raise ValueError unless this is a check."""
+    """Raise ValueError if this is no check, and Missing if it is one that cannot be used here."""
     if isinstance(check, dict):
-        if bare(check.get("id")) not in VERIFIERS:
-            raise ValueError(f"{check!r} in \"checks\" has no verifier for its \"id\"; there are "
-                             f"{', '.join(VERIFIERS)}")
-        given = {name: value for name, value in check.items() if name != "id"}
-        wanted = [name for name in inspect.signature(VERIFIERS[bare(check["id"])]).parameters
-                  if name != "text"]
-        if sorted(given) != sorted(wanted) or not all(map(fits, given, given.values())):
-            raise ValueError(f"{check!r} in \"checks\" needs {', '.join(wanted) or 'no more'}")
+        meets(check, "A word.")
         return
     try:
         re.compile(check)
     except (re.error, TypeError, OverflowError, RecursionError):
-        raise ValueError(f"{check!r} in \"checks\" is no regular expression") from None
+        raise ValueError(f"{check!r} is no regular expression") from None
 
 
-def fits(name, value):
-    """Whether an argument has the type that its name says."""
-    if name.endswith("relation"):
-        return value in RELATIONS
-    if name.startswith(("num_", "nth_")) or name.endswith("frequency"):
-        return type(value) is int
-    if name in ("keywords", "forbidden_words"):
-        return isinstance(value, list) and all(isinstance(word, str) for word in value)
-    return isinstance(value, str) and value != ""
+def verifier_of(check):
+    """(function, its arguments) of a named verifier. Raises ValueError if there is none such."""
+    name = check.get("id") if isinstance(check, dict) else None
+    full = {known.split(":")[1]: known for known in VERIFIERS}
+    verifier = VERIFIERS.get(full.get(name, name)) if isinstance(name, str) else None
+    if verifier is None:
+        raise ValueError(f"{name!r} is no verifier; there are {', '.join(full)}")
+    arguments = {key: value for key, value in check.items() if key != "id"}
+    _, *parameters = inspect.signature(verifier).parameters.values()
+    for parameter in parameters:
+        if not is_a(parameter.annotation, arguments.get(parameter.name)):
+            raise ValueError(f'{name} needs "{parameter.name}", {parameter.annotation}')
+    unknown = sorted(arguments.keys() - {parameter.name for parameter in parameters})
+    if unknown:
+        raise ValueError(f'{name} has no "{unknown[0]}"')
+    return verifier, arguments
 
 
-def bare(name):
-    """The name of a verifier without its kind: "keywords:frequency" is "frequency"."""
-    return name.rpartition(":")[2] if isinstance(name, str) else None
+def is_a(kind, value):
+    """Whether a value is what an argument must be."""
+    if kind == NUMBER:
+        return type(value) is int and value >= 0  # which True is not
+    if kind == RELATION:
+        return value in ("less than", "at least")
+    if kind == TEXTS:
+        return isinstance(value, list) and bool(value) and all(is_a(TEXT, one) for one in value)
+    return isinstance(value, str) and bool(value.strip()) and (kind == TEXT or len(value) == 1)
 
 
 def compare(count, relation, number):
     return count < number if relation == "less than" else count >= number
 
 
-# ---- how long
+# ---- keywords
 
-def number_words(text, relation, num_words):
+def occurrences(word, text):
+    """How often a word, or part of one, is found; case does not count."""
+    return len(re.findall(re.escape(word), text, re.IGNORECASE))
+
+
+def existence(text, keywords: TEXTS):
+    return all(occurrences(word, text) for word in keywords)
+
+
+def frequency(text, keyword: TEXT, frequency: NUMBER, relation: RELATION):
+    return compare(occurrences(keyword.strip(), text), relation, frequency)
+
+
+def forbidden_words(text, forbidden_words: TEXTS):
+    """None of the words is there as a whole word; case does not count."""
+    return not any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)
+                   for word in forbidden_words)
+
+
+def letter_frequency(text, letter: LETTER, let_frequency: NUMBER, let_relation: RELATION):
+    return compare(text.lower().count(letter.lower()), let_relation, let_frequency)
+
+
+# ---- language
+
+def language_of(text):
+    """The code of a text's language, such as "en", by langdetect; None where it finds none."""
+    try:
+        import langdetect
+    except ImportError:
+        raise Missing("the package langdetect is missing: pip install langdetect") from None
+    langdetect.DetectorFactory.seed = 0
+    try:
+        return langdetect.detect(text)
+    except langdetect.LangDetectException:
+        return None
+
+
+def response_language(text, language: TEXT):
+    """A text without a language, such as a number, is in any."""
+    return language_of(text) in (language, None)
+
+
+# ---- length_constraints
+
+def with_nltk(function, text):
+    """A list of the text's sentences (sent_tokenize) or words (word_tokenize), by nltk."""
+    try:
+        import nltk
+        return getattr(nltk, function)(text)
+    except ImportError:
+        raise Missing("the package nltk is missing: pip install nltk") from None
+    except LookupError:
+        raise Missing("nltk's data punkt_tab is missing: "
+                      "python -m nltk.downloader punkt_tab") from None
+
+
+def divided(text, divider):
+    """The parts of a text between dividers; a blank first or last one is left out."""
+    parts = [part.strip() for part in text.split(divider)]
+    if not parts[-1]:
+        parts.pop()
+    if parts and not parts[0]:
+        parts.pop(0)
+    return parts
+
+
+def number_words(text, num_words: NUMBER, relation: RELATION):
     return compare(len(re.findall(r"\w+", text)), relation, num_words)
 
 
-def number_sentences(text, relation, num_sentences):
-    sentences = package("nltk").sent_tokenize(text)
-    return compare(len(sentences), relation, num_sentences)
+def number_sentences(text, num_sentences: NUMBER, relation: RELATION):
+    return compare(len(with_nltk("sent_tokenize", text)), relation, num_sentences)
 
 
-def number_paragraphs(text, num_paragraphs):
-    """Paragraphs between lines of three stars; only the first and the last may be empty."""
-    return len(filled(re.split(r"\s?\*\*\*\s?", text))) == num_paragraphs
+def number_paragraphs(text, num_paragraphs: NUMBER):
+    """Exactly so many paragraphs between lines of ***, none of them blank."""
+    parts = divided(text, "***")
+    return len(parts) == num_paragraphs and all(parts)
 
 
-def nth_paragraph_first_word(text, num_paragraphs, nth_paragraph, first_word):
-    """Paragraphs between blank lines: how many, and what the n-th begins with."""
-    paragraphs = text.split("\n\n")
-    count = sum(bool(paragraph.strip()) for paragraph in paragraphs)
-    if count != num_paragraphs or not 1 <= nth_paragraph <= count:
+def nth_paragraph_first_word(text, num_paragraphs: NUMBER, nth_paragraph: NUMBER,
+                             first_word: TEXT):
+    """Exactly so many paragraphs between blank lines, and the n-th begins with the word."""
+    parts = [part.strip() for part in text.split("\n\n")]
+    count = sum(bool(part) for part in parts)
+    if count != num_paragraphs or not 1 <= nth_paragraph <= count or not parts[nth_paragraph - 1]:
         return False
-    words = paragraphs[nth_paragraph - 1].split()
-    if not words:
-        return False
-    word = re.match(r"""[^.,?!'"]*""", words[0].lstrip("'").lstrip('"'))[0]
-    return word.lower() == first_word.lower()
+    word = parts[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
+    return re.split("[.,?!'\"]", word)[0].lower() == first_word.lower()
 
 
-def filled(parts):
-    """Parts that are not empty; none at all if one in the middle is empty."""
-    if not all(part.strip() for part in parts[1:-1]):
-        return []
-    return [part for part in parts if part.strip()]
+# ---- detectable_content
+
+def number_placeholders(text, num_placeholders: NUMBER):
+    """At least so many [placeholders], each within a line."""
+    count = sum("[" in part for line in text.split("\n") for part in line.split("]")[:-1])
+    return count >= num_placeholders
 
 
-# ---- words and letters
-
-def existence(text, keywords):
-    return all(re.search(word, text, re.IGNORECASE) for word in keywords)
-
-
-def forbidden_words(text, forbidden_words):
-    return not any(re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in forbidden_words)
+def postscript(text, postscript_marker: TEXT):
+    marker = postscript_marker.strip()
+    pattern = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}.get(marker)
+    return re.search(pattern or re.escape(marker.lower()), text.lower()) is not None
 
 
-def frequency(text, keyword, frequency, relation):
-    return compare(len(re.findall(keyword, text, re.IGNORECASE)), relation, frequency)
+# ---- detectable_format
 
-
-def letter_frequency(text, letter, let_frequency, let_relation):
-    return compare(Counter(text.lower())[letter.lower()], let_relation, let_frequency)
-
-
-def capital_word_frequency(text, capital_frequency, capital_relation):
-    words = package("nltk").word_tokenize(text)
-    return compare(sum(word.isupper() for word in words), capital_relation, capital_frequency)
-
-
-def no_comma(text):
-    return "," not in text
-
-
-# ---- language and case
-
-def response_language(text, language):
-    """What cannot be told counts as right."""
-    detector = package("langdetect")
-    detector.DetectorFactory.seed = 0
-    try:
-        return detector.detect(text) == language
-    except detector.LangDetectException:
-        return True
-
-
-def english_lowercase(text):
-    return text.islower() and response_language(text, "en")
-
-
-def english_capital(text):
-    return text.isupper() and response_language(text, "en")
-
-
-# ---- form
-
-def number_bullet_lists(text, num_bullets):
-    stars = re.findall(r"^\s*\*[^\*].*$", text, re.MULTILINE)
-    dashes = re.findall(r"^\s*-.*$", text, re.MULTILINE)
+def number_bullet_lists(text, num_bullets: NUMBER):
+    """Exactly so many lines that begin with * (but not **) or with -."""
+    stars = re.findall(r"^[^\S\n]*\*[^*].*$", text, re.MULTILINE)
+    dashes = re.findall(r"^[^\S\n]*-", text, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
-def number_highlighted_sections(text, num_highlights):
-    """*Highlighted* and **highlighted**; what is in two stars counts in both lists."""
-    single = re.findall(r"\*[^\n\*]*\*", text)
-    double = re.findall(r"\*\*[^\n\*]*\*\*", text)
-    return sum(bool(part.strip("*").strip()) for part in single + double) >= num_highlights
+def number_highlighted_sections(text, num_highlights: NUMBER):
+    """At least so many *passages* and **passages** that are not blank, each within a line."""
+    found = re.findall(r"\*([^\n*]*)\*", text) + re.findall(r"\*\*([^\n*]*)\*\*", text)
+    return sum(bool(passage.strip()) for passage in found) >= num_highlights
 
 
-def multiple_sections(text, section_spliter, num_sections):
-    parts = re.split(rf"\s?{section_spliter}\s?\d+\s?", text)
-    return len(parts) - 1 >= num_sections
-
-
-def number_placeholders(text, num_placeholders):
-    return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+def multiple_sections(text, section_spliter: TEXT, num_sections: NUMBER):
+    """At least so many section marks, such as "Section 1"."""
+    return len(re.findall(re.escape(section_spliter.strip()) + r"\s?\d+", text)) >= num_sections
 
 
 def title(text):
-    titles = re.findall(r"<<[^\n]+>>", text)
-    return any(title.lstrip("<").rstrip(">").strip() for title in titles)
+    """A line has a <<title>> that is not blank."""
+    within = [line.partition("<<")[2].rpartition(">>")[0] for line in text.split("\n")]
+    return any(one.lstrip("<").rstrip(">").strip() for one in within)
+
+
+def constrained_response(text):
+    return any(f"My answer is {word}." in text for word in ("yes", "no", "maybe"))
 
 
 def json_format(text):
+    """The whole text is JSON, perhaps in a fenced block."""
     text = text.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         text = text.removeprefix(fence)
@@ -195,47 +242,61 @@ def json_format(text):
     return True
 
 
-def constrained_response(text):
-    return any(option in text for option in OPTIONS)
+# ---- combination
+
+def two_responses(text):
+    """Two different answers with ****** between them."""
+    parts = divided(text, "******")
+    return len(parts) == 2 and all(parts) and parts[0] != parts[1]
 
 
-def postscript(text, postscript_marker):
-    patterns = {"P.P.S": r"\s*p\.\s?p\.\s?s.*$", "P.S.": r"\s*p\.\s?s\..*$"}
-    pattern = patterns.get(postscript_marker, rf"\s*{postscript_marker.lower()}.*$")
-    return re.search(pattern, text.lower(), re.MULTILINE) is not None
+def repeat_prompt(text, prompt_to_repeat: TEXT):
+    return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
-# ---- beginning and end, and what is said twice
+# ---- startend
 
 def quotation(text):
     text = text.strip()
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
-def end_checker(text, end_phrase):
+def end_checker(text, end_phrase: TEXT):
+    """The text ends with the phrase; case, and quotation marks around the text, do not count."""
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
-def repeat_prompt(text, prompt_to_repeat):
-    return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+# ---- change_case and punctuation
+
+def capital_word_frequency(text, capital_frequency: NUMBER, capital_relation: RELATION):
+    capitals = [word for word in with_nltk("word_tokenize", text) if word.isupper()]
+    return compare(len(capitals), capital_relation, capital_frequency)
 
 
-def two_responses(text):
-    answers = [answer.strip() for answer in filled(text.split("******"))]
-    return len(answers) == 2 and answers[0] != answers[1]
+def english_capital(text):
+    return response_language(text, "en") and text.isupper()
 
 
-VERIFIERS = {function.__name__: function for function in (
-    number_words, number_sentences, number_paragraphs, nth_paragraph_first_word, existence,
-    forbidden_words, frequency, letter_frequency, capital_word_frequency, no_comma,
-    response_language, english_lowercase, english_capital, number_bullet_lists,
-    number_highlighted_sections, multiple_sections, number_placeholders, title, json_format,
-    constrained_response, postscript, quotation, end_checker, repeat_prompt, two_responses)}
+def english_lowercase(text):
+    return response_language(text, "en") and text.islower()
 
 
-def package(name):
-    """A package that few checks need. Raises ValueError that says how to get it."""
-    try:
-        return __import__(name)
-    except ImportError:
-        raise ValueError(f"this check needs a package: pip install {name}") from None
+def no_comma(text):
+    return "," not in text
+
+
+KINDS = {
+    "keywords": [existence, frequency, forbidden_words, letter_frequency],
+    "language": [response_language],
+    "length_constraints": [number_words, number_sentences, number_paragraphs,
+                           nth_paragraph_first_word],
+    "detectable_content": [number_placeholders, postscript],
+    "detectable_format": [number_bullet_lists, number_highlighted_sections, multiple_sections,
+                          title, constrained_response, json_format],
+    "combination": [two_responses, repeat_prompt],
+    "startend": [quotation, end_checker],
+    "change_case": [capital_word_frequency, english_capital, english_lowercase],
+    "punctuation": [no_comma],
+}
+VERIFIERS = {f"{kind}:{verifier.__name__}": verifier
+             for kind, verifiers in KINDS.items() for verifier in verifiers}

@@ -32,13 +32,15 @@ def command_line():
                         help="whose files")
     export.add_argument("--questions", required=True, help="the official question file")
     export.add_argument("--out", help="a folder (default: RUN/export/FORMAT)")
-    ifeval = add("ifeval", "IFEval: the share of verifiable instructions that answers follow")
-    ifeval.add_argument("models", nargs="+", metavar="RUN_OR_MODEL",
-                        help="a run (all its iterations), or a model (hub name, folder)")
+    ifeval = add("ifeval", "IFEval's four shares: how often models do what they are asked, told by "
+                 "rules, not by a judge")
+    ifeval.add_argument("models", metavar="RUN_OR_MODEL", nargs="+",
+                        help="a run's folder (all its iterations), or a model (hub name, folder, "
+                        "runs/x/iter4); answers are greedy")
     ifeval.add_argument("--questions", required=True, help="IFEval's input_data.jsonl")
-    ifeval.add_argument("--limit", type=int, help="only the first so many questions")
-    ifeval.add_argument("--out", help="a folder that keeps the answers, which are then not drawn "
-                        "again; the official checkers read them")
+    ifeval.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
+    ifeval.add_argument("--out", metavar="FOLDER", help="keep the answers there, as JSONL of "
+                        "\"prompt\" and \"response\", and reuse those that are there")
     for command in (repeat, export):
         command.add_argument("--iterations", type=int, nargs="+", help="which (default: all)")
     for command in (compare, export, ifeval):

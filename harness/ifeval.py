@@ -1,145 +1,214 @@
-"""IFEval (Zhou et al. 2023, arXiv 2311.07911): how many verifiable instructions are followed."""
+"""`eval.py ifeval`: how often models do what IFEval's questions ask for, told by its verifiers.
+
+Answers are greedy. Questions are the user's own copy of IFEval's input_data.jsonl, or any file of
+that form; harness/checks.py says how each instruction is verified.
+"""
+import json
+import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from harness.checks import VERIFIERS, bare, check_check, meets, meets_loosely
-from harness.files import iterations, read_jsonl, write_jsonl
+from harness.checks import Missing, check_check, loose, meets
+from harness.files import iterations, read_jsonl, sha256, write_jsonl
+from harness.inputs import read_prompts
 from harness.models import answer_tokens, drawn, load_alone
+from sampling import load_tokenizer
 
-LEVELS = ("prompts, strict", "instructions, strict", "prompts, loose", "instructions, loose")
-PUBLISHED = """\
-Published for Llama-3-8B-Instruct (prompts, strict): 70.6 %, after Self-Rewarding 74.1 %, after
-Meta-Rewarding 75.4 % (an independent replication: SPaR, arXiv 2412.11605, table 1)."""
-
-
-def ifeval(args, bootstrap):
-    """`eval.py ifeval`: answers IFEval's questions greedily, and prints four shares for each model.
-
-    bootstrap: eval.bootstrap. Intervals are over prompts; of several models the last is compared
-    with the first, prompt by prompt.
-    """
-    questions = read_questions(args.questions)[:args.limit]
-    unusable = unusable_verifiers(questions)
-    for question in questions:
-        question["checks"] = [check for check in question["checks"]
-                              if bare(check["id"]) not in unusable]
-    checked = [question for question in questions if question["checks"]]
-    columns = {}
-    for model in models_of(args.models):
-        answers = answers_to(model, questions, args)
-        columns[model] = followed(checked, answers)
-        cut = sum(not answer["finished"] for answer in answers.values())
-        print(f"{model}: {len(answers)} answers, {cut} of them cut off or without room in the "
-              "model's context")
-    count = sum(len(question["checks"]) for question in checked)
-    print(f"{len(checked)} prompts, {count} instructions"
-          + "".join(f"; without {name}: {why}" for name, why in unusable.items()))
-    print(table(columns, bootstrap))
-    print(PUBLISHED)
+MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
+            "instruction-level, loose", "mean of the four"]
+PUBLISHED = ("Published for Llama-3-8B-Instruct (arXiv 2412.11605, Table 1), prompt-level, strict: "
+             "70.6%, after Self-Rewarding 74.1%, after Meta-Rewarding 75.4%.")
 
 
-def read_questions(file):
-    """Records of "prompt" and "checks" from IFEval's file. ValueError for any other file."""
+# ---- questions and models
+
+def read_questions(file, limit=None):
+    """The questions of a file, or the first of them, as `question_of` gives them."""
+    if limit is not None and limit < 1:
+        raise ValueError("--limit must be at least 1")
     questions = []
-    for number, record in enumerate(read_jsonl(file), 1):
-        names, settings = record.get("instruction_id_list"), record.get("kwargs")
-        whole = isinstance(names, list) and isinstance(settings, list)
-        if not whole or len(names) != len(settings) or not isinstance(record.get("prompt"), str):
-            raise ValueError(f"--questions {file}, line {number}: needs \"prompt\", "
-                             "\"instruction_id_list\" and \"kwargs\", as IFEval's input_data.jsonl")
-        checks = []
-        for name, arguments in zip(names, settings):
-            given = {key: value for key, value in arguments.items() if value is not None}
-            checks.append({"id": name, **given})
-            check_check(checks[-1])
-        questions.append({"prompt": record["prompt"], "checks": checks})
-    if not questions:
-        raise ValueError(f"--questions {file}: there is no such file, or nothing in it")
+    for number, record in enumerate(read_prompts(file, "--questions")[:limit], 1):
+        try:
+            questions.append(question_of(record))
+        except ValueError as error:
+            raise ValueError(f"--questions {file}: question {number}: {error}") from None
+    if not any(question["checks"] for question in questions):
+        _, why = questions[0]["missing"][0]
+        raise ValueError(f"--questions {file}: none of the instructions can be checked: {why}")
     return questions
 
 
-def unusable_verifiers(questions):
-    """{verifier: what it lacks} of those whose package, or its data, is not there."""
-    samples = {bare(check["id"]): check for question in questions for check in question["checks"]}
-    unusable = {}
-    for name, check in samples.items():
+def question_of(record):
+    """Its "prompt", "checks", and of instructions that cannot be checked "missing", (type, why)."""
+    ids, arguments = record.get("instruction_id_list"), record.get("kwargs")
+    lists = isinstance(ids, list) and isinstance(arguments, list) and len(ids) == len(arguments)
+    if not lists or not ids or not all(isinstance(given, dict) for given in arguments):
+        raise ValueError("needs \"instruction_id_list\" and \"kwargs\", one for each instruction")
+    checks, missing = [], []
+    for name, given in zip(ids, arguments):
+        check = {key: value for key, value in given.items() if value is not None} | {"id": name}
         try:
-            meets(check, "One sentence.")
-        except (ValueError, LookupError) as error:
-            lacks = re.search(r"pip install \w+|nltk\.download\('\w+'\)", str(error))
-            unusable[name] = lacks[0] if lacks else str(error).strip().splitlines()[0]
-    assert unusable.keys() <= VERIFIERS.keys()
-    return unusable
+            check_check(check)
+            checks.append(check)
+        except Missing as error:
+            missing.append((name, str(error)))
+    return {"prompt": record["prompt"], "checks": checks, "missing": missing}
 
 
-def models_of(names):
-    """The models that are meant: of a run's folder all its iterations, in order."""
-    models = []
-    for name in names:
-        folders = iterations(name) if Path(name).is_dir() else {}
-        models += [str(folders[t]) for t in sorted(folders)] or [name]
+def models_of(sources):
+    """{name: model}. A run's folder stands for its iterations, in order."""
+    models = {}
+    for source in sources:
+        folders = [folder for _, folder in sorted(iterations(source).items())
+                   if (folder / "adapter").exists()]
+        for model in folders or [source]:
+            name = name_of(model)
+            if name in models:
+                raise ValueError(f"two models are called {name}: measure them one by one")
+            models[name] = str(model)
     return models
 
 
-def answers_to(model, questions, args):
-    """{prompt: {"response", "finished"}}: from --out where they are there, else by the model."""
-    file = Path(args.out) / f"{model.strip('/').replace('/', '-')}.jsonl" if args.out else None
-    known = {}
-    if file:
-        known = {record["prompt"]: record for record in read_jsonl(file)}
-    missing = [question["prompt"] for question in questions if question["prompt"] not in known]
-    if missing:
-        network, tokenizer = load_alone(model, args.bits)
-        samples = drawn(network, tokenizer, missing, f"{model}: answers",
-                        args.max_new_tokens or answer_tokens(model), temperature=0)
-        for prompt, sample in zip(missing, samples):
-            known[prompt] = {"prompt": prompt, "response": sample.text,
-                             "finished": sample.finished}
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_jsonl(file, known.values())
-    return {question["prompt"]: known[question["prompt"]] for question in questions}
+def name_of(model):
+    """What a model is called on the screen and as a file: "x-iter4" for runs/x/iter4."""
+    folder = Path(model).resolve()
+    in_a_run = re.fullmatch("iter[0-9]+", folder.name)
+    return f"{folder.parent.name}-{folder.name}" if in_a_run else folder.name
 
 
-def followed(questions, answers):
-    """For each prompt how many of its instructions were followed: an array (prompts, 3).
+def is_adapted(model):
+    """Whether this is an iteration of a run, or an adapter's folder."""
+    return any((Path(model) / place / "adapter_config.json").is_file() for place in ("", "adapter"))
 
-    Its columns are how many it has, followed strictly, followed loosely.
-    """
-    rows = []
+
+# ---- answers
+
+def answers_to(prompts, name, model, args):
+    """{prompt: the model's record}. --out keeps them as they end, and what it has is not redone."""
+    weights = Path(model) / "adapter" / "adapter_model.safetensors"
+    longest = args.max_new_tokens or answer_tokens(model)
+    made = {"max_new_tokens": longest, "bits": args.bits,
+            "adapter": sha256(weights)[:8] if weights.is_file() else None}
+    file = Path(args.out) / f"{name}.jsonl" if args.out else os.devnull
+    known = kept_answers(file, made) if args.out else {}
+    left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+
+    def keep(i, sample):
+        record = {"prompt": left[i], "response": sample.text, "finished": sample.finished,
+                  "tokens": len(sample.tokens), **made}
+        known[left[i]] = record
+        out.write(json.dumps(record) + "\n")
+        out.flush()
+
+    if left:
+        model, tokenizer = load_alone(model, args.bits)
+        with open(file, "a", encoding="utf-8") as out:
+            drawn(model, tokenizer, left, f"{name}: answers", longest, keep, temperature=0)
+    return known
+
+
+def kept_answers(file, made):
+    """{prompt: its record} of a file that --out kept; {} if there is none yet."""
+    records = read_jsonl(file) if file.is_file() else []
+    for record in records:
+        if not isinstance(record.get("prompt"), str) or not isinstance(record.get("response"), str):
+            raise ValueError(f"{file} does not hold answers: give another --out")
+        other = [key for key, value in made.items() if record.get(key, value) != value]
+        if other:
+            raise ValueError(f"{file} holds answers made with another {other[0]}, "
+                             f"{record[other[0]]} instead of {made[other[0]]}: give another --out")
+    if records:
+        write_jsonl(file, records)  # without a torn last line
+    return {record["prompt"]: record for record in records}
+
+
+# ---- figures
+
+def count(questions, answers):
+    """What was met, and of how many: an array (questions, 4 measures, 2)."""
+    counts = []
     for question in questions:
         text, checks = answers[question["prompt"]]["response"], question["checks"]
-        rows.append([len(checks), sum(meets(check, text) for check in checks),
-                     sum(meets_loosely(check, text) for check in checks)])
-    return np.array(rows)
+        row, whole = [], not question["missing"]
+        for reading in (meets, loose):
+            met = [reading(check, text) for check in checks]
+            row += [[whole and all(met), whole], [sum(met), len(met)]]
+        counts.append(row)
+    return np.array(counts, dtype=float)
 
 
-def shares(rows):
-    """The four shares of LEVELS, and their mean, from the rows of `followed`."""
-    count, strict, loose = rows.T
-    four = [np.mean(strict == count), strict.sum() / count.sum(),
-            np.mean(loose == count), loose.sum() / count.sum()]
-    return np.array([*four, np.mean(four)])
+def shares(counts):
+    """The five measures, in 0..1."""
+    met, total = counts.sum(0).T  # (4,) each
+    four = met / np.maximum(total, 1)
+    return np.append(four, four.mean())
 
 
-def table(columns, bootstrap):
-    """The shares of each model in percent, with 95 % intervals."""
-    rows = [[name] for name in (*LEVELS, "mean of the four")]
-    arrays = list(columns.values())
-    if len(arrays) > 1:
-        columns = columns | {"last - first": None}
-    for column in columns.values():
-        for i, row in enumerate(rows):
-            if column is None:
-                value = shares(arrays[-1])[i] - shares(arrays[0])[i]
-                low, high = bootstrap(lambda a, b: shares(b)[i] - shares(a)[i], arrays[0],
-                                      arrays[-1])
-                row.append(f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
-            else:
-                low, high = bootstrap(lambda rows: shares(rows)[i], column)
-                row.append(f"{100 * shares(column)[i]:.1f} ({100 * low:.1f} to {100 * high:.1f})")
-    heads = ["", *(name if len(name) < 24 else f"...{name[-20:]}" for name in columns)]
-    return "\n".join(f"{first:22}" + "".join(f"{cell:>26}" for cell in cells)
-                     for first, *cells in [heads, *rows])
+def difference(first, last):
+    return shares(last) - shares(first)
+
+
+def cells(statistic, columns, bootstrap, sign=""):
+    """A column of the table: a statistic's five values, with intervals if there is a bootstrap."""
+    texts = []
+    for measure, value in enumerate(statistic(*columns)):
+        text = f"{value:{sign}.1%}"
+        if bootstrap:
+            low, high = bootstrap(lambda *rows: statistic(*rows)[measure], *columns)
+            text += f" [{low:{sign}.1%}, {high:{sign}.1%}]"
+        texts.append(text)
+    return texts
+
+
+def table(questions, answers, bootstrap):
+    """The table's lines. answers: {name: {prompt: record}}. bootstrap: None for no intervals."""
+    counts = {name: count(questions, known) for name, known in answers.items()}
+    columns = []
+    for name, known in answers.items():
+        said = [known[question["prompt"]] for question in questions]
+        no_room = sum(record.get("tokens") == 0 for record in said)
+        cut = sum(record.get("finished") is False for record in said) - no_room
+        columns.append([name, *cells(shares, [counts[name]], bootstrap), f"{cut}", f"{no_room}"])
+    if len(counts) > 1:
+        first, *_, last = counts
+        columns.append([f"{last} - {first}",
+                        *cells(difference, [counts[first], counts[last]], bootstrap, "+"), "", ""])
+    names = ["", *MEASURES, "answers cut off", "prompts too long"]
+    widths = [max(map(len, column)) for column in columns]
+    return ["  ".join([f"{name:25}", *(f"{text:{width}}" for text, width in zip(row, widths))])
+            .rstrip() for name, *row in zip(names, *columns)]
+
+
+def left_out(questions):
+    """A line for each reason why instructions could not be checked."""
+    missing = [pair for question in questions for pair in question["missing"]]
+    lines = []
+    for why in dict.fromkeys(why for _, why in missing):
+        types = Counter(name for name, reason in missing if reason == why)
+        told = ", ".join(f"{number} {name}" for name, number in types.items())
+        lines.append(f"left out: {told}, and the prompts with them at prompt level: {why}")
+    return lines
+
+
+def ifeval(args, bootstrap, fewest):
+    """`eval.py ifeval RUN_OR_MODEL... --questions FILE`.
+
+    bootstrap: what gives an interval, for at least `fewest` questions.
+    """
+    questions, models = read_questions(args.questions, args.limit), models_of(args.models)
+    for model in models.values():
+        if not is_adapted(model):
+            load_tokenizer(model)  # fails if there is no such model, before the others answer
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    prompts = [question["prompt"] for question in questions]
+    answers = {name: answers_to(prompts, name, model, args) for name, model in models.items()}
+    enough = len(questions) >= fewest
+    print("\n".join(table(questions, answers, bootstrap if enough else None)))
+    about = "95 % intervals by bootstrap over prompts" if enough else "too few for intervals"
+    print(f"{len(questions)} prompts with {sum(len(one['checks']) for one in questions)} "
+          f"instructions checked; {about}")
+    print("\n".join([*left_out(questions), PUBLISHED]))

@@ -63,7 +63,10 @@ def check_record(record, needs_replies):
     if not isinstance(record.get("checks", []), list):
         raise ValueError("needs \"checks\", if any, as a list")
     for check in record.get("checks", []):
-        check_check(check)
+        try:
+            check_check(check)
+        except ValueError as error:
+            raise ValueError(f"\"checks\": {error}") from None
     if needs_replies:
         replies = record.get("replies")
         if not isinstance(replies, list) or len(replies) < 2 or not all(map(is_reply, replies)):
@@ -74,7 +77,21 @@ def check_record(record, needs_replies):
 def is_reply(reply):
     if not isinstance(reply, dict) or not isinstance(reply.get("text"), str):
         return False
+    if not isinstance(reply.get("judgment", ""), str):
+        return False
+    comparisons = reply.get("comparisons", [])
+    if not isinstance(comparisons, list) or not all(map(is_comparison, comparisons)):
+        return False
     return isinstance(reply.get("rank"), (int, float)) and math.isfinite(reply["rank"])
+
+
+def is_comparison(comparison):
+    """Whether this has two judgments, and says which is better, the first (0) or the second (1)."""
+    if not isinstance(comparison, dict) or comparison.get("better") not in (0, 1):
+        return False
+    judgments = comparison.get("judgments")
+    return (isinstance(judgments, list) and len(judgments) == 2
+            and all(isinstance(judgment, str) for judgment in judgments))
 
 
 def training_prompts(settings, held_out):
@@ -168,6 +185,41 @@ def ranked_items(records):
     return [{"id": f"{record['prompt_id']}/{i}", "prompt_id": record["prompt_id"],
              "prompt": record["prompt"], "text": reply["text"], "rank": reply["rank"]}
             for record in records for i, reply in enumerate(record["replies"])]
+
+
+def given_examples(records, rubric, max_score):
+    """Warm-start examples from what ranked replies carry, for models that cannot judge untaught.
+
+    A reply may have a "judgment", a text that ends in a score, and "comparisons": two "judgments"
+    and the "better" one, 0 or 1; of each comparison both orders train. Yields what `evened_out` of
+    metareward yields.
+    """
+    def example(record, prompt, text):
+        return {"prompt": [{"role": "user", "content": prompt}],
+                "completion": [{"role": "assistant", "content": text}],
+                "prompt_id": record["prompt_id"]}
+
+    for record in records:
+        for reply in record["replies"]:
+            asked = (record["prompt"], reply["text"])
+            if "judgment" in reply:
+                score = words.parse_score(reply["judgment"], max_score)
+                if score is None:
+                    yield "given judgment that ends in no score"
+                else:
+                    prompt = words.judge_prompt(*asked, rubric)
+                    yield example(record, prompt, reply["judgment"]) | {"score": score}
+            for comparison in reply.get("comparisons", []):
+                for m, n in ((0, 1), (1, 0)):
+                    first, second = comparison["judgments"][m], comparison["judgments"][n]
+                    prompt = words.meta_judge_prompt(*asked, first, second, rubric)
+                    winner = "A" if m == comparison["better"] else "B"
+                    yield example(record, prompt, f"Winner: Judgment {winner}")
+
+
+def carries_judgments(records):
+    return any("judgment" in reply or "comparisons" in reply
+               for record in records for reply in record["replies"])
 
 
 # ---- invented prompts

@@ -19,9 +19,10 @@ from harness.settings import read_preset
 from sampling import load, sample
 
 
-def drawn(model, tokenizer, prompts, label, max_new_tokens, **settings):
+def drawn(model, tokenizer, prompts, label, max_new_tokens, keep=None, **settings):
     """One sample for each prompt, with a bar. settings: as `sample` takes them.
 
+    keep(i, sample), if given, is called as each ends, with the number of its prompt.
     A line on stderr counts the prompts that are too long: their samples have no tokens.
     """
     tokens, start = 0, time.perf_counter()
@@ -29,6 +30,8 @@ def drawn(model, tokenizer, prompts, label, max_new_tokens, **settings):
     def ended(i, number, sample):
         nonlocal tokens
         tokens += len(sample.tokens)
+        if keep:
+            keep(i, sample)
         rate = tokens / (time.perf_counter() - start)
         bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         bar.update()

@@ -1,0 +1,195 @@
+"""--reward in the judge's place, judgments that people bring, and models that cannot judge."""
+import json
+import re
+
+import pytest
+import torch
+from conftest import TINY
+from test_run import refusal, scripted, small
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
+
+import harness.unreadable
+import metareward
+from eval import read_jsonl
+from harness.inputs import given_examples
+from harness.report import look_up
+from harness.reward import RewardModel
+from metareward import Settings
+from prompts import judge_prompt, meta_judge_prompt
+from sampling import Sample
+
+
+def run(folder, *flags):
+    """A run of one iteration in folder/run: the records of summary.json."""
+    metareward.main(small(folder, "--out", str(folder / "run"), "--iters", "1", "--epochs", "1",
+                          "--prompts-per-iter", "6", *flags))
+    return json.loads((folder / "run" / "summary.json").read_text())
+
+
+# ---- what scores answers
+
+def test_with_checks_as_reward_answers_have_their_true_score(tmp_path, capsys):
+    """No judge and no meta-judge is asked, and the table has no rows for them."""
+    first, last = run(tmp_path, "--reward", "checks")
+    folder = tmp_path / "run" / "iter1"
+    judged = read_jsonl(folder / "judgments.jsonl")
+    assert judged and all(r["score"] == r["truth"] and "judgments" not in r for r in judged)
+    pairs = read_jsonl(folder / "pairs.jsonl")
+    assert pairs and all(p["kind"] == "actor" and p["chosen_score"] > p["rejected_score"]
+                         for p in pairs)
+    assert first["judge"] is None and last["meta_judge"] is None and last["train"]
+    assert not (folder / "eval_judge.jsonl").exists()
+    out = capsys.readouterr().out
+    assert "actor: true score" in out and "judge:" not in out
+
+
+def test_checks_as_reward_need_prompts_with_checks(tmp_path, capsys):
+    assert "needs --prompts" in refusal(capsys, "--model", TINY, "--reward", "checks",
+                                        "--prompts", "", "--out", tmp_path / "run")
+    lines = (TINY / "prompts.jsonl").read_text().splitlines(keepends=True)[:6]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines) + '{"prompt": "Sing."}\n')
+    _, last = run(tmp_path, "--reward", "checks", "--prompts", str(tmp_path / "prompts.jsonl"))
+    assert last["pairs"]["dropped"]["prompt without checks"] == 1
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory):
+    """The folder of a small random reward model with the tiny world's tokenizer."""
+    folder, tokenizer = tmp_path_factory.mktemp("reward"), AutoTokenizer.from_pretrained(TINY)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_labels=1, initializer_range=0.3,
+        max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_models_scores_are_those_of_its_own_forward_pass(reward_model, monkeypatch):
+    """One text at a time, as transformers would; whatever else stands in the batch."""
+    monkeypatch.setitem(harness.reward.BATCH_TOKENS, "cpu", 60)
+    answers = [{"prompt": f"How do I sing {'so well ' * (i % 3)}?", "text": f"Like {i}."}
+               for i in range(7)]
+    scores = RewardModel(str(reward_model), bits=32).scores(answers, "scores")
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    for answer, score in zip(answers, scores, strict=True):
+        turns = [{"role": "user", "content": answer["prompt"]},
+                 {"role": "assistant", "content": answer["text"]}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            assert score == pytest.approx(model(ids).logits.item(), abs=1e-5)
+    assert len({round(score, 4) for score in scores}) == 7
+
+
+def test_a_reward_model_scores_a_run(reward_model, tmp_path, capsys):
+    first, last = run(tmp_path, "--reward", str(reward_model))
+    pairs = read_jsonl(tmp_path / "run" / "iter1" / "pairs.jsonl")
+    assert pairs and all(p["chosen_score"] > p["rejected_score"] for p in pairs)
+    assert last["judge"] is None and last["actor"]["mean_score"] and last["actor"]["truth"]
+
+
+def test_a_model_of_another_kind_is_no_reward_model(tmp_path, capsys):
+    assert "not a reward model" in refusal(
+        capsys, *small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1",
+                       "--reward", str(TINY)))
+
+
+def test_without_a_judge_there_is_no_warm_start_and_no_meta_judge():
+    settings = Settings(model="tiny", out="x", reward="checks", judgments=1)
+    assert settings.no_eft and settings.no_meta_judge
+
+
+# ---- judgments that people bring
+
+def test_given_judgments_and_comparisons_are_trained_on_as_they_are():
+    records = [{"prompt_id": "0", "prompt": "Why?", "replies": [
+        {"text": "Rain.", "rank": 0, "judgment": "Short, and right.\nScore: 4",
+         "comparisons": [{"judgments": ["a\nScore: 4", "b\nScore: 1"], "better": 0}]},
+        {"text": "No.", "rank": 1, "judgment": "It is good."}]}]
+    good, first, second, lost = given_examples(records, "rubric", 5)
+    assert good["prompt"][0]["content"] == judge_prompt("Why?", "Rain.", "rubric")
+    assert good["completion"][0]["content"] == "Short, and right.\nScore: 4" and good["score"] == 4
+    for example, m, n, winner in ((first, 0, 1, "A"), (second, 1, 0, "B")):
+        texts = ["a\nScore: 4", "b\nScore: 1"]
+        assert example["prompt"][0]["content"] == meta_judge_prompt(
+            "Why?", "Rain.", texts[m], texts[n], "rubric")
+        assert example["completion"][0]["content"] == f"Winner: Judgment {winner}"
+    assert lost == "given judgment that ends in no score"
+
+
+def test_a_run_with_given_judgments_asks_the_seed_for_none(tmp_path, capsys):
+    records = [json.loads(line) for line in (TINY / "ranked.jsonl").read_text().splitlines()[:6]]
+    for record in records:
+        for reply in record["replies"]:
+            reply["judgment"] = f"It has some elements.\nScore: {5 - reply['rank']}"
+    file = tmp_path / "given.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    first, _ = run(tmp_path, "--eft", str(file))
+    assert not (tmp_path / "run" / "iter0" / "judgments.jsonl").exists()
+    assert len(read_jsonl(tmp_path / "run" / "iter0" / "sft.jsonl")) == sum(
+        len(record["replies"]) for record in records)
+    assert first["train"]
+
+
+@pytest.mark.parametrize("more", [
+    {"judgment": 3}, {"comparisons": {}}, {"comparisons": [{"judgments": ["a"], "better": 0}]},
+    {"comparisons": [{"judgments": ["a", "b"], "better": 2}]}])
+def test_malformed_judgments_are_refused(tmp_path, capsys, more):
+    replies = [{"text": "a", "rank": 0, **more}, {"text": "b", "rank": 1}]
+    (tmp_path / "eft.jsonl").write_text(json.dumps({"prompt": "a", "replies": replies}) + "\n")
+    assert "line 1: needs \"replies\"" in refusal(capsys, "--model", TINY, "--out",
+                                                  tmp_path / "run", "--eft", tmp_path / "eft.jsonl")
+
+
+# ---- models that cannot judge
+
+NEVER = {"judge": lambda i, k: ("It is very good.", True)}
+NO_WINNER = {"meta_judge": lambda i, k: ("Both are good.", True)}
+
+
+
+def test_a_model_that_cannot_judge_is_told_early(tmp_path, capsys, monkeypatch):
+    """With exit status 2, and one line that has a reply and what to do."""
+    monkeypatch.setattr(harness.unreadable, "EARLY", 30)
+    monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
+    says = refusal(capsys, *small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1",
+                                  "--no-eft"))
+    assert re.search(r"held-out judgments: 0 of the first 3\d replies end in a score", says)
+    assert '"It is very good."' in says and "--eft" in says
+    assert len(read_jsonl(tmp_path / "run" / "iter0" / "eval.jsonl")) < 12
+
+
+def test_a_model_that_cannot_compare_trains_as_actor(tmp_path, capsys, monkeypatch):
+    """It says so, trains on pairs of answers, and ends as usual."""
+    monkeypatch.setattr(harness.unreadable, "EARLY", 12)
+    monkeypatch.setattr(metareward, "sample", scripted(**NO_WINNER))
+    _, last = run(tmp_path, "--no-eft")
+    out = capsys.readouterr().out
+    assert "0 of the first 12 replies end in a winner" in out and "goes on without" in out
+    assert last["pairs"]["actor"] and not last["pairs"]["judge"] and last["train"]
+    assert look_up(last, "meta_judge.valid_rate") is None
+
+
+def test_a_few_replies_that_can_be_read_are_enough():
+    """One in twenty: such a model may learn to judge."""
+    first = harness.unreadable.FirstReplies(1, "judgments")
+    score = [None] * 19 + [3]
+    record = {"judgments": [{"score": one} for one in score]}
+    for _ in range(10):
+        first.add(record, [[Sample("x", [1], True)] * 20])
+    with pytest.raises(harness.unreadable.Unreadable):
+        first = harness.unreadable.FirstReplies(1, "judgments")
+        first.add({"judgments": [{"score": None}] * 200}, [[Sample("x", [1], True)] * 200])
+
+
+def test_a_run_that_trained_on_nothing_ends_with_status_3(tmp_path, capsys, monkeypatch):
+    same = {"judge": lambda i, k: ("Always the same.\nScore: 5", True)}
+    monkeypatch.setattr(metareward, "sample", scripted(**same))
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--no-eft", "--no-meta-judge")
+    assert stop.value.code == 3
+    last_line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last_line.startswith("Iterations that trained on nothing, since no pairs came of them: 1")
