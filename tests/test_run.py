@@ -623,8 +623,15 @@ def test_every_part_can_be_switched_off(flags, judge_pairs, weights, tmp_path, c
     assert record["meta_judge"] is None or record["meta_judge"]["weights"] == weights
 
 
+def trains_on_nothing(arguments):
+    """A run that ends with exit status 3, since an iteration had nothing to train on."""
+    with pytest.raises(SystemExit) as stop:
+        metareward.main(arguments)
+    assert stop.value.code == 3
+
+
 def test_a_judge_that_never_ends_trains_nothing_and_says_so(tmp_path, capsys):
-    metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--max-judgment-tokens", "3"))
+    trains_on_nothing(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--max-judgment-tokens", "3"))
     record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
     assert record["train"] is None and record["pairs"]["actor"] == record["pairs"]["judge"] == 0
     assert record["pairs"]["dropped"]["judgment malformed or cut off"] >= 12 * 3
@@ -668,7 +675,8 @@ def test_degenerate_models_train_on_nothing_and_are_explained(tmp_path, capsys, 
     there is no pair of what does not differ. The first case shows that the script itself trains.
     """
     monkeypatch.setattr(metareward, "sample", scripted(**roles))
-    metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--prompts-per-iter", "6", "--epochs", "1"))
+    end = metareward.main if actor_pairs or judge_pairs else trains_on_nothing
+    end(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft", "--prompts-per-iter", "6", "--epochs", "1"))
     record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
     assert (record["pairs"]["actor"] > 0, record["pairs"]["judge"] > 0) == (actor_pairs, judge_pairs)
     assert dropped.items() <= record["pairs"]["dropped"].items(), record["pairs"]["dropped"]
