@@ -53,7 +53,7 @@ def test_the_time_of_a_stage_is_a_line_through_two_trials():
     Noise cannot make a prompt free, nor cost more than its share of the last trial.
     """
     assert on_line([(10, 3), (40, 9)], 100) == pytest.approx(21)
-    assert on_line([(10, 5), (40, 4)], 80) == pytest.approx(4 + 40 * 0.05)
+    assert on_line([(10, 5), (40, 4)], 80) == pytest.approx(4 + 40 * 0.025)
     assert on_line([(10, 0.1), (40, 4)], 80) == pytest.approx(8)
     assert on_line([(40, 4)], 10) == pytest.approx(1)
     assert on_line([(40, 3), (40, 4)], 80) == pytest.approx(8)
