@@ -21,6 +21,7 @@ except ImportError:  # plots are an extra: the report has its tables without the
 FIGURES = [  # name, where in a record of summary.json, how shown
     ("actor: true score", "actor.truth", ".2f"),
     ("actor: score by its own judgment", "actor.mean_score", ".2f"),
+    ("actor: score by --reward", "actor.reward", ".2f"),
     ("actor: characters per answer", "actor.mean_length", ".0f"),
     ("judge: valid", "judge.valid_rate", ".0%"),
     ("judge: mean score", "judge.mean_score", ".2f"),
@@ -41,8 +42,8 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("training: judge pairs", "pairs.judge", "d"),
 ]
 AT_A_GLANCE = [  # of FIGURES, those that the screen shows when a run ends
-    "actor: true score", "actor: score by its own judgment", "actor: characters per answer",
-    "judge: right about the truth", "judge: agrees with people", "judge: ties",
+    "actor: true score", "actor: score by its own judgment", "actor: score by --reward",
+    "actor: characters per answer", "judge: right about the truth", "judge: agrees with people", "judge: ties",
     "meta-judge: valid", "meta-judge: prefers the first",
     "training: actor pairs", "training: judge pairs",
 ]
@@ -51,7 +52,8 @@ IN_A_LINE = [  # of FIGURES, those that the screen shows of each model as it is 
     "judge: right about the truth",
 ]
 CURVES = {  # title of a plot: its lines by their labels, and where their figures stand
-    "actor's score": {"true": "actor.truth", "by itself": "actor.mean_score"},
+    "actor's score": {"true": "actor.truth", "by itself": "actor.mean_score",
+                      "by --reward": "actor.reward"},
     "actor: characters per answer": {"": "actor.mean_length"},
     "judge: how often right": {"by the truth": "judge.truth_agreement",
                                "by people's ranks": "judge.human_agreement"},
@@ -378,7 +380,8 @@ def actor_sample(pair, judged):
         truth = f", true score {record['truth']:g}" if "truth" in record else ""
         said = "".join(pre(judgment["text"]) for judgment in record.get("judgments", [])[:3])
         body += f"{side}, score {pair[f'{side}_score']:.2f}{truth}{pre(text, kind)}"
-        body += details("its first judgments", said)
+        if said:
+            body += details("its first judgments", said)
     return body
 
 
@@ -396,8 +399,8 @@ def judge_sample(pair, battle, rating):
 
 # ---- the page
 
-LEGEND = """<p><small>True score: how many of a prompt's checks an answer matches. Own score: what
-the model gives itself; it proves nothing. Right about the truth: the judge, the share of pairs of
+LEGEND = """<p><small>True score: the share of a prompt's checks that an answer meets, times
+the judge's highest score. Own score: what the model gives itself; it proves nothing. Right about the truth: the judge, the share of pairs of
 answers it orders as the truth does; the meta-judge, the share of comparisons it gives to the
 judgment whose score is nearer to the truth. Prefers the first: 50 % would be no bias. With length:
 Spearman's correlation over M_0's held-out answers. docs/reading-the-figures.md explains every

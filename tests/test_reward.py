@@ -88,7 +88,7 @@ def test_a_reward_model_scores_a_run(reward_model, tmp_path, capsys):
     first, last = run(tmp_path, "--reward", str(reward_model))
     pairs = read_jsonl(tmp_path / "run" / "iter1" / "pairs.jsonl")
     assert pairs and all(p["chosen_score"] > p["rejected_score"] for p in pairs)
-    assert last["judge"] is None and last["actor"]["mean_score"] and last["actor"]["truth"]
+    assert last["judge"] is None and last["actor"]["reward"] and last["actor"]["truth"]
 
 
 def test_a_model_of_another_kind_is_no_reward_model(tmp_path, capsys):
