@@ -43,7 +43,8 @@ FIGURES = [  # name, where in a record of summary.json, how shown
 ]
 AT_A_GLANCE = [  # of FIGURES, those that the screen shows when a run ends
     "actor: true score", "actor: score by its own judgment", "actor: score by --reward",
-    "actor: characters per answer", "judge: right about the truth", "judge: agrees with people", "judge: ties",
+    "actor: characters per answer",
+    "judge: right about the truth", "judge: agrees with people", "judge: ties",
     "meta-judge: valid", "meta-judge: prefers the first",
     "training: actor pairs", "training: judge pairs",
 ]
@@ -399,12 +400,12 @@ def judge_sample(pair, battle, rating):
 
 # ---- the page
 
-LEGEND = """<p><small>True score: the share of a prompt's checks that an answer meets, times
-the judge's highest score. Own score: what the model gives itself; it proves nothing. Right about the truth: the judge, the share of pairs of
-answers it orders as the truth does; the meta-judge, the share of comparisons it gives to the
-judgment whose score is nearer to the truth. Prefers the first: 50 % would be no bias. With length:
-Spearman's correlation over M_0's held-out answers. docs/reading-the-figures.md explains every
-figure.</small></p>"""
+LEGEND = """<p><small>True score: the share of a prompt's checks that an answer meets, times the
+judge's highest score. Own score: what the model gives itself; it proves nothing. Right about the
+truth: the judge, the share of pairs of answers it orders as the truth does; the meta-judge, the
+share of comparisons it gives to the judgment whose score is nearer to the truth. Prefers the first:
+50 % would be no bias. With length: Spearman's correlation over M_0's held-out answers.
+docs/reading-the-figures.md explains every figure.</small></p>"""
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 
 
