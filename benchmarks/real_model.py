@@ -1,7 +1,7 @@
 """Does a real pretrained model improve by its own answers? `python benchmarks/real_model.py --model M`
 
-M is a model folder or a hub name. The prompts are those of data/verifiable.jsonl, whose answers a
-program can check. Compared are runs whose reward is the truth (`--reward checks`) and a control:
+M is a model folder or a hub name. The prompts are made like those of data/verifiable.jsonl, whose
+answers a program can check, with demands that short answers can meet. Compared are runs whose reward is the truth (`--reward checks`) and a control:
 the same run, but that every answer's score is a random number, so that its pairs say nothing. The
 control must not rise. Measured is the share of demands met on held-out prompts that share no task
 with the training's, four answers each; intervals are 95 %, by bootstrap over these prompts.
@@ -20,15 +20,17 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from data import make  # noqa: E402
 from eval import bootstrap, by_prompt, read_jsonl  # noqa: E402
+from harness.files import write_jsonl  # noqa: E402
 from harness.folder import Run  # noqa: E402
 
+KINDS = ("at most", "question", "first", "no comma", "word")  # of demands, see data/make.py
 SETTINGS = {  # of the runs
-    "prompts": ROOT / "data" / "verifiable.jsonl", "prompts-per-iter": 48, "responses": 8,
-    "max-answer-tokens": 80, "epochs": 3, "batch-size": 16, "lr": 1e-4, "rho": 0,
-    "max-response-chars": 0,
+    "bits": 16, "prompts-per-iter": 48, "responses": 8, "max-answer-tokens": 64, "epochs": 3,
+    "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0,
 }
-HELD_OUT = 64  # prompts
+HELD_OUT = 48  # prompts
 
 
 def random_reward(run, t, answers, name, label):
@@ -44,7 +46,8 @@ def run(args, seed, kind):
     """The held-out prompts' shares of demands met, (models, prompts), of a run."""
     out = args.out / f"{kind}-{seed}"
     flags = {"model": args.model, "out": out, "seed": seed, "iters": args.iters,
-             "reward": "checks", "eval-prompts": args.out / "held_out.jsonl", **SETTINGS}
+             "reward": "checks", "prompts": args.out / "prompts.jsonl",
+             "eval-prompts": args.out / "held_out.jsonl", **SETTINGS}
     command = [sys.executable, __file__, "--work", kind]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
@@ -105,8 +108,9 @@ def main():
     parser.add_argument("--plot", type=Path, help="an SVG of all runs")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    lines = (ROOT / "data" / "verifiable_eval.jsonl").read_text().splitlines(keepends=True)
-    (args.out / "held_out.jsonl").write_text("".join(lines[:HELD_OUT]))
+    rng = random.Random("real model")
+    write_jsonl(args.out / "prompts.jsonl", make.prompts(make.TASKS, rng, KINDS))
+    write_jsonl(args.out / "held_out.jsonl", make.prompts(make.HELD_OUT, rng, KINDS)[:HELD_OUT])
     results = {(kind, seed): run(args, seed, kind)
                for seed in args.seeds for kind in ("checks", "control")}
     print("\n".join(table(results, args.iters)))
