@@ -1,7 +1,8 @@
 """Does a real pretrained model improve by its own answers? `python benchmarks/real_model.py --model M`
 
 M is a model folder or a hub name. The prompts are made like those of data/verifiable.jsonl, whose
-answers a program can check, with demands that short answers can meet. Compared are runs whose reward is the truth (`--reward checks`) and a control:
+answers a program can check, with three demands that short answers can meet, and a fourth: twelve
+words or more, without which one word would soon be the answer to everything. Compared are runs whose reward is the truth (`--reward checks`) and a control:
 the same run, but that every answer's score is a random number, so that its pairs say nothing. The
 control must not rise. Measured is the share of demands met on held-out prompts that share no task
 with the training's, four answers each; intervals are 95 %, by bootstrap over these prompts.
@@ -31,6 +32,14 @@ SETTINGS = {  # of the runs
     "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0,
 }
 HELD_OUT = 48  # prompts
+
+
+def prompts(tasks, rng):
+    """Prompts with three demands of KINDS and a least length."""
+    floor = {"id": "number_words", "relation": "at least", "num_words": 12}
+    return [{"prompt": record["prompt"] + " Write 12 words or more.",
+             "checks": [*record["checks"], floor]}
+            for record in make.prompts(tasks, rng, KINDS)]
 
 
 def random_reward(run, t, answers, name, label):
@@ -109,8 +118,8 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random("real model")
-    write_jsonl(args.out / "prompts.jsonl", make.prompts(make.TASKS, rng, KINDS))
-    write_jsonl(args.out / "held_out.jsonl", make.prompts(make.HELD_OUT, rng, KINDS)[:HELD_OUT])
+    write_jsonl(args.out / "prompts.jsonl", prompts(make.TASKS, rng))
+    write_jsonl(args.out / "held_out.jsonl", prompts(make.HELD_OUT, rng)[:HELD_OUT])
     results = {(kind, seed): run(args, seed, kind)
                for seed in args.seeds for kind in ("checks", "control")}
     print("\n".join(table(results, args.iters)))
