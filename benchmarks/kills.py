@@ -1,5 +1,6 @@
-"""Kills runs with SIGKILL at random moments and compares what they leave: `OMP_NUM_THREADS=1 python
-benchmarks/kills.py --kills 50`
+"""Kills runs with SIGKILL at random moments, and compares what they leave:
+
+    OMP_NUM_THREADS=1 python benchmarks/kills.py --kills 50
 
 Small runs of the tiny world, as processes. Some are killed while they start or resume, the others a
 random moment after they have written something; each is started again until it ends, and must then
@@ -22,12 +23,15 @@ from test_run import command, differences, size, small, wait_until_it_writes  # 
 def newest(folder):
     """The file that was written last, as the name of what was under way."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return max(files, key=lambda path: path.stat().st_mtime).name.replace(".part", "") if files else "nothing yet"
+    if not files:
+        return "nothing yet"
+    return max(files, key=lambda path: path.stat().st_mtime).name.replace(".part", "")
 
 
 def check_lines(folder, known):
-    """Finished lines that are gone, and items that stand twice. known: what stood there before,
-    brought up to date.
+    """How many finished lines are gone, and how many items stand twice.
+
+    known: {file: the lines that stood there before}, brought up to date.
     """
     gone = twice = 0
     for path in folder.rglob("*.jsonl"):
@@ -41,11 +45,15 @@ def check_lines(folder, known):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Kills runs with SIGKILL at random moments and compares what they leave.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    chance, kills, runs, where, gone, twice, wrong = random.Random(args.seed), 0, 0, Counter(), 0, 0, []
+    chance, where = random.Random(args.seed), Counter()
+    kills = runs = gone = twice = 0
+    wrong = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         flags = small(folder)
@@ -69,12 +77,15 @@ def main():
                 process.kill()
                 process.communicate()
                 kills += 1
-                where["while it started or resumed" if size(out) <= before else newest(out)] += 1
+                idle = size(out) <= before
+                where["while it started or resumed" if idle else newest(out)] += 1
                 lost = check_lines(out, known)
                 gone, twice = gone + lost[0], twice + lost[1]
-                print(f"kill {kills} after {time.monotonic() - start:.1f} s: {newest(out)}", file=sys.stderr, flush=True)
+                print(f"kill {kills} after {time.monotonic() - start:.1f} s: {newest(out)}",
+                      file=sys.stderr, flush=True)
             wrong += differences(folder / "undisturbed", out)
-    print(f"{kills} kills of {runs} runs; lines lost {gone}, items twice {twice}, files that differ in the end {len(wrong)} {' '.join(wrong)}")
+    print(f"{kills} kills of {runs} runs; lines lost {gone}, items twice {twice}, "
+          f"files that differ in the end {len(wrong)} {' '.join(wrong)}")
     print("under way: " + ", ".join(f"{name} {count}" for name, count in where.most_common()))
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 
 def peak_memory():
-    """Peak memory of this process so far, in bytes. Unlike getrusage's it starts anew in a new
-    process.
+    """Peak memory of this process so far, in bytes.
+
+    Unlike getrusage's it starts anew in a new process.
     """
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])

@@ -1,5 +1,6 @@
-"""How well three ways of rating judgments survive a meta-judge that prefers a place: `python
-benchmarks/position.py` (a minute)
+"""How well three ways of rating judgments survive a meta-judge that prefers a place:
+
+    python benchmarks/position.py      # a minute
 
 Judgments of known quality (normal, of standard deviation --spread) are compared in both orders by a
 judge that says "the first" with the probability sigmoid(difference + bias), and one time in twenty
@@ -22,8 +23,7 @@ from metareward import battle_matrix, elo, judge_pair, position_weights  # noqa:
 
 
 def elo_with_advantage(verdicts, ridge=1e-6):
-    """Ratings (N,), mean zero, and what being shown first is worth, from one fit instead of
-    weights.
+    """Ratings (N,), mean zero, and what being shown first is worth, from one fit, not weights.
 
     P(m, shown first, beats n) = sigmoid(e_m - e_n + d): Bradley-Terry with an order effect
     (Davidson and Beaver 1977), natural-log scale. verdicts (N, N) of 1, -1 and 0, as
@@ -56,30 +56,42 @@ def elo_with_advantage(verdicts, ridge=1e-6):
 
 def verdicts(quality, bias, rng):
     """What a meta-judge says of one answer's judgments: (N, N) of 1, -1 and 0."""
-    first = rng.random((len(quality), len(quality))) < 1 / (1 + np.exp(-(quality[:, None] - quality + bias)))
-    return np.where(first, 1, -1) * (rng.random(first.shape) > 0.05) * (1 - np.eye(len(quality), dtype=int))
+    N = len(quality)
+    p_first = 1 / (1 + np.exp(-(quality[:, None] - quality + bias)))
+    first = rng.random((N, N)) < p_first
+    parsed = rng.random((N, N)) > 0.05
+    return np.where(first, 1, -1) * parsed * (1 - np.eye(N, dtype=int))
 
 
 def outcome(quality, ratings):
-    """Whether the chosen judgment is the best, whether the rejected one is the worst, and their
-    true distance as a share of the largest.
+    """What the ratings choose, against the truth.
+
+    Whether the chosen judgment is the best, whether the rejected one is the worst, and their true
+    distance as a share of the largest.
     """
-    # equal ratings: any, here the first and the last
-    pair = judge_pair(ratings, np.arange(len(ratings)))
+    pair = judge_pair(ratings, np.arange(len(ratings)))  # equal ratings: the first and the last
     if pair is None:
         return 0.0, 0.0, 0.0
     chosen, rejected = pair
-    return float(chosen == quality.argmax()), float(rejected == quality.argmin()), (quality[chosen] - quality[rejected]) / np.ptp(quality)
+    distance = (quality[chosen] - quality[rejected]) / np.ptp(quality)
+    return float(chosen == quality.argmax()), float(rejected == quality.argmin()), distance
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--answers", type=int, default=1000, help="simulated answers for each bias")
+    parser = argparse.ArgumentParser(
+        description="How well three ways of rating judgments survive a meta-judge that prefers a "
+                    "place.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--answers", type=int, default=1000,
+                        help="simulated answers for each bias")
     parser.add_argument("--judgments", type=int, default=11, help="of each answer (N)")
-    parser.add_argument("--spread", type=float, default=1.0, help="standard deviation of the judgments' quality, in log-odds")
-    parser.add_argument("--biases", type=float, nargs="+", default=[0, 0.5, 1, 2, 4], help="of the first place, in log-odds")
+    parser.add_argument("--spread", type=float, default=1.0,
+                        help="standard deviation of the judgments' quality, in log-odds")
+    parser.add_argument("--biases", type=float, nargs="+", default=[0, 0.5, 1, 2, 4],
+                        help="of the first place, in log-odds")
     args = parser.parse_args()
-    print(f"{'bias':>5}{'first wins':>12}  {'rated by':18}{'best found':>18}{'worst found':>18}{'distance':>18}")
+    print(f"{'bias':>5}{'first wins':>12}  {'rated by':18}"
+          f"{'best found':>18}{'worst found':>18}{'distance':>18}")
     for bias in args.biases:
         rng = np.random.default_rng(0)
         qualities = rng.normal(0, args.spread, (args.answers, args.judgments))
@@ -91,8 +103,10 @@ def main():
                 "the fit": lambda r: elo_with_advantage(r)[0]}
         for name, rate in ways.items():
             figures = np.array([outcome(quality, rate(r)) for quality, r in zip(qualities, said)])
-            shown = [f"{m:.1%} +- {e:.1%}" for m, e in zip(figures.mean(0), 1.96 * figures.std(0, ddof=1) / np.sqrt(len(figures)))]
-            print(f"{bias:5.1f}{first / (first + second):12.0%}  {name:20}" + "".join(f"{text:>17} " for text in shown), flush=True)
+            errors = 1.96 * figures.std(0, ddof=1) / np.sqrt(len(figures))
+            shown = [f"{m:.1%} +- {e:.1%}" for m, e in zip(figures.mean(0), errors)]
+            print(f"{bias:5.1f}{first / (first + second):12.0%}  {name:20}"
+                  + "".join(f"{text:>17} " for text in shown), flush=True)
 
 
 if __name__ == "__main__":
