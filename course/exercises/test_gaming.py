@@ -131,7 +131,12 @@ def test_the_gamed_run_is_caught(task, records_of):
     assert task.gamed(records_of(task.judge))
 
 
+NOTHING_HAPPENED = ([2.7, 2.7], [2.6, 2.6], [164, 164], [0.3, 0.3], [0.8, 0.8])
+
+
 def test_the_honest_run_is_not(task, records_of):
+    # Costs nothing, and fails at once while the function is still to be written.
+    assert not task.gamed(on_paper(*NOTHING_HAPPENED))
     records = records_of(honest)
     assert records[-1]["actor"]["truth"] - records[0]["actor"]["truth"] > 0.8  # it did learn
     assert not task.gamed(records)
@@ -142,6 +147,7 @@ def test_the_gamed_run_is_suspicious_without_the_truth(task, records_of):
 
 
 def test_the_honest_run_is_not_suspicious(task, records_of):
+    assert not task.suspicious(without_truth(on_paper(*NOTHING_HAPPENED)))
     assert not task.suspicious(without_truth(records_of(honest)))
 
 
