@@ -462,8 +462,8 @@ class State:
     def end_epoch(self, record):
         """Remember the adapter if its epoch is the best, the last one if nothing is held out."""
         self.epoch += 1
-        new = record.get("held_out_loss", -math.inf)
-        if self.best is None or new <= self.best.get("held_out_loss", -math.inf):
+        comparable = self.best is not None and "held_out_loss" in record
+        if not comparable or record["held_out_loss"] <= self.best["held_out_loss"]:
             self.best = record
             self.best_weights = {name: weight.detach().clone()
                                  for name, weight in self.weights.items()}
@@ -494,13 +494,14 @@ def train_dpo(model, examples, held_out=(), *, beta, **settings):
         ref_chosen, ref_rejected = (
             torch.tensor([example[name] for example in part], dtype=torch.float64,
                          device=model.device) for name in ("ref_chosen", "ref_rejected"))
-        chosen, rejected = logps_of(model, part)
-        losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, ref_chosen,
-                                                            ref_rejected, beta)
+        policy_chosen, policy_rejected = logps_of(model, part)
+        losses, chosen_rewards, rejected_rewards = dpo_loss(policy_chosen, policy_rejected,
+                                                            ref_chosen, ref_rejected, beta)
         figures = {"margin": chosen_rewards - rejected_rewards,
                    "accuracy": (chosen_rewards > rejected_rewards).float(),
                    "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards,
-                   "chosen_logp": chosen.detach(), "rejected_logp": rejected.detach()}
+                   "chosen_logp": policy_chosen.detach(),
+                   "rejected_logp": policy_rejected.detach()}
         return losses, figures
 
     every = [*examples, *held_out]

@@ -6,9 +6,10 @@
     python eval.py ifeval runs/x --questions input_data.jsonl    # instructions followed, no judge
     python eval.py export runs/x --format alpaca --questions FILE    # files of official tools
 
-Numbers in, numbers out. The ground truth, where there is one, is data: a prompt record may carry
-"checks" (harness/checks.py) of which a good answer meets many. Left out: leaderboards. A model's
-opinion of itself is not evidence, and no figure here pretends that it is.
+Above, functions of numbers and records; at the end, the commands. The ground truth, where there is
+one, is data: a prompt record may carry "checks" (harness/checks.py) of which a good answer meets
+many. Left out: leaderboards. A model's opinion of itself is not evidence, and no figure here
+pretends that it is.
 """
 import math
 import random
@@ -229,9 +230,9 @@ def measure_people(answers):
     """How far a judge orders replies as people did.
 
     answers: records with "score", and "rank" within their prompt, 0 the best. Of the pairs of
-    replies to one prompt, the share ordered alike: without those that the judge ties, and with
-    them, where a tie is wrong. And Spearman's correlation, the mean over the prompts where scores
-    differ. None where nothing is left.
+    replies to one prompt, the share ordered alike: without those that the judge or people tie, and
+    with all, where a tie is right only if both tie. And Spearman's correlation, the mean over the
+    prompts where scores differ. None where nothing is left.
     """
     scored = [answer for answer in answers if answer["score"] is not None]
     alike, untied = [], []
@@ -289,8 +290,8 @@ def measure_repeats(battles, repeats):
     battles: records with "texts" of N judgments and "verdicts" (N, N). repeats: for each of them
     the "verdicts" of the same judgments shuffled, and the "order": repeated judgment m is judgment
     order[m]. Returns the share of the comparisons that parsed both times whose winner changed, the
-    share of the answers whose best or worst judgment did, and of how many comparisons how many did
-    not parse, the first time and the second.
+    share of the answers whose best or worst judgment did (by plain counts of wins, so that no fit
+    hides a change), and of how many comparisons how many did not parse, both times.
     """
     winners, ends, total, unparsed = [], [], 0, [0, 0]
     for battle, repeat in zip(battles, repeats, strict=True):

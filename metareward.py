@@ -1,10 +1,21 @@
 """Meta-Rewarding (Wu et al. 2024, arXiv 2407.19594): a model that trains on its own judgments.
 
-It answers prompts, judges its answers, judges its judgments, and trains on what it preferred.
-`iterate` is the algorithm; what stands above it are its steps. The reference of iteration t, and
-where its training starts, is M_{t-1}, the model that made iteration t's data; the result is M_t.
-M_0 is the seed model after a warm start. One LoRA adapter on one frozen base carries through; it
-is never merged into the base. Files, resuming, settings and the report are seen to in harness/.
+    python metareward.py --iters 4    # with a GPU Llama-3-8B-Instruct, without one the tiny world
+
+It answers prompts, judges its answers, judges its judgments, and trains on what it preferred. Read
+`iterate` first: it is the algorithm, and what stands above it are its steps.
+
+[E1] Of a prompt's answers with scores from low to high, the shortest with at least
+     (1 - rho) high + rho low is chosen, the longest with at most (1 - rho) low + rho high rejected.
+[E2] A win in first place weighs w1 = second / (first + second), one in second place
+     w2 = first / (first + second), where first and second are how many wins each place had.
+[E3] B_mn = w1 [m, shown first, won against n] + w2 [m, shown second, won against n].
+[E4] Ratings e maximise sum_mn B_mn log sigmoid(e_m - e_n); the highest is chosen over the lowest.
+[E5] loss = -log sigmoid(beta (log p(c) - log p_ref(c)) - beta (log p(r) - log p_ref(r))).
+
+The reference of iteration t, and where its training starts, is M_{t-1}, the model that made
+iteration t's data; the result is M_t. M_0 is the seed model after a warm start. One LoRA adapter
+on one frozen base carries through. Files, resuming, settings and the report are in harness/.
 
 Deviations from the paper:
 1. LoRA on a 4-bit base instead of full fine-tuning, with ten times its learning rate.
@@ -40,6 +51,7 @@ from eval import (
     truth,
 )
 from harness.command import command, tell_untrained
+from harness.files import as_example, as_pair
 from harness.folder import Run
 from harness.inputs import carries_judgments, choose_prompts, given_examples, ranked_items
 from harness.plan import plan
@@ -86,9 +98,11 @@ def battle_matrix(verdicts, w1, w2):
 def elo(battles, ridge=1e-6):
     """Ratings that best explain a battle matrix, (N,), mean zero, natural-log scale [E4].
 
-    Maximises sum_mn B_mn log sigmoid(e_m - e_n) - ridge/2 sum_m e_m^2 by Newton's method, with B
-    scaled to a mean of one battle per pair. The ridge keeps ratings finite where a judgment won
-    every battle (they are then about 12 apart) and moves regular ratings by about 1e-5.
+    The model is Bradley and Terry's: m wins against n with probability sigmoid(e_m - e_n). Newton's
+    method maximises sum_mn B_mn log sigmoid(e_m - e_n) - ridge/2 sum_m e_m^2, with B scaled to a
+    mean of one battle per pair. The ridge keeps ratings finite where a judgment won every battle
+    (they are then about 12 apart) and moves regular ratings by about 1e-5. For example [[0, 3],
+    [1, 0]], three wins to one, gives ratings log 3 apart.
     """
     B = np.asarray(battles, dtype=float)
     square = B.ndim == 2 and B.shape[0] == B.shape[1]
@@ -101,7 +115,7 @@ def elo(battles, ridge=1e-6):
         return e
     B *= N * (N - 1) / 2 / B.sum()
 
-    def likelihood(e):
+    def objective(e):
         log_wins = -np.logaddexp(0, e[None, :] - e[:, None])  # log sigmoid(e_m - e_n)
         return (B * log_wins).sum() - ridge / 2 * (e @ e)  # [E4]
 
@@ -111,9 +125,9 @@ def elo(battles, ridge=1e-6):
         weight = (B + B.T) * p * (1 - p)
         curvature = np.diag(weight.sum(1)) - weight + ridge * np.eye(N)
         step = np.linalg.solve(curvature, gradient)
-        step *= min(1, 2 / max(np.abs(step).max(), 1e-300))
-        while likelihood(e + step) < likelihood(e) and np.abs(step).max() > 1e-12:
-            step /= 2  # it led downhill
+        step *= min(1, 2 / max(np.abs(step).max(), 1e-300))  # far off, Newton's step is too long
+        while objective(e + step) < objective(e) and np.abs(step).max() > 1e-12:
+            step /= 2
         e = e + step
         if np.abs(step).max() < 1e-10:
             break
@@ -124,8 +138,9 @@ def actor_pair(scores, lengths, rho):
     """Indices (chosen, rejected) of one prompt's answers with length control, or None [E1].
 
     scores (K,): mean judge scores, NaN where no judgment was valid. lengths (K,): characters.
-    rho in [0, 1]: 0 is best against worst. None: fewer than two scores, all scores equal, or the
-    same answer on both sides. Of equal lengths the better, or the worse, score decides.
+    rho in [0, 1]: 0 is best against worst. Of good answers of one length the best is chosen, of bad
+    ones of one length the worst rejected. None: fewer than two scores, all scores equal, or the
+    same answer on both sides.
     """
     scores, lengths = np.asarray(scores, dtype=float), np.asarray(lengths, dtype=float)
     lists = scores.ndim == 1 and scores.shape == lengths.shape
@@ -150,8 +165,9 @@ def actor_pair(scores, lengths, rho):
 def judge_pair(ratings, lengths, max_length=None):
     """Indices (chosen, rejected) of the highest and the lowest rated judgment, or None.
 
-    None: all ratings are equal, or the chosen judgment is too long. lengths, max_length:
-    characters. Of equal ratings the shorter judgment is chosen, the longer rejected.
+    None: all ratings are equal, or the chosen judgment is longer than max_length (`judge_pairs`
+    tests that itself, to say which of the two it was). lengths, max_length: characters. Of equal
+    ratings the shorter judgment is chosen, the longer rejected.
     """
     ratings, lengths = numbers("ratings", ratings), numbers("lengths", lengths, 0)
     if len(ratings) != len(lengths):
@@ -235,7 +251,7 @@ def meta_judge(run, t, varied):
                     "comparisons", needed=False)
 
 
-# ---- selections: each yields records, or a sentence that says why there is none
+# ---- selections: each yields records, and a sentence for each thing that it drops
 
 def finished_answers(records, max_score=5):
     """The different finished answers to each prompt."""
@@ -258,25 +274,9 @@ def finished_answers(records, max_score=5):
             yield "prompt without a finished answer"
 
 
-def as_answer(record, number, text, max_score):
-    """An answer to the prompt of a record, with its true score where the prompt has checks.
-
-    The true score is the share of the checks that are met, times the judge's highest score.
-    """
-    known, checks = {}, record.get("checks")
-    if checks:
-        known["truth"] = max_score * truth(checks, text) / len(checks)
-    return {"id": f"{record['prompt_id']}/{number}", "prompt_id": record["prompt_id"],
-            "prompt": record["prompt"], "text": text, **known}
-
-
 def actor_pairs(answers, rho, max_chars):
     """One pair of answers per prompt [E1], from judged answers."""
-    for record in answers:
-        if "too_long" in record:
-            yield "answer too long to be judged"
-        else:
-            yield from ["judgment malformed or cut off"] * record["scores"].count(None)
+    yield from unread_judgments(answers)
     for prompt_id, group in by_prompt(answers).items():
         scores = [math.nan if a["score"] is None else a["score"] for a in group]
         pair = actor_pair(scores, [len(a["text"]) for a in group], rho)
@@ -291,94 +291,106 @@ def actor_pairs(answers, rho, max_chars):
                       chosen_score=chosen["score"], rejected_score=rejected["score"])
 
 
-def why_no_pair(scores):
-    """Why `actor_pair` found none."""
-    scored = [score for score in scores if not math.isnan(score)]
-    if len(scored) < 2:
-        return "fewer than two answers with a score"
-    if max(scored) - min(scored) < SAME:
-        return "all scores equal"
-    return "the same answer on both sides"
-
-
 def most_varied(answers, seed):
     """Per prompt the answer whose scores vary most, with its valid judgments; ties at random."""
     for prompt_id, group in by_prompt(answers).items():
-        variances = [variance(a["scores"]) for a in group]
-        best = [i for i in range(len(group)) if variances[i] >= max(variances) - 1e-12]
-        record = group[random.Random(f"{seed}/{prompt_id}").choice(best)]
-        if max(variances) < 0:
+        group = [a for a in group if len(valid_scores(a)) > 1]
+        if not group:
             yield "judge pair: no answer with two valid judgments"
             continue
-        valid = [j for j in record["judgments"] if j["score"] is not None]
+        variances = [np.var(valid_scores(a)) for a in group]
+        most = [a for a, v in zip(group, variances) if v >= max(variances) - SAME]
+        record = random.Random(f"{seed}/{prompt_id}").choice(most)
         bare = {key: record[key] for key in ("id", "prompt_id", "prompt", "text", "truth")
                 if key in record}
-        yield bare | {"texts": [j["text"] for j in valid], "scores": [j["score"] for j in valid]}
+        texts = [j["text"] for j in record["judgments"] if j["score"] is not None]
+        yield bare | {"texts": texts, "scores": valid_scores(record)}
 
 
-def variance(scores):
-    """The variance of the valid scores; -1, so less than any, if there are fewer than two."""
-    valid = [score for score in scores if score is not None]
-    return np.var(valid) if len(valid) > 1 else -1
-
-
-def some(varied, seed):
-    """A few of the answers: where no judge trains, they are compared for the figures alone."""
-    chosen = random.Random(seed).sample(varied, min(DIAGNOSED, len(varied)))
-    ids = {item["id"] for item in chosen}
-    return [item for item in varied if item["id"] in ids]
-
-
-def wins_by_place(battles):
-    """How many of all comparisons the judgment shown first won, and the one shown second."""
-    verdicts = [v for battle in battles for row in battle["verdicts"] for v in row]
-    return verdicts.count(1), verdicts.count(-1)
-
-
-def rated(battles, weights):
-    """Of each compared answer the matrix "battles" [E3], the "ratings" [E4] and their "pair"."""
-    records = []
-    for battle in battles:
-        B = battle_matrix(battle["verdicts"], *weights)  # [E3]
-        ratings = elo(B)  # [E4]
-        pair = judge_pair(ratings, [len(text) for text in battle["texts"]])
-        records.append({"id": battle["id"], "battles": B.tolist(), "ratings": ratings.tolist(),
-                        "pair": pair})
-    return records
-
-
-def judge_pairs(battles, rated, rubric, max_chars):
+def judge_pairs(compared, ratings, rubric, max_chars):
     """One pair of judgments per compared answer: the highest rated over the lowest."""
-    for battle, rating in zip(battles, rated, strict=True):
-        too_long, N = battle.get("too_long", 0), len(battle["texts"])
-        unread = sum(row.count(0) for row in battle["verdicts"]) - N - too_long
-        yield from ["verdict malformed or cut off"] * unread
-        yield from ["judgments too long to be compared"] * too_long
+    for record, rating in zip(compared, ratings, strict=True):
+        yield from unread_verdicts(record)
         if rating["pair"] is None:
             yield "judge pair: all ratings equal"
             continue
         chosen, rejected = rating["pair"]
-        texts, scores, ratings = battle["texts"], battle["scores"], rating["ratings"]
+        texts, scores, rated = record["texts"], record["scores"], rating["ratings"]
         if max_chars and len(texts[chosen]) > max_chars:
             yield "judge pair: chosen judgment too long"
         elif texts[chosen] == texts[rejected]:
             yield "judge pair: the same judgment on both sides"
         else:
-            prompt = words.judge_prompt(battle["prompt"], battle["text"], rubric)
-            yield as_pair("judge", battle["prompt_id"], prompt, texts[chosen], texts[rejected],
-                          chosen_rating=ratings[chosen], rejected_rating=ratings[rejected],
+            prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
+            yield as_pair("judge", record["prompt_id"], prompt, texts[chosen], texts[rejected],
+                          chosen_rating=rated[chosen], rejected_rating=rated[rejected],
                           chosen_score=scores[chosen], rejected_score=scores[rejected])
 
 
-def as_pair(kind, prompt_id, prompt, chosen, rejected, **figures):
-    """A line of pairs.jsonl, which TRL's DPOTrainer reads as it is."""
-    return {"prompt": message("user", prompt), "chosen": message("assistant", chosen),
-            "rejected": message("assistant", rejected), "kind": kind, "prompt_id": prompt_id,
-            **figures}
+# ---- what the selections and the rating need
+
+def as_answer(record, number, text, max_score):
+    """An answer; where its prompt has checks with its true score, of max_score the share met."""
+    known, checks = {}, record.get("checks")
+    if checks:
+        known["truth"] = max_score * truth(checks, text) / len(checks)
+    return {"id": f"{record['prompt_id']}/{number}", "prompt_id": record["prompt_id"],
+            "prompt": record["prompt"], "text": text, **known}
 
 
-def message(role, text):
-    return [{"role": role, "content": text}]
+def valid_scores(answer):
+    """The scores of those judgments of an answer that gave one."""
+    return [score for score in answer["scores"] if score is not None]
+
+
+def why_no_pair(scores):
+    """Why `actor_pair` found none."""
+    scored = [score for score in scores if not math.isnan(score)]
+    if len(scored) < 2:
+        return "fewer than two answers with a score"
+    equal = max(scored) - min(scored) < SAME
+    return "all scores equal" if equal else "the same answer on both sides"
+
+
+def unread_judgments(answers):
+    """A sentence for each judgment that gave no score."""
+    for answer in answers:
+        if answer.get("too_long"):
+            yield "answer too long to be judged"
+        else:
+            yield from ["judgment malformed or cut off"] * answer["scores"].count(None)
+
+
+def unread_verdicts(record):
+    """A sentence for each comparison that named no winner."""
+    N, too_long = len(record["texts"]), record.get("too_long", 0)
+    unread = N * (N - 1) - np.count_nonzero(record["verdicts"]) - too_long
+    yield from ["verdict malformed or cut off"] * unread
+    yield from ["judgments too long to be compared"] * too_long
+
+
+def diagnostic_sample(varied, seed):
+    """A few of the answers: where no judge trains, they are compared for the figures alone."""
+    count = min(DIAGNOSED, len(varied))
+    return [varied[i] for i in sorted(random.Random(seed).sample(range(len(varied)), count))]
+
+
+def wins_by_place(compared):
+    """How many of all comparisons the judgment shown first won, and the one shown second."""
+    verdicts = [v for record in compared for row in record["verdicts"] for v in row]
+    return verdicts.count(1), verdicts.count(-1)
+
+
+def rate(compared, weights):
+    """Of each compared answer the matrix "battles" [E3], the "ratings" [E4] and their "pair"."""
+    ratings = []
+    for record in compared:
+        B = battle_matrix(record["verdicts"], *weights)  # [E3]
+        e = elo(B)  # [E4]
+        pair = judge_pair(e, [len(text) for text in record["texts"]])
+        ratings.append({"id": record["id"], "battles": B.tolist(), "ratings": e.tolist(),
+                        "pair": pair})
+    return ratings
 
 
 # ---- iteration 0: the warm start
@@ -389,10 +401,9 @@ def warm_start(run):
     Or on the judgments that the replies bring with them. Returns figures for summary.json.
     """
     s = run.settings
-    figures = {"meta_judge": None, "pairs": pair_counts(run, []), "train": None}
+    figures = {"meta_judge": None, "pairs": {"actor": 0, "judge": 0}}
     if s.no_eft:
-        run.leave_untrained(0)
-        return figures
+        return figures | {"train": run.train(0, train_sft, [])}
     if carries_judgments(run.replies):
         examples = run.keep(given_examples(run.replies, run.rubric, s.max_score))
     else:
@@ -404,8 +415,7 @@ def warm_start(run):
         raise ValueError("there is no judgment that agrees with the ranked replies "
                          f"({lost}): choose another --out and --no-eft")
     run.save(0, "sft.jsonl", examples)
-    best = run.train(0, train_sft, examples, epochs=s.eft_epochs)
-    return figures | {"pairs": pair_counts(run, []), "train": best}
+    return figures | {"train": run.train(0, train_sft, examples, epochs=s.eft_epochs)}
 
 
 def agreeing_judgments(judged):
@@ -430,7 +440,8 @@ def agreeing_judgments(judged):
 
 def agree(ranks, scores):
     """Whether scores order replies as their ranks (0 the best) do; equal ranks in any order."""
-    by_rank = sorted(zip(ranks, scores), key=lambda two: (two[0], -two[1]))  # equal ranks fall too
+    # Replies of one rank are put in the order of their scores, so that they never disagree.
+    by_rank = sorted(zip(ranks, scores), key=lambda two: (two[0], -two[1]))
     ordered = [score for _, score in by_rank]
     falls = all(a >= b for a, b in zip(ordered, ordered[1:]))
     return falls and ordered[0] > ordered[-1]
@@ -450,26 +461,10 @@ def evened_out(kept, rubric, seed):
             continue
         record = one["record"]
         prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
-        yield {"prompt": message("user", prompt), "completion": message("assistant", one["text"]),
-               "prompt_id": record["prompt_id"], "score": one["score"]}
+        yield as_example(record["prompt_id"], prompt, one["text"], score=one["score"])
 
 
-# ---- training and measuring
-
-def train(run, t, pairs):
-    """DPO [E5] from M_{t-1} on actor and judge pairs together; the adapter becomes M_t."""
-    s = run.settings
-    if not pairs:
-        print(f"Iteration {t}: no pairs, so nothing to train on; M_{t} is M_{t - 1}. What was "
-              "dropped is in the table below.")
-        return run.leave_untrained(t)
-    return run.train(t, train_dpo, pairs, beta=s.beta, epochs=s.epochs)
-
-
-def pair_counts(run, pairs):
-    kinds = Counter(pair["kind"] for pair in pairs)
-    return {"actor": kinds["actor"], "judge": kinds["judge"], "dropped": dict(run.dropped)}
-
+# ---- measuring
 
 def measure(run, t):
     """Figures of M_t as actor and as judge, on held-out prompts.
@@ -498,7 +493,12 @@ def measure(run, t):
     return figures
 
 
-# ---- the loop
+# ---- the loop. A run has settings, the model, and a folder in which each step leaves a file:
+#   run.become(t)        puts M_t's adapter into the model
+#   run.draw(...)        samples replies to many prompts, and goes on after a kill (the three roles)
+#   run.keep(selection)  a list of the records that a selection yields; run.dropped counts the rest
+#   run.save(t, name, records), run.train(...)    write a file; train, log, save M_t's adapter
+#   settings.at(name, t) is the value of a schedule, such as rho, in iteration t
 
 def iterate(run, t):
     """One iteration: M_{t-1} makes preferences out of nothing but prompts, and becomes M_t.
@@ -506,40 +506,46 @@ def iterate(run, t):
     Returns figures for summary.json.
     """
     s = run.settings
-    prompts = choose_prompts(run, t)
+    run.become(t - 1)
+    prompts = choose_prompts(run, t)  # {"prompt_id": "7", "prompt": "How do I keep bread fresh?"}
 
     # Answer: K samples for each prompt.
     answers = run.keep(finished_answers(answer(run, t, prompts), s.max_score))
+    # {"id": "7/2", "prompt_id": "7", "prompt": ..., "text": "Wrap the loaf in a cloth ..."}
 
     # Judge: N judgments of each answer; the mean of their scores is the answer's score.
     answers = score(run, t, answers)
+    # the same with {"judgments": [{"text": "... Score: 4"}, ...], "scores": [4, ...], "score": 3.6}
 
     # Pairs of answers: the shortest of the good ones over the longest of the bad ones [E1].
     pairs = run.keep(actor_pairs(answers, s.at("rho", t), s.at("max_response_chars", t)))
+    # {"kind": "actor", "prompt": ..., "chosen": ..., "rejected": ...}
 
-    # Compare: per prompt the judgments of the answer that they agree on least, in both orders.
+    # Compare: of each prompt the answer whose scores vary most; every two of its judgments.
     varied = [] if s.no_meta_judge else run.keep(most_varied(answers, s.seed))
     trains_judge = t <= s.judge_iters
     if not trains_judge:
-        varied = some(varied, f"{s.seed}/{t}/diagnosed")
-    battles = meta_judge(run, t, varied)
+        varied = diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
+    compared = meta_judge(run, t, varied)
+    # {"id": "7/2", "texts": ["... Score: 4", ...], "verdicts": [[0, 1, ...], [-1, 0, ...], ...]}
 
     # Rate: weigh wins against the bias for a place [E2], count battles [E3], fit ratings [E4].
-    weights = EQUAL if s.no_position_weights else position_weights(*wins_by_place(battles))
-    ratings = rated(battles, weights)
+    weights = EQUAL if s.no_position_weights else position_weights(*wins_by_place(compared))
+    ratings = rate(compared, weights)
     run.save(t, "ratings.jsonl", ratings)
+    # {"id": "7/2", "battles": [[0, 0.9, ...], ...], "ratings": [1.2, -0.7, ...], "pair": [0, 4]}
 
     # Pairs of judgments: the highest rated over the lowest.
     if trains_judge:
         limit = s.at("max_judgment_chars", t)
-        pairs += run.keep(judge_pairs(battles, ratings, run.rubric, limit))
+        pairs += run.keep(judge_pairs(compared, ratings, run.rubric, limit))
     run.save(t, "pairs.jsonl", pairs)
 
     # Train: DPO [E5] on both kinds of pairs, from M_{t-1}, which is also the reference.
-    best = train(run, t, pairs)
-    figures = measure_meta_judge(battles) | {"weights": weights, "answers": len(battles)}
-    return {"meta_judge": None if s.no_meta_judge else figures,
-            "pairs": pair_counts(run, pairs), "train": best}
+    best = run.train(t, train_dpo, pairs, beta=s.beta, epochs=s.epochs)
+    figures = measure_meta_judge(compared) | {"weights": weights, "answers": len(compared)}
+    counts = {kind: sum(p["kind"] == kind for p in pairs) for kind in ("actor", "judge")}
+    return {"meta_judge": None if s.no_meta_judge else figures, "pairs": counts, "train": best}
 
 
 def loop(run):
@@ -550,12 +556,7 @@ def loop(run):
     for t in range(done, run.settings.iters + 1):
         if not run.made(t):
             run.dropped.clear()
-            if t == 0:
-                figures = warm_start(run)
-            else:
-                run.become(t - 1)
-                figures = iterate(run, t)
-            run.finish(t, figures)
+            run.finish(t, iterate(run, t) if t > 0 else warm_start(run))
         run.become(t)
         run.add_record(t, measure(run, t))
     run.tell_notes()

@@ -7,10 +7,10 @@ common beginning of prompts that follow each other, as those of all comparisons 
 Each sample owns only its suffix. Attention runs over both parts separately and joins them exactly
 (the idea of Hydragen, Juravsky et al. 2024, arXiv 2402.05099).
 
-    B rows, one per sample under way     S tokens of the longest suffix     H heads
+    B rows, one per sample under way     S tokens of the longest suffix     H heads of queries
     G prefixes that rows share           P tokens of the longest prefix     Hkv heads of keys
-    R rows at most of one prefix         T tokens of a prompt's part        n = H / Hkv
-    V vocabulary                                                            D a head's width
+    R rows at most of one prefix         T tokens of a prompt's part        Hq = H / Hkv
+    X rows or prefixes, Q queries, K keys of any number; V vocabulary       D a head's width
 
 A draw is a function of (seed, key of the prompt, number of the sample, step): one uniform number
 through the inverse of the distribution function. Left out: beam search, stop strings, and models
@@ -27,7 +27,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections import deque
+from collections import deque, namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,12 +326,16 @@ class Prefill:
     mask: torch.Tensor   # (number of them, 1, T, P + T), what they see; None: causal, no prefix
 
 
+Shape = namedtuple("Shape", "B S G R P")  # how much of the cache a step uses
+
+
 class SharedPrefixCache:
     """Keys and values of up to G shared prefixes and of up to B rows' own suffixes.
 
-    All queries of a prefix meet it in one matrix product. So `cells` (G, R) lists the rows of each
-    prefix, and `place` says where in there a row's result stands: if prefix 0 is that of rows 2
-    and 5, and prefix 1 that of row 0, cells is [[2, 5], [0, 0]] and place[5] is 1.
+    All queries of a prefix meet it in one matrix product. So `rows_of_prefix` (G, R) lists the rows
+    of each prefix, and `cell_of_row` says where in there a row's result stands. If prefix 0 is that
+    of rows 2 and 5, and prefix 1 that of row 3, rows_of_prefix is [[2, 5], [3, 0]], where the 0
+    fills an empty cell; cell_of_row[5] is 1 and cell_of_row[3] is 2.
     """
 
     def __init__(self, groups, rows, prefix_size, suffix_size, device):
@@ -345,9 +349,9 @@ class SharedPrefixCache:
         self.token = numbers(rows)                # (B,) the latest token
         self.length = numbers(rows)               # (B,) tokens before it in the suffix
         self.group = numbers(rows)                # (B,) the row's prefix
-        self.place = numbers(rows)                # (B,)
-        self.cells = numbers(groups * rows)       # (G * R,)
-        self.shape = (0, 0, 0, 0, 0)              # B, S, G, R, P of what is in use
+        self.cell_of_row = numbers(rows)          # (B,)
+        self.rows_of_prefix = numbers(groups * rows)  # (G * R,)
+        self.shape = Shape(0, 0, 0, 0, 0)         # what is in use
         self.prefill = None                       # a Prefill; None: a step of all rows
 
     def buffers(self, kind, layer, key, value):
@@ -377,18 +381,17 @@ class SharedPrefixCache:
             self.prefix_bias = bias(has_prefix)[:, None, None, None]                 # (B, 1, 1, 1)
 
     def by_prefix(self, query):
-        """Queries (B, Hkv, n, D) of rows, put side by side by their prefix."""
-        B, S, G, R, P = self.shape
-        cells = query[self.cells[: G * R]]                # (G * R, Hkv, n, D)
-        cells = cells.view(G, R, *query.shape[1:])        # (G, R, Hkv, n, D)
-        return cells.transpose(1, 2).flatten(2, 3)        # (G, Hkv, R * n, D)
+        """Queries (B, Hkv, Hq, D) of rows, put side by side by their prefix."""
+        G, R = self.shape.G, self.shape.R
+        cells = query[self.rows_of_prefix[: G * R]]       # (G * R, Hkv, Hq, D)
+        cells = cells.view(G, R, *query.shape[1:])        # (G, R, Hkv, Hq, D)
+        return cells.transpose(1, 2).flatten(2, 3)        # (G, Hkv, R * Hq, D)
 
-    def by_row(self, results, n):
-        """What `by_prefix` queries gave, (G, Hkv, R * n, any), put back in the order of rows."""
-        B, S, G, R, P = self.shape
-        cells = results.unflatten(2, (R, n))              # (G, Hkv, R, n, any)
-        cells = cells.transpose(1, 2).flatten(0, 1)       # (G * R, Hkv, n, any)
-        return cells[self.place[:B]]                      # (B, Hkv, n, any)
+    def by_row(self, results, Hq):
+        """What `by_prefix` queries gave, (G, Hkv, R * Hq, any), put back in the order of rows."""
+        cells = results.unflatten(2, (self.shape.R, Hq))  # (G, Hkv, R, Hq, any)
+        cells = cells.transpose(1, 2).flatten(0, 1)       # (G * R, Hkv, Hq, any)
+        return cells[self.cell_of_row[: self.shape.B]]    # (B, Hkv, Hq, any)
 
 
 def bias(seen):
@@ -414,19 +417,19 @@ def attend_prompts(query, key, value, shared, layer, scaling):
 
     query (X, H, T, D), key and value (X, Hkv, T, D) -> (X, H, T, D), X prefixes or rows.
     """
-    prefill, n, T = shared.prefill, query.shape[1] // key.shape[1], query.shape[2]
+    prefill, Hq, T = shared.prefill, query.shape[1] // key.shape[1], query.shape[2]
     whole_k, whole_v = shared.buffers(prefill.kind, layer, key, value)
     whole_k[prefill.slots, :, :T] = key
     whole_v[prefill.slots, :, :T] = value
     if prefill.mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling,
-                                              enable_gqa=n > 1)
+                                              enable_gqa=Hq > 1)
     P = prefill.mask.shape[-1] - T
     prefix_k, prefix_v = shared.prefix[layer]
     key = torch.cat([prefix_k[prefill.after, :, :P], key], 2)      # (X, Hkv, P + T, D)
     value = torch.cat([prefix_v[prefill.after, :, :P], value], 2)
     # Fast kernels take either a mask or fewer heads of keys than of queries, not both.
-    key, value = key.repeat_interleave(n, 1), value.repeat_interleave(n, 1)  # (X, H, P + T, D)
+    key, value = (x.repeat_interleave(Hq, 1) for x in (key, value))  # (X, H, P + T, D)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=prefill.mask, scale=scaling)
 
 
@@ -437,25 +440,26 @@ def attend_step(query, key, value, shared, layer, scaling):
     """
     B, S, G, R, P = shared.shape
     H, Hkv = query.shape[1], key.shape[1]
-    n = H // Hkv  # heads that share keys and values
+    Hq = H // Hkv
     suffix_k, suffix_v = shared.buffers("suffix", layer, key, value)
     suffix_k[shared.rows, :, shared.length[:B]] = key[:, :, 0]
     suffix_v[shared.rows, :, shared.length[:B]] = value[:, :, 0]
-    query = query.view(B, Hkv, n, -1)                              # (B, Hkv, n, D)
+    query = query.view(B, Hkv, Hq, -1)                             # (B, Hkv, Hq, D)
     keys, values = suffix_k[:B, :, :S], suffix_v[:B, :, :S]        # (B, Hkv, S, D)
     if P == 0:
         mask = shared.own_bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-    else:
-        own, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
-        keys, values = (whole[:G, :, :P] for whole in shared.prefix[layer])  # (G, Hkv, P, D)
-        common, common_total = (
-            shared.by_row(x, n) for x in attend_part(shared.by_prefix(query), keys, values,
-                                                     shared.common_bias, scaling))
-        # Of one softmax over both parts, the share that falls to the row's own part.
-        share = (own_total - common_total - shared.prefix_bias).sigmoid()    # (B, Hkv, n, 1)
-        out = common.lerp(own, share.to(own.dtype))                          # (B, Hkv, n, D)
-    return out.reshape(B, H, 1, -1)
+        return out.reshape(B, H, 1, -1)
+    own, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
+    keys, values = (whole[:G, :, :P] for whole in shared.prefix[layer])  # (G, Hkv, P, D)
+    common, common_total = (
+        shared.by_row(x, Hq) for x in attend_part(shared.by_prefix(query), keys, values,
+                                                  shared.common_bias, scaling))
+    # One softmax over both parts is (e^own_total own + e^common_total common) divided by
+    # (e^own_total + e^common_total): the share of `own` is the sigmoid of the totals' difference.
+    # For a row without a prefix, where prefix_bias is -1e30, it is 1.
+    share = (own_total - common_total - shared.prefix_bias).sigmoid()    # (B, Hkv, Hq, 1)
+    return common.lerp(own, share.to(own.dtype)).reshape(B, H, 1, -1)
 
 
 def shared_prefix_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *,
@@ -570,10 +574,14 @@ def draw(logits, uniform, temperature, top_p):
     token = ids.gather(-1, inverse_cdf(nucleus, uniform)[:, None])[:, 0]
     wide = (top[:, -1] >= edge[:, 0]).nonzero()[:, 0]       # rows whose nucleus may be larger
     if len(wide) and top.shape[-1] < probs.shape[-1]:
-        probs = probs[wide]
-        edge = nucleus_edge(descending(probs), top_p)
-        token[wide] = inverse_cdf(probs * (probs >= edge), uniform[wide])
+        token[wide] = draw_by_sorting(probs[wide], uniform[wide], top_p)
     return token
+
+
+def draw_by_sorting(probs, uniform, top_p):
+    """What `draw` does, without its haste: probabilities (B, V), uniform (B,) -> (B,)."""
+    edge = nucleus_edge(descending(probs), top_p)           # (B, 1)
+    return inverse_cdf(probs * (probs >= edge), uniform)
 
 
 def descending(probs):
@@ -662,10 +670,7 @@ def make_rows(prompts, n, numbers):
 
 
 def cache_capacity(model):
-    """How many tokens' keys and values fit.
-
-    Into three quarters of what PyTorch does not use on CUDA, into 1 GiB elsewhere.
-    """
+    """How many tokens' keys and values fit into 3/4 of free CUDA memory; elsewhere into 1 GiB."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -730,14 +735,15 @@ class Slots:
         self.graphs = StepGraphs(self.forward, self.most_rows)
 
     def admit(self):
-        """Let waiting rows into empty slots and compute their prompts. False: no rows are left.
+        """Let waiting rows into empty slots, and compute their prompts.
 
         New rows and prefixes take the first empty slots; the last ones fill those that stay empty.
+        When all rows have ended and none wait, `rows` is empty.
         """
         if self.waiting:
             self.rows += [None] * (self.most_rows - len(self.rows))
         if self.rows.count(None) < max(1, EMPTY * len(self.rows)):
-            return True
+            return
         new_rows, new_groups = self.seat()
         for b, source in close_gaps(self.rows):
             self.cache.move("suffix", source, b, self.rows[b].length)
@@ -748,7 +754,6 @@ class Slots:
         self.prefill("suffix", [(b, row.own[:-1], row.group) for b, row in new_rows
                                 if len(row.own) > 1])
         self.arrange()
-        return bool(self.rows)
 
     def seat(self):
         """Give waiting rows and their groups slots: the new (slot, row) pairs, the new groups."""
@@ -814,14 +819,14 @@ class Slots:
             if row.group.prefix:
                 members[row.group.slot].append(b)
         self.R = self.rounded(max(map(len, members), default=0), self.most_rows)
-        place, cells = [0] * len(self.rows), []
+        cell_of_row, rows_of_prefix = [0] * len(self.rows), []
         for g, rows in enumerate(members):
             for nth, b in enumerate(rows):
-                place[b] = g * self.R + nth
-            cells += rows + [0] * (self.R - len(rows))
+                cell_of_row[b] = g * self.R + nth
+            rows_of_prefix += rows + [0] * (self.R - len(rows))
         put(self.cache.group, [row.group.slot for row in self.rows])
-        put(self.cache.place, place)
-        put(self.cache.cells, cells)
+        put(self.cache.cell_of_row, cell_of_row)
+        put(self.cache.rows_of_prefix, rows_of_prefix)
         put(self.cache.prefix_length,
             [len(group.prefix) if group else 0 for group in self.groups])
 
@@ -845,20 +850,20 @@ class Slots:
         prefix = max((len(group.prefix) for group in self.groups if group), default=0)
         suffix = 1 + max(row.length for row in self.rows if row)
         (G, P), (B, S) = cache.prefix_size, cache.suffix_size
-        cache.shape = (self.rounded(len(self.rows), B), self.rounded(suffix, S, steps=4),
-                       self.rounded(len(self.groups), G), self.R, self.rounded(prefix, P))
-        if self.device.type == "cpu" or self.model in uncapturable:
-            return self.forward()[: len(self.rows)]
-        try:
-            return self.graphs.replay(cache.shape)[: len(self.rows)]
-        except CannotCapture as error:
-            print(f"this model samples without CUDA graphs, which is slower: {error}",
-                  file=sys.stderr)
-            uncapturable.add(self.model)
-            return self.forward()[: len(self.rows)]
+        cache.shape = Shape(
+            B=self.rounded(len(self.rows), B), S=self.rounded(suffix, S, steps=4),
+            G=self.rounded(len(self.groups), G), R=self.R, P=self.rounded(prefix, P))
+        if self.device.type != "cpu" and self.model not in uncapturable:
+            try:
+                return self.graphs.replay(cache.shape)[: len(self.rows)]
+            except CannotCapture as error:
+                print(f"this model samples without CUDA graphs, which is slower: {error}",
+                      file=sys.stderr)
+                uncapturable.add(self.model)
+        return self.forward()[: len(self.rows)]
 
     def forward(self):
-        cache, B = self.cache, self.cache.shape[0]
+        cache, B = self.cache, self.cache.shape.B
         cache.prepare()
         positions = cache.prefix_length[cache.group[:B]] + cache.length[:B]
         return self.model(input_ids=cache.token[:B, None], position_ids=positions[:, None],
@@ -887,7 +892,7 @@ class StepGraphs:
         if shape not in self.graphs:
             self.graphs[shape] = self.capture()
         self.graphs[shape].replay()
-        return self.out[: shape[0]]
+        return self.out[: shape.B]
 
     def capture(self):
         logits = self.forward()  # libraries set themselves up, which they may not in a capture
@@ -925,9 +930,7 @@ def close_gaps(items):
     for gap in range(len(items)):
         while items and items[-1] is None:
             items.pop()
-        if gap >= len(items):
-            break
-        if items[gap] is None:
+        if gap < len(items) and items[gap] is None:
             moves.append((gap, len(items) - 1))
             items[gap] = items.pop()
     return moves
@@ -938,7 +941,8 @@ def close_gaps(items):
 def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
     """Draw until every row has ended, and yield each as it does."""
     slots = Slots(model, rows, max_new_tokens, capacity)
-    while slots.admit():
+    slots.admit()
+    while slots.rows:
         uniform = torch.tensor([row.uniform[len(row.drawn)] if row else 0 for row in slots.rows],
                                device=model.device)
         tokens = draw(slots.logits(), uniform, temperature, top_p).tolist()
@@ -949,6 +953,7 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
             if token in stops or len(row.drawn) == max_new_tokens:
                 slots.rows[b] = None
                 yield row
+        slots.admit()
 
 
 class PromptTooLong(ValueError):
@@ -963,8 +968,7 @@ def stop_tokens(model, tokenizer):
     """The ids that end an answer: by the model's configuration, its tokenizer, its template."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    tokens = {*configured, tokenizer.eos_token_id, Chat(tokenizer).end}
-    return tokens - {None}
+    return {*configured, tokenizer.eos_token_id, Chat(tokenizer).end} - {None}
 
 
 def check_request(prompts, n, max_new_tokens, temperature, top_p, keys):
@@ -980,6 +984,19 @@ def check_request(prompts, n, max_new_tokens, temperature, top_p, keys):
                          "(0, 1] and one of keys per prompt")
 
 
+def too_long_prompts(model, prompts, max_new_tokens, skip):
+    """Indices of the prompts without room in the context; PromptTooLong unless to be skipped."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    too_long = [i for i, ids in enumerate(prompts)
+                if context and len(ids) + max_new_tokens > context]
+    if too_long and not skip:
+        longest = max(len(prompts[i]) for i in too_long)
+        raise PromptTooLong(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed "
+                            f"the model's context of {context}: shorten the prompts or the "
+                            "answers", too_long)
+    return too_long
+
+
 @torch.no_grad()
 def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8, top_p=0.95,
                   seed=0, keys=None, capacity=None, on_end=None, skip_too_long=False):
@@ -991,14 +1008,7 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
     """
     keys = list(range(len(prompts))) if keys is None else keys
     check_request(prompts, n, max_new_tokens, temperature, top_p, keys)
-    context = getattr(model.config, "max_position_embeddings", None)
-    too_long = [i for i, ids in enumerate(prompts)
-                if context and len(ids) + max_new_tokens > context]
-    if too_long and not skip_too_long:
-        longest = max(len(prompts[i]) for i in too_long)
-        raise PromptTooLong(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed "
-                            f"the model's context of {context}: shorten the prompts or the "
-                            "answers", too_long)
+    too_long = too_long_prompts(model, prompts, max_new_tokens, skip_too_long)
     samples = [[None] * n for _ in prompts]
 
     def end(i, number, ids):
@@ -1045,25 +1055,24 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
     Raises ValueError for settings out of range.
     """
     chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)
-    turns = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+    ids = [chat.prompt(*([p] if isinstance(p, str) else p)) for p in prompts]
     samples = [[None] * n for _ in prompts]
 
-    def end(i, number, ids):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        samples[i][number] = Sample(text, ids, bool(ids) and ids[-1] in stops)
+    def end(i, number, drawn):
+        text = tokenizer.decode(drawn, skip_special_tokens=True)
+        samples[i][number] = Sample(text, drawn, bool(drawn) and drawn[-1] in stops)
         if on_end:
             on_end(i, number, samples[i][number])
 
-    sample_tokens(model, [chat.prompt(*texts) for texts in turns], n, stops=stops,
-                  max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-                  keys=keys, capacity=capacity, on_end=end, skip_too_long=skip_too_long)
+    sample_tokens(model, ids, n, stops=stops, max_new_tokens=max_new_tokens,
+                  temperature=temperature, top_p=top_p, seed=seed, keys=keys, capacity=capacity,
+                  on_end=end, skip_too_long=skip_too_long)
     return samples
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Ask a model one question.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description="Ask a model one question.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("model", help="a hub name, a model folder, or an iteration of a run (runs/x/iter4)")
     add("question")

@@ -82,3 +82,22 @@ def sha256(file):
 def digest(data):
     """A few hexadecimal digits that tell data (whatever JSON can hold) from other data."""
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
+
+
+# ---- the lines that training reads
+
+def as_pair(kind, prompt_id, prompt, chosen, rejected, **figures):
+    """A line of pairs.jsonl, which TRL's DPOTrainer reads as it is."""
+    return {"prompt": message("user", prompt), "chosen": message("assistant", chosen),
+            "rejected": message("assistant", rejected), "kind": kind, "prompt_id": prompt_id,
+            **figures}
+
+
+def as_example(prompt_id, prompt, completion, **figures):
+    """A line of sft.jsonl, which TRL's SFTTrainer reads as it is."""
+    return {"prompt": message("user", prompt), "completion": message("assistant", completion),
+            "prompt_id": prompt_id, **figures}
+
+
+def message(role, text):
+    return [{"role": role, "content": text}]

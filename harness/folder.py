@@ -302,18 +302,21 @@ class Run:
         """Train M_t's adapter by dpo.train_dpo or dpo.train_sft: the figures of the best epoch.
 
         examples: lines of pairs.jsonl or of sft.jsonl. Those of some prompts do not train: their
-        loss picks the epoch. Goes on from the folder's checkpoint if there is one.
+        loss picks the epoch. Goes on from the folder's checkpoint if there is one. Without
+        examples M_t is the model as it is, and there are no figures.
         """
         mine = self.settings
+        if not examples:
+            if t > 0:
+                print(f"Iteration {t}: no pairs, so nothing to train on; M_{t} is M_{t - 1}. What "
+                      "was dropped is in the table below.")
+            save_adapter(self.model, self.folder(t) / "adapter")
+            return None
         training, held_out = hold_out(encoded(self.chat, examples), mine.seed)
         with self.timed(t, "training"):
             return train(self.model, recipe, training, held_out, self.folder(t),
                          f"iteration {t}: training", lr=mine.lr, batch_size=mine.batch_size,
                          seed=mine.seed, **settings)
-
-    def leave_untrained(self, t):
-        """M_t is the model as it is."""
-        save_adapter(self.model, self.folder(t) / "adapter")
 
     def tokens_of(self, t):
         """Tokens of iteration t by stage: those drawn, and those that training went over."""
@@ -338,6 +341,7 @@ class Run:
         """Iteration t is trained: write down its figures, and what its adapter's file holds."""
         if rank() == 0:
             adapter = sha256(self.folder(t) / "adapter" / "adapter_model.safetensors")
+            figures["pairs"]["dropped"] = dict(self.dropped)
             figures = figures | {"tokens": self.tokens_of(t), "adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))
             (self.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)

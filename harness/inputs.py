@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 
 import prompts as words
 from harness.checks import check_check
-from harness.files import read_jsonl
+from harness.files import as_example, read_jsonl
 from harness.settings import HERE
 
 SEEDS = HERE / "data" / "seeds.jsonl"
@@ -194,11 +194,6 @@ def given_examples(records, rubric, max_score):
     and the "better" one, 0 or 1; of each comparison both orders train. Yields what `evened_out` of
     metareward yields.
     """
-    def example(record, prompt, text):
-        return {"prompt": [{"role": "user", "content": prompt}],
-                "completion": [{"role": "assistant", "content": text}],
-                "prompt_id": record["prompt_id"]}
-
     for record in records:
         for reply in record["replies"]:
             asked = (record["prompt"], reply["text"])
@@ -208,13 +203,13 @@ def given_examples(records, rubric, max_score):
                     yield "given judgment that ends in no score"
                 else:
                     prompt = words.judge_prompt(*asked, rubric)
-                    yield example(record, prompt, reply["judgment"]) | {"score": score}
+                    yield as_example(record["prompt_id"], prompt, reply["judgment"], score=score)
             for comparison in reply.get("comparisons", []):
                 for m, n in ((0, 1), (1, 0)):
                     first, second = comparison["judgments"][m], comparison["judgments"][n]
                     prompt = words.meta_judge_prompt(*asked, first, second, rubric)
                     winner = "A" if m == comparison["better"] else "B"
-                    yield example(record, prompt, f"Winner: Judgment {winner}")
+                    yield as_example(record["prompt_id"], prompt, f"Winner: Judgment {winner}")
 
 
 def carries_judgments(records):

@@ -35,7 +35,7 @@ from metareward import (
     judge_pairs,
     most_varied,
     position_weights,
-    rated,
+    rate,
 )
 from prompts import judge_prompt
 
@@ -491,7 +491,7 @@ def test_judge_pairs_keep_their_own_numbers_when_others_are_dropped():
     battles = [battle("a", [[0, 0], [0, 0]], ["a0", "a1"], [1, 2]), battle("e", verdicts, ["e0", "e1", "e2"], [3, 4, 5]),
                battle("b", [[0, 1], [1, 0]], ["b0", "b1"], [1, 2]), battle("c", verdicts, ["c0", "c1 is too long", "c2"], [1, 2, 3]),
                battle("d", verdicts, ["d0", "same", "same"], [1, 2, 3]), battle("f", [[0, 0], [1, 0]], ["f0", "f1"], [2.5, 3.5])]
-    pairs, dropped = kept(judge_pairs(battles, rated(battles, (0.25, 0.75)), rubric, 10))
+    pairs, dropped = kept(judge_pairs(battles, rate(battles, (0.25, 0.75)), rubric, 10))
     assert dropped == {"verdict malformed or cut off": 3, "judge pair: all ratings equal": 2, "judge pair: chosen judgment too long": 1,
                        "judge pair: the same judgment on both sides": 1}
     for pair, name, chosen, rejected, chosen_score, rejected_score in zip(pairs, "ef", ("e1", "f1"), ("e2", "f0"), (4, 3.5), (5, 2.5), strict=True):
@@ -509,7 +509,7 @@ def test_position_weights_can_turn_a_judge_pair_round():
     """
     verdicts = [[0, 1, 1], [1, 0, 0], [0, -1, 0]]
     battles = [battle("a", verdicts, ["zero", "one", "two"], [1, 2, 3])]
-    best = [kept(judge_pairs(battles, rated(battles, weights), "r", 0))[0][0]["chosen"][0]["content"] for weights in ((0.9, 0.1), (0.1, 0.9))]
+    best = [kept(judge_pairs(battles, rate(battles, weights), "r", 0))[0][0]["chosen"][0]["content"] for weights in ((0.9, 0.1), (0.1, 0.9))]
     assert best == ["zero", "one"]
 
 
@@ -518,7 +518,7 @@ def test_battles_are_rated_by_the_weights():
     """
     battles = [battle("a", ONE_BEATS_0_BEATS_2, ["zero", "one", "two"], [1, 2, 3]),
                battle("b", [[0, 1], [1, 0]], ["x", "y"], [1, 2])]
-    ratings = rated(battles, (0.25, 0.75))
+    ratings = rate(battles, (0.25, 0.75))
     B = battle_matrix(ONE_BEATS_0_BEATS_2, 0.25, 0.75)
     assert ratings[0] == {"id": "a/0", "battles": B.tolist(), "ratings": elo(B).tolist(), "pair": (1, 2)}
     assert ratings[1]["pair"] is None

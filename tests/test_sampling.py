@@ -141,13 +141,15 @@ def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, mo
     got = {row: [] for row in rows}
     with torch.no_grad(), shared_prefix(model):
         under_way = Slots(model, rows, 6, capacity)
-        while under_way.admit():
+        under_way.admit()
+        while under_way.rows:
             for b, (row, logits) in enumerate(zip(under_way.rows, under_way.logits())):
                 if row:
                     got[row].append(logits)
                     row.drawn.append(10 * row.prompt + len(row.drawn))
                     if len(row.drawn) == 2 + row.prompt % 5:
                         under_way.rows[b] = None
+            under_way.admit()
         assert (under_way.most_rows < len(rows)) == (capacity == 400), "the second must let rows in one after another"
     for row, logits in got.items():
         with torch.no_grad():
@@ -193,6 +195,16 @@ def test_a_row_is_drawn_alike_in_any_company():
         alone = torch.stack([draw(row[None], u[None], 0.8, 0.9)[0] for u in uniform])
         together = torch.stack([draw(company, u.expand(2), 0.8, 0.9)[0] for u in uniform])
         assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+def test_drawing_is_sorting_and_faster(top_p):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 300, generator=generator) * torch.linspace(0, 8, 400)[:, None]
+    uniform = torch.rand(400, generator=generator)
+    plain = sampling.draw_by_sorting(logits.softmax(-1), uniform, top_p)
+    assert torch.equal(draw(logits, uniform, 1.0, top_p), plain)
+    assert len(set(plain.tolist())) > 100
 
 
 def test_ties_at_the_edge_are_all_in():
