@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 from safetensors import SafetensorError
 
-from dpo import rank, world
+from dpo import collect, rank, world
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -77,6 +77,11 @@ def goes_on(argv):
     same = "same command, on each machine," if several else "same command"
     return (f"what was finished is kept, and the {same} goes on where this one was: "
             f"{shlex.join([*program, *arguments])}")
+
+
+def barrier():
+    """Wait until all processes have come this far."""
+    collect(None)
 
 
 def join_processes():

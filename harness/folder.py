@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import prompts as words
 from dpo import add_lora, check_logits, collect, rank, share, world
+from harness.command import barrier
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, read_prompts, read_text, training_prompts
 from harness.report import drifts, glance, report
@@ -437,11 +438,6 @@ def finished_record(record, samples):
     if not too_long:
         del record["too_long"]
     return record
-
-
-def barrier():
-    """Wait until all processes have come this far."""
-    collect(None)
 
 
 def rank_files(file):

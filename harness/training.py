@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save
 from tqdm import tqdm
 
-from dpo import State, collect, rank, reference
+from dpo import State, rank, reference
+from harness.command import barrier
 from harness.files import digest, read_jsonl, write_jsonl, write_whole
 
 SAVE_EVERY = 20  # steps between checkpoints; there is one after each epoch as well
@@ -84,7 +85,7 @@ def set_reference(model, pairs, file):
         write_jsonl(file, [{"line": pair.get("line"), "pair": name,
                             "ref_chosen": pair["ref_chosen"], "ref_rejected": pair["ref_rejected"]}
                            for pair, name in zip(pairs, names)])
-    collect(None)  # nobody looks for it before it is there
+    barrier()  # nobody looks for it before it is there
 
 
 # ---- the checkpoint
@@ -149,7 +150,7 @@ def save_adapter(model, folder):
         (temporary / "README.md").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-    collect(None)  # nobody reads it before it is there
+    barrier()  # nobody reads it before it is there
 
 
 def set_adapter(model, folder, sha256=None):
