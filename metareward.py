@@ -57,6 +57,7 @@ from harness.inputs import carries_judgments, choose_prompts, given_examples, ra
 from harness.plan import plan
 from harness.report import table
 from harness.settings import DIAGNOSED, Settings, parse_settings
+from harness.unreadable import first_look
 from sampling import sample
 
 __all__ = ["Settings", "parse_settings"]  # their old place, from which others import them
@@ -251,7 +252,7 @@ def meta_judge(run, t, varied):
                     "comparisons", needed=False)
 
 
-# ---- selections: each yields records, and a sentence for each thing that it drops
+# ---- four selections, which yield records, and a sentence for each thing they drop; their helpers
 
 def finished_answers(records, max_score=5):
     """The different finished answers to each prompt."""
@@ -327,8 +328,6 @@ def judge_pairs(compared, ratings, rubric, max_chars):
                           chosen_score=scores[chosen], rejected_score=scores[rejected])
 
 
-# ---- what the selections and the rating need
-
 def as_answer(record, number, text, max_score):
     """An answer; where its prompt has checks with its true score, of max_score the share met."""
     known, checks = {}, record.get("checks")
@@ -403,6 +402,7 @@ def warm_start(run):
     s = run.settings
     figures = {"meta_judge": None, "pairs": {"actor": 0, "judge": 0}}
     if s.no_eft:
+        first_look(run, answer, judge)  # the run of a model that cannot judge ends here
         return figures | {"train": run.train(0, train_sft, [])}
     if carries_judgments(run.replies):
         examples = run.keep(given_examples(run.replies, run.rubric, s.max_score))
@@ -498,14 +498,13 @@ def measure(run, t):
 #   run.draw(...)        samples replies to many prompts, and goes on after a kill (the three roles)
 #   run.keep(selection)  a list of the records that a selection yields; run.dropped counts the rest
 #   run.save(t, name, records), run.train(...)    write a file; train, log, save M_t's adapter
-#   settings.at(name, t) is the value of a schedule, such as rho, in iteration t
 
 def iterate(run, t):
     """One iteration: M_{t-1} makes preferences out of nothing but prompts, and becomes M_t.
 
     Returns figures for summary.json.
     """
-    s = run.settings
+    s = run.settings  # s.at(name, t) is the value of a schedule, such as rho, in iteration t
     run.become(t - 1)
     prompts = choose_prompts(run, t)  # {"prompt_id": "7", "prompt": "How do I keep bread fresh?"}
 

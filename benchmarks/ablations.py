@@ -23,7 +23,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from eval import read_jsonl  # noqa: E402
+from eval import read_jsonl
 
 VARIANTS = {
     "Meta-Rewarding": [],
@@ -54,22 +54,30 @@ def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it.
     """
     with open(f"{out}.log", "w") as log:
-        subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed), "--model", model, *VARIANTS[variant]],
+        subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed),
+                        "--model", model, *VARIANTS[variant]],
                        check=True, stdout=log, stderr=log)
     records = json.loads((out / "summary.json").read_text())
-    prompts = read_jsonl(Path(json.loads((out / "config.json").read_text())["settings"]["eval_prompts"]))
+    settings = json.loads((out / "config.json").read_text())["settings"]
+    prompts = read_jsonl(Path(settings["eval_prompts"]))
     checks = {str(i): prompt["checks"] for i, prompt in enumerate(prompts)}
-    figures = {"truth": [r["actor"]["truth"] for r in records], "padding": [padding(out / f"iter{t}", checks) for t in range(len(records))],
-               "characters": [r["actor"]["mean_length"] for r in records], "judge": [100 * r["judge"]["truth_agreement"] for r in records],
+    figures = {"truth": [r["actor"]["truth"] for r in records],
+               "padding": [padding(out / f"iter{t}", checks) for t in range(len(records))],
+               "characters": [r["actor"]["mean_length"] for r in records],
+               "judge": [100 * r["judge"]["truth_agreement"] for r in records],
                "ties": [100 * r["judge"]["ties"] for r in records]}
-    shown = [f"{name} " + " ".join(format(x, form) for x in figures[name]) for name, form in FORMS.items()]
+    shown = [f"{name} " + " ".join(format(x, form) for x in figures[name]) for name,
+             form in FORMS.items()]
     print(f"{variant:26} seed {seed}  " + "   ".join(shown), file=sys.stderr, flush=True)
     return figures
 
 
 def interval(values, form):
     """Mean and half the 95 % t-interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    half = np.nan
+    if len(values) > 1:
+        t = stats.t.ppf(0.975, len(values) - 1)
+        half = t * np.std(values, ddof=1) / len(values) ** 0.5
     return f"{format(np.mean(values), form)} +- {format(half, form)}"
 
 
@@ -78,17 +86,22 @@ def table(results):
     of M_2 as well.
     """
     first = next(iter(results.values()))
-    yield "| variant | true score, M_0 to M_4 | of M_4 | difference | padding | characters: M_2 | M_4 | judge right, % | judge's ties, % |"
+    yield ("| variant | true score, M_0 to M_4 | of M_4 | difference | padding | characters: M_2 "
+           "| M_4 | judge right, % | judge's ties, % |")
     yield "|" + "---|" * 9
     for variant, seeds in results.items():
         last = {name: [figures[name][-1] for figures in seeds] for name in FORMS}
         difference = np.subtract(last["truth"], [figures["truth"][-1] for figures in first])
-        path = " ".join(f"{truth:.2f}" for truth in np.mean([figures["truth"] for figures in seeds], axis=0))
+        path = " ".join(f"{truth:.2f}" for truth in np.mean([figures["truth"] for figures in seeds],
+                                                            axis=0))
         # a judge is measured by the mean of N judgments: with another N that is another measure
         same_votes = not variant.startswith("N ")
-        cells = [path, interval(last["truth"], ".2f"), interval(difference, "+.2f").replace("+- +", "+- ") if seeds is not first else "",
-                 interval(last["padding"], ".2f"), interval([figures["characters"][2] for figures in seeds], ".0f"),
-                 interval(last["characters"], ".0f"), *(interval(last[name], ".1f") if same_votes else "" for name in ("judge", "ties"))]
+        cells = [path, interval(last["truth"], ".2f"),
+                 interval(difference, "+.2f").replace("+- +", "+- ") if seeds is not first else "",
+                 interval(last["padding"], ".2f"),
+                 interval([figures["characters"][2] for figures in seeds], ".0f"),
+                 interval(last["characters"], ".0f"), *(interval(last[name], ".1f") if same_votes
+                                                        else "" for name in ("judge", "ties"))]
         yield f"| {variant} | " + " | ".join(cells) + " |"
 
 
@@ -101,44 +114,59 @@ def by_iteration(results):
             yield f"{variant}: {name} " + ", ".join(interval(column, form) for column in values.T)
             if seeds is not first:
                 changes = values - [figures[name] for figures in first]
-                yield f"{variant}: {name}, difference " + ", ".join(interval(column, form) for column in changes.T)
+                told = ", ".join(interval(column, form) for column in changes.T)
+                yield f"{variant}: {name}, difference {told}"
 
 
-def plot(results, file):
-    """Draw the true score of M_0 to M_4 by variant: a thin line for each seed, and their mean."""
+def plot(lines, file, ylabel, most=None):
+    """Draw lines by iteration: {name: (seeds, models)}. Thin for each seed, thick for their mean.
+
+    most: the end of the upright axis, which then begins at 0.
+    """
     look = {"svg.fonttype": "none", "svg.hashsalt": "improvement", "font.size": 11,
             "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(look):
         figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
         axis = figure.subplots()
-        for (variant, seeds), color in zip(results.items(), ("#2f74c0", "#d1662a", "#3f9e57")):
-            truth = np.array([figures["truth"] for figures in seeds])  # (seeds, models)
-            mean, models = truth.mean(axis=0), range(truth.shape[1])
-            axis.plot(models, truth.T, color=color, alpha=0.35, linewidth=1)
+        for (name, values), color in zip(lines.items(), ("#2f74c0", "#d1662a", "#3f9e57")):
+            mean, models = values.mean(axis=0), range(values.shape[1])
+            axis.plot(models, values.T, color=color, alpha=0.35, linewidth=1)
             axis.plot(models, mean, color=color, marker="o", linewidth=2.5)
-            axis.annotate(f"{variant}\n{mean[-1]:.2f}", (models[-1], mean[-1]), (8, 0),
+            axis.annotate(f"{name}\n{mean[-1]:.2f}", (models[-1], mean[-1]), (8, 0),
                           textcoords="offset points", va="center", color=color)
-        axis.set(ylim=(0, 5.2), ylabel="true score of the answers, of 5")
+        axis.set(ylabel=ylabel)
+        if most is not None:
+            axis.set_ylim(0, most)
         axis.set_xticks(models, [f"$M_{t}$" for t in models])
         figure.savefig(file, metadata={"Date": None})
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="which to run")
-    parser.add_argument("--model", default=str(ROOT / "tiny"), help="a model folder whose prompts have checks")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="where the runs go")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4],
+                        help="one run each")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS),
+                        help="which to run")
+    parser.add_argument("--model", default=str(ROOT / "tiny"),
+                        help="a model folder whose prompts have checks")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"),
+                        help="where the runs go")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--plot", type=Path, help="an SVG of the true scores by iteration")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {variant: [pool.submit(run, args.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}", variant, seed, args.model)
+        futures = {variant: [pool.submit(run, args.out
+                                         / f"{variant.replace(' ', '-').replace(',', '')}-{seed}",
+                                         variant, seed, args.model)
                              for seed in args.seeds] for variant in args.variants}
-        results = {variant: [future.result() for future in runs] for variant, runs in futures.items()}
+        results = {variant: [future.result() for future in runs] for variant,
+                   runs in futures.items()}
     if args.plot:
-        plot(results, args.plot)
+        lines = {variant: np.array([figures["truth"] for figures in seeds])
+                 for variant, seeds in results.items()}
+        plot(lines, args.plot, "true score of the answers, of 5", most=5.2)
     print("\n".join([*table(results), "", "By iteration, M_0 to M_4:", *by_iteration(results)]))
 
 

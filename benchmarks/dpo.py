@@ -42,8 +42,10 @@ def llama():
     million parameters, fp32.
     """
     torch.manual_seed(SEED)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
-                         num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=2, bos_token_id=None, eos_token_id=1)
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408,
+                         num_hidden_layers=8, num_attention_heads=8,
+                         num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=2,
+                         bos_token_id=None, eos_token_id=1)
     return LlamaForCausalLM(config).requires_grad_(False)
 
 
@@ -54,7 +56,8 @@ def pairs(workload):
 
     def tokens(count):
         return torch.randint(3, VOCABULARY, (count,), generator=rng).tolist()
-    return [{"prompt_ids": tokens(prompt), "chosen_ids": tokens(chosen - 1) + [1], "rejected_ids": tokens(rejected - 1) + [1]}
+    return [{"prompt_ids": tokens(prompt), "chosen_ids": tokens(chosen - 1) + [1],
+             "rejected_ids": tokens(rejected - 1) + [1]}
             for chosen, rejected in zip(answers[::2], answers[1::2])]
 
 
@@ -72,19 +75,28 @@ def trl_trainer(model, examples, folder, per_pass, checkpointing, steps, callbac
     from tokenizers import Tokenizer, models, pre_tokenizers
     from trl import DPOConfig, DPOTrainer
     words = {0: "<unknown>", 1: "<end>", 2: "<padding>"}
-    tokenizer = Tokenizer(models.WordLevel({words.get(i, str(i)): i for i in range(model.config.vocab_size)}, unk_token="<unknown>"))
+    tokenizer = Tokenizer(models.WordLevel({words.get(i, str(i)): i
+                                            for i in range(model.config.vocab_size)},
+                                           unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unknown>", eos_token="<end>", pad_token="<padding>")
-    texts = [{"prompt": " ".join(map(str, pair["prompt_ids"])) + " ", "chosen": " ".join(map(str, pair["chosen_ids"][:-1])),
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unknown>",
+                                        eos_token="<end>", pad_token="<padding>")
+    texts = [{"prompt": " ".join(map(str, pair["prompt_ids"])) + " ",
+              "chosen": " ".join(map(str, pair["chosen_ids"][:-1])),
               "rejected": " ".join(map(str, pair["rejected_ids"][:-1]))} for pair in examples]
     settings = DPOConfig(
-        output_dir=folder, use_cpu=model.device.type == "cpu", bf16=bf16, max_length=None, precompute_ref_log_probs=True, precompute_ref_batch_size=1,
-        per_device_train_batch_size=per_pass, gradient_accumulation_steps=len(examples) // per_pass, gradient_checkpointing=checkpointing,
+        output_dir=folder, use_cpu=model.device.type == "cpu", bf16=bf16, max_length=None,
+        precompute_ref_log_probs=True, precompute_ref_batch_size=1,
+        per_device_train_batch_size=per_pass, gradient_accumulation_steps=len(examples) // per_pass,
+        gradient_checkpointing=checkpointing,
         max_steps=steps, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no")
-    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = DPOTrainer(model=model, args=settings, processing_class=tokenizer, train_dataset=Dataset.from_list(texts), peft_config=lora,
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear",
+                      task_type="CAUSAL_LM")
+    trainer = DPOTrainer(model=model, args=settings, processing_class=tokenizer,
+                         train_dataset=Dataset.from_list(texts), peft_config=lora,
                          callbacks=[callback])
-    if any(row[key] != pair[key] for row, pair in zip(trainer.train_dataset, examples) for key in ("prompt_ids", "chosen_ids", "rejected_ids")):
+    if any(row[key] != pair[key] for row, pair in zip(trainer.train_dataset, examples)
+           for key in ("prompt_ids", "chosen_ids", "rejected_ids")):
         raise RuntimeError("TRL trains on other tokens")
     return trainer
 
@@ -106,7 +118,8 @@ def work(trainer, workload, per_pass, checkpointing, steps):
     stepper = Stepper()
     with tempfile.TemporaryDirectory() as folder:
         if trainer == "TRL":
-            trl_trainer(llama(), pairs(workload), folder, per_pass, bool(checkpointing), steps, stepper).train()
+            trl_trainer(llama(), pairs(workload), folder, per_pass, bool(checkpointing), steps,
+                        stepper).train()
         else:
             import dpo
             take_step = dpo.take_step
@@ -127,16 +140,19 @@ class Process:
     """A trainer that waits to be told to take a step."""
 
     def __init__(self, *arguments, threads):
-        command = [sys.executable, __file__, "--threads", str(threads), "--work", *map(str, arguments)]
+        command = [sys.executable, __file__, "--threads", str(threads),
+                   "--work", *map(str, arguments)]
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors, text=True)
 
     def number(self):
         for line in self.process.stdout:
             if re.fullmatch(r"[0-9.]+(e-?\d+)?\n", line):
                 return float(line)
         self.errors.seek(0)
-        raise RuntimeError(f"a trainer died: {' '.join(self.process.args)}\n{self.errors.read()[-2000:]}")
+        raise RuntimeError(f"a trainer died: "
+                           f"{' '.join(self.process.args)}\n{self.errors.read()[-2000:]}")
 
     def step(self):
         """Seconds of one step."""
@@ -158,9 +174,11 @@ def values(workload):
     from dpo import dpo_loss, pair_logps, trainable
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(llama(), pairs(workload), folder, PAIRS, False, 1, Stepper())
-    theirs = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" in name and ".default." in name}
+    theirs = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" in name
+              and ".default." in name}
     model = our_model()
-    columns = [[pair[key] for pair in pairs(workload)] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    columns = [[pair[key] for pair in pairs(workload)]
+               for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
     with torch.no_grad():
         reference = pair_logps(model, *columns)
     ours = trainable(model)
@@ -168,46 +186,68 @@ def values(workload):
         weight.data.normal_(std=0.02, generator=torch.Generator().manual_seed(len(name)))
         theirs[name].data.copy_(weight)
     trainer.model.train()
-    expected = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(PAIRS)]))
-    expected_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(expected, [theirs[name] for name in ours])])
+    expected = trainer.compute_loss(trainer.model,
+                                    trainer.data_collator([trainer.train_dataset[i]
+                                                           for i in range(PAIRS)]))
+    expected_gradient = torch.cat([g.flatten()
+                                   for g in torch.autograd.grad(expected,
+                                                                [theirs[name] for name in ours])])
     loss = dpo_loss(*pair_logps(model.train(), *columns), *reference, beta=0.1)[0].mean()
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(ours.values()))])
     distance = (gradient - expected_gradient).norm() / expected_gradient.norm()
-    return loss.item(), expected.item(), F.cosine_similarity(gradient.double(), expected_gradient.double(), dim=0).item(), distance.item()
+    return loss.item(), expected.item(), F.cosine_similarity(gradient.double(),
+                                                             expected_gradient.double(),
+                                                             dim=0).item(), distance.item()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS), help="which workloads")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS),
+                        help="which workloads")
     parser.add_argument("--steps", type=int, default=5, help="steps of each, the median counts")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
-    parser.add_argument("--work", nargs=5, metavar="X", help="be one of the processes: trainer, workload, pairs per pass, checkpointing, steps")
+    parser.add_argument("--work", nargs=5, metavar="X",
+                        help="be one of the processes: trainer, workload, pairs per pass, "
+                             "checkpointing, steps")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.work:
         trainer, workload, *numbers = args.work
         return work(trainer, workload, *map(int, numbers))
-    print(f"PyTorch {torch.__version__}, {args.threads} threads, {sum(w.numel() for w in llama().parameters()) / 1e6:.1f} M parameters, fp32, "
+    print(f"PyTorch {torch.__version__}, {args.threads} threads, "
+          f"{sum(w.numel() for w in llama().parameters()) / 1e6:.1f} M parameters, fp32, "
           f"LoRA of rank 16, {PAIRS} pairs a step")
     for workload in args.only:
         tried, leanest = {}, float("inf")
         for per_pass, checkpointing in SETTINGS:
-            (((seconds,),), (peak,)) = measured(Process("TRL", workload, per_pass, int(checkpointing), 2, threads=args.threads), steps=1)
+            (((seconds,),), (peak,)) = measured(Process("TRL", workload, per_pass,
+                                                        int(checkpointing), 2,
+                                                        threads=args.threads), steps=1)
             tried[per_pass, checkpointing], leanest = seconds, min(leanest, peak)
-            print(f"  TRL, {workload} pairs, {per_pass} per pass, checkpointing {'on ' if checkpointing else 'off'}: {seconds:6.1f} s a step, "
+            print(f"  TRL, {workload} pairs, {per_pass} per pass, checkpointing "
+                  f"{'on ' if checkpointing else 'off'}: {seconds:6.1f} s a step, "
                   f"{peak / 1e6:5.0f} MB", flush=True)
         best = min(tried, key=tried.get)
-        (ours, theirs), peaks = measured(Process("ours", workload, 0, 0, args.steps + 1, threads=args.threads),
-                                         Process("TRL", workload, best[0], int(best[1]), args.steps + 1, threads=args.threads), steps=args.steps)
+        (ours, theirs), peaks = measured(Process("ours", workload, 0, 0, args.steps + 1,
+                                                 threads=args.threads),
+                                         Process("TRL", workload, best[0], int(best[1]),
+                                                 args.steps + 1, threads=args.threads),
+                                         steps=args.steps)
         ratios = [b / a for a, b in zip(ours, theirs)]
         mine, other = statistics.median(ours), statistics.median(theirs)
-        print(f"{workload} pairs: ours {mine:.2f} s a step, {PAIRS / mine:.2f} pairs/s, {peaks[0] / 1e6:.0f} MB; TRL ({best[0]} per pass, "
-              f"checkpointing {'on' if best[1] else 'off'}) {other:.2f} s a step, {PAIRS / other:.2f} pairs/s, {peaks[1] / 1e6:.0f} MB")
-        print(f"{workload} pairs: {other / mine:.2f}x the steps per second (lowest {min(ratios):.2f}x, highest {max(ratios):.2f}x), "
-              f"{peaks[0] / peaks[1]:.2f}x the memory ({peaks[0] / leanest:.2f}x that of TRL's leanest setting)", flush=True)
+        print(f"{workload} pairs: ours {mine:.2f} s a step, {PAIRS / mine:.2f} pairs/s, "
+              f"{peaks[0] / 1e6:.0f} MB; TRL ({best[0]} per pass, "
+              f"checkpointing {'on' if best[1] else 'off'}) {other:.2f} s a step, "
+              f"{PAIRS / other:.2f} pairs/s, {peaks[1] / 1e6:.0f} MB")
+        print(f"{workload} pairs: {other / mine:.2f}x the steps per second (lowest "
+              f"{min(ratios):.2f}x, highest {max(ratios):.2f}x), "
+              f"{peaks[0] / peaks[1]:.2f}x the memory ({peaks[0] / leanest:.2f}x that of TRL's "
+              f"leanest setting)", flush=True)
     for workload in args.only:
         loss, expected, cosine, distance = values(workload)
-        print(f"{workload} pairs: loss {loss:.7f}, TRL's {expected:.7f}, difference {abs(loss - expected):.1e}; gradient: cosine {cosine:.9f}, "
+        print(f"{workload} pairs: loss {loss:.7f}, TRL's {expected:.7f}, difference "
+              f"{abs(loss - expected):.1e}; gradient: cosine {cosine:.9f}, "
               f"relative distance {distance:.1e}", flush=True)
 
 

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("tests", ".")]
-from test_run import command, differences, size, small, wait_until_it_writes  # noqa: E402
+from test_run import command, differences, size, small, wait_until_it_writes
 
 NEVER = {"lock", "report.html"}  # hold nothing
 # Each start writes these anew, config.json with the folder's name.

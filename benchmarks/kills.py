@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("tests", ".")]
-from test_run import command, differences, size, small, wait_until_it_writes  # noqa: E402
+from test_run import command, differences, size, small, wait_until_it_writes
 
 
 def newest(folder):

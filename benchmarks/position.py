@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from metareward import battle_matrix, elo, judge_pair, position_weights  # noqa: E402
+from metareward import battle_matrix, elo, judge_pair, position_weights
 
 
 def elo_with_advantage(verdicts, ridge=1e-6):

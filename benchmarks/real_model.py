@@ -1,11 +1,22 @@
-"""Does a real pretrained model improve by its own answers? `python benchmarks/real_model.py --model M`
+"""Does a real pretrained model improve by its own answers, and by its own judgments?
+
+    python benchmarks/real_model.py --model M                        # by the truth, and a control
+    python benchmarks/real_model.py --model M --kinds judge no-meta-judge     # the whole method
 
 M is a model folder or a hub name. The prompts are made like those of data/verifiable.jsonl, whose
 answers a program can check, with three demands that short answers can meet, and a fourth: twelve
-words or more, without which one word would soon be the answer to everything. Compared are runs whose reward is the truth (`--reward checks`) and a control:
-the same run, but that every answer's score is a random number, so that its pairs say nothing. The
-control must not rise. Measured is the share of demands met on held-out prompts that share no task
-with the training's, four answers each; intervals are 95 %, by bootstrap over these prompts.
+words or more, without which one word would soon be the answer to everything. Four kinds of runs:
+
+    checks           the reward is the truth (`--reward checks`)
+    control          the same, but that every answer's score is a random number, so that its pairs
+                     say nothing: it must not rise
+    judge            the whole method: the judge is the model, after a warm start
+    no-meta-judge    the same without the meta-judge
+
+The warm start's judgments and comparisons are made from the truth, of answers of M itself, with
+the faults of a hurried reader: one mark in ten is wrong, and of a long answer a quarter of what is
+missing is seen as there. Measured is the share of demands met on held-out prompts that share no
+task with the training's, four answers each; intervals are 95 %, by bootstrap over these prompts.
 Resumable: what is there is not run again.
 """
 import argparse
@@ -15,16 +26,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from data import make  # noqa: E402
-from eval import bootstrap, by_prompt, read_jsonl  # noqa: E402
-from harness.files import write_jsonl  # noqa: E402
-from harness.folder import Run  # noqa: E402
+from benchmarks.ablations import plot
+from data import make
+from eval import bootstrap, by_prompt, read_jsonl
+from harness.checks import meets
+from harness.files import write_jsonl
+from harness.folder import Run
+from sampling import load, sample
 
 KINDS = ("at most", "question", "first", "no comma", "word")  # of demands, see data/make.py
 SETTINGS = {  # of the runs
@@ -32,6 +44,18 @@ SETTINGS = {  # of the runs
     "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0,
 }
 HELD_OUT = 48  # prompts
+TAUGHT = 100   # prompts of the warm start, with REPLIES answers each
+REPLIES = 3
+DEMANDS = 4
+RUBRIC = f"""\
+Give one point for each demand of the question that the answer meets, {DEMANDS} in all. Go through \
+the demands in their order, each on a line of its own, and say of each whether it is met."""
+JUDGING = {  # settings of the runs that judge
+    "judgments": 4, "max-judgment-tokens": 128, "max-verdict-tokens": 24, "eft-epochs": 3,
+    "max-score": DEMANDS, "max-judgment-chars": 0,
+}
+FLAGS = {"checks": ["--reward", "checks"], "control": ["--reward", "checks"], "judge": [],
+         "no-meta-judge": ["--no-meta-judge"]}
 
 
 def prompts(tasks, rng):
@@ -42,47 +66,134 @@ def prompts(tasks, rng):
             for record in make.prompts(tasks, rng, KINDS)]
 
 
-def random_reward(run, t, answers, name, label):
-    """Stands in for Run.reward: a number that depends on nothing but the answer's place."""
-    seed = run.settings.seed
-    records = [answer | {"scores": [score], "score": score} for answer in answers
-               for score in [random.Random(f"{seed}/{t}/{answer['id']}").random()]]
-    run.save(t, name, records)
-    return records
+# ---- the warm start of the runs that judge
+
+def judgment(record, text, long, rng):
+    """A hurried reader's judgment of an answer: (its text, its score)."""
+    _, *demands = record["prompt"].removesuffix(".").split(". ")
+    lines, score = [], 0
+    for demand, check in zip(demands, record["checks"], strict=True):
+        met = meets(check, text)
+        if rng.random() < 0.1:
+            met = not met
+        elif long and not met:
+            met = rng.random() < 0.25
+        lines.append(f"- {demand}: {'met' if met else 'not met'}")
+        score += met
+    return "\n".join([*lines, f"Score: {score}"]), score
+
+
+def ranked_reply(record, text, long, rng):
+    """A reply with its rank and a judgment, and perhaps two more, of which one is better."""
+    true = sum(meets(check, text) for check in record["checks"])
+    said, _ = judgment(record, text, long, rng)
+    reply = {"text": text, "rank": DEMANDS - true, "judgment": said}
+    two = [judgment(record, text, long, rng) for _ in range(2)]
+    off = [abs(score - true) for _, score in two]
+    if off[0] != off[1]:
+        better = int(off[1] < off[0])
+        if rng.random() < 0.1:
+            better = 1 - better
+        reply["comparisons"] = [{"judgments": [said for said, _ in two], "better": better}]
+    return reply
+
+
+def warm_start(args, file):
+    """Write replies of the model, with judgments and comparisons, as --eft reads them."""
+    rng = random.Random("warm start")
+    records = prompts(make.TASKS, random.Random("real model"))[-TAUGHT:]
+    model, tokenizer = load(args.model, bits=SETTINGS["bits"])
+    answers = sample(model, tokenizer, [record["prompt"] for record in records], REPLIES,
+                     max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
+    lengths = [len(one.text) for group in answers for one in group]
+    taught = []
+    for record, group in zip(records, answers):
+        replies = [ranked_reply(record, one.text, len(one.text) > np.median(lengths), rng)
+                   for one in group]
+        taught.append({"prompt": record["prompt"], "replies": replies})
+    write_jsonl(file, taught)
+
+
+# ---- the runs
+
+def random_reward(run, t, answers, label):
+    """Stands in for Run.reward_scores: numbers that depend on nothing but the answers' places."""
+    return [random.Random(f"{run.settings.seed}/{t}/{answer['id']}").random()
+            for answer in answers]
 
 
 def run(args, seed, kind):
     """The held-out prompts' shares of demands met, (models, prompts), of a run."""
-    out = args.out / f"{kind}-{seed}"
+    out, judges = args.out / f"{kind}-{seed}", kind in ("judge", "no-meta-judge")
     flags = {"model": args.model, "out": out, "seed": seed, "iters": args.iters,
-             "reward": "checks", "prompts": args.out / "prompts.jsonl",
-             "eval-prompts": args.out / "held_out.jsonl", **SETTINGS}
-    command = [sys.executable, __file__, "--work", kind]
+             "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
+             **SETTINGS}
+    if judges:
+        flags |= {**JUDGING, "eft": args.out / "eft.jsonl", "rubric": args.out / "rubric.txt"}
+    command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
     with open(f"{out}.log", "a") as log:
         done = subprocess.run(command, stdout=log, stderr=log)
     if done.returncode not in (0, 3):
         raise SystemExit(f"the run ended: see {out}.log")
-    shares = []
+    shares, most = [], JUDGING["max-score"] if judges else 5
     for t in range(args.iters + 1):
         groups = by_prompt(read_jsonl(out / f"iter{t}" / "eval.jsonl"))
-        shares.append([np.mean([answer["truth"] for answer in group]) / 5
+        shares.append([np.mean([answer["truth"] for answer in group]) / most
                        for group in groups.values()])
-    minutes = sum(sum(record["seconds"].values())
-                  for record in json.loads((out / "summary.json").read_text())) / 60
-    print(f"{kind:8} seed {seed}  " + " ".join(f"{np.mean(share):.3f}" for share in shares)
+    records = json.loads((out / "summary.json").read_text())
+    minutes = sum(sum(record["seconds"].values()) for record in records) / 60
+    print(f"{kind:14} seed {seed}  " + " ".join(f"{np.mean(share):.3f}" for share in shares)
           + f"   {minutes:.1f} min", flush=True)
+    if judges:
+        for name in ("valid_rate", "truth_agreement", "human_agreement", "ties"):
+            figures = [record["judge"].get(name) for record in records]
+            print(f"    judge, {name:16} " + " ".join("    -" if figure is None else f"{figure:.3f}"
+                                                      for figure in figures))
+        for name, rights in marks_right(out, range(args.iters + 1), args.out).items():
+            print(f"    its marks right, {name:12} " + " ".join(f"{x:.2f}" for x in rights),
+                  flush=True)
     return np.array(shares)
+
+
+def marks_right(out, iterations, inputs):
+    """How often the judge's mark of a demand is right, by kind of demand: {kind: a share each}.
+
+    And beside it, as "always", what saying the more frequent mark of each kind would give for M_0.
+    """
+    prompts = {str(i): record for i, record in enumerate(read_jsonl(inputs / "held_out.jsonl"))}
+    rights = {}
+    for t in iterations:
+        marks = {}
+        for answer in read_jsonl(out / f"iter{t}" / "eval.jsonl"):
+            checks = prompts[answer["prompt_id"]]["checks"]
+            for one in answer["judgments"]:
+                lines = one["text"].splitlines()
+                if one["score"] is None or len(lines) != len(checks) + 1:
+                    continue
+                for line, check in zip(lines, checks):
+                    right = meets(check, answer["text"]) != line.endswith("not met")
+                    marks.setdefault(kind_of(check), []).append(right)
+        for name, right in marks.items():
+            rights.setdefault(name, []).append(np.mean(right))
+    return rights
+
+
+def kind_of(check):
+    """What a check demands, in a word or two."""
+    if isinstance(check, dict):
+        return f"{check['id']}, {check['relation']}" if "relation" in check else check["id"]
+    return {r"\?": "question", r"(?": "word"}[check[:2]] if "A" not in check[:6] else "first"
 
 
 def table(results, iters):
     """A Markdown table: the share of demands met by each model, and the last one's gain."""
-    yield "| reward | seed | " + " | ".join(f"M_{t}" for t in range(iters + 1)) + " | gain |"
+    yield "| run | seed | " + " | ".join(f"M_{t}" for t in range(iters + 1)) + " | gain |"
     yield "|" + "---|" * (iters + 4)
     for (kind, seed), shares in results.items():
-        cells = [interval(share) for share in shares]
-        yield f"| {kind} | {seed} | " + " | ".join([*cells, interval(shares[-1] - shares[0])]) + " |"
+        cells = [interval(share) for share in [*shares, shares[-1] - shares[0]]]
+        yield f"| {kind} | {seed} | " + " | ".join(cells) + " |"
 
 
 def interval(values):
@@ -90,27 +201,12 @@ def interval(values):
     return f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})"
 
 
-def plot(results, file):
-    """The share of demands met by iteration, a line for each run."""
-    look = {"svg.fonttype": "none", "svg.hashsalt": "real model", "font.size": 11,
-            "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(look):
-        figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
-        axis = figure.subplots()
-        for (kind, _), shares in results.items():
-            color = "#2f74c0" if kind == "checks" else "#d1662a"
-            axis.plot(shares.mean(axis=1), color=color, marker="o")
-            axis.annotate(kind, (len(shares) - 1, shares[-1].mean()), (8, 0),
-                          textcoords="offset points", va="center", color=color)
-        axis.set(ylabel="share of demands met, held-out prompts")
-        axis.set_xticks(range(len(shares)), [f"$M_{t}$" for t in range(len(shares))])
-        figure.savefig(file, metadata={"Date": None})
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="a model folder or a hub name")
+    parser.add_argument("--kinds", nargs="+", choices=list(FLAGS), default=["checks", "control"],
+                        help="of runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
     parser.add_argument("--iters", type=int, default=4, help="iterations")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="where the runs go")
@@ -120,18 +216,22 @@ def main():
     rng = random.Random("real model")
     write_jsonl(args.out / "prompts.jsonl", prompts(make.TASKS, rng))
     write_jsonl(args.out / "held_out.jsonl", prompts(make.HELD_OUT, rng)[:HELD_OUT])
-    results = {(kind, seed): run(args, seed, kind)
-               for seed in args.seeds for kind in ("checks", "control")}
+    (args.out / "rubric.txt").write_text(RUBRIC)
+    if {"judge", "no-meta-judge"} & set(args.kinds) and not (args.out / "eft.jsonl").exists():
+        warm_start(args, args.out / "eft.jsonl")
+    results = {(kind, seed): run(args, seed, kind) for seed in args.seeds for kind in args.kinds}
     print("\n".join(table(results, args.iters)))
     if args.plot:
-        plot(results, args.plot)
+        lines = {kind: np.array([shares.mean(axis=1) for (of, _), shares in results.items()
+                                 if of == kind]) for kind in args.kinds}
+        plot(lines, args.plot, "share of demands met, held-out prompts")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         import metareward
         if sys.argv[2] == "control":
-            Run.reward = random_reward
+            Run.reward_scores = random_reward
         metareward.main(sys.argv[3:])
     else:
         main()

@@ -21,8 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.memory import peak_memory  # noqa: E402
-from sampling import sample_tokens  # noqa: E402
+from benchmarks.memory import peak_memory
+from sampling import sample_tokens
 
 logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
@@ -38,8 +38,10 @@ def llama():
     million parameters, fp32.
     """
     torch.manual_seed(SEED)
-    config = LlamaConfig(vocab_size=4096, hidden_size=512, intermediate_size=1664, num_hidden_layers=8, num_attention_heads=8,
-                         num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    config = LlamaConfig(vocab_size=4096, hidden_size=512, intermediate_size=1664,
+                         num_hidden_layers=8, num_attention_heads=8,
+                         num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=0,
+                         bos_token_id=None, eos_token_id=None)
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -54,12 +56,14 @@ def workloads():
     answers = tokens(2, 700)
     return {"judge": (tokens(8, 600), 11, 64, []),
             "actor": (tokens(16, 60), 7, 256, STOPS),
-            "meta-judge": ([shared + own for shared in answers for own in tokens(110, 200)], 1, 48, []),
+            "meta-judge": ([shared + own for shared in answers for own in tokens(110, 200)], 1, 48,
+                           []),
             "single": (tokens(1, 60), 1, 128, [])}
 
 
 def ours(model, prompts, n, new, stops):
-    return sum(len(ids) for samples in sample_tokens(model, prompts, n, stops=stops, max_new_tokens=new) for ids in samples)
+    return sum(len(ids) for samples in sample_tokens(model, prompts, n, stops=stops,
+                                                     max_new_tokens=new) for ids in samples)
 
 
 def generate(model, prompts, n, new, stops, batch):
@@ -69,8 +73,10 @@ def generate(model, prompts, n, new, stops, batch):
     count, per_call = 0, max(1, batch // n)
     for first in range(0, len(prompts), per_call):
         ids = torch.tensor(prompts[first: first + per_call], device=model.device)
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_p=0.95, top_k=0, num_return_sequences=n,
-                             max_new_tokens=new, eos_token_id=stops or None, pad_token_id=0)[:, ids.shape[1]:]
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True,
+                             temperature=0.8, top_p=0.95, top_k=0, num_return_sequences=n,
+                             max_new_tokens=new, eos_token_id=stops or None,
+                             pad_token_id=0)[:, ids.shape[1]:]
         if stops:
             ends = torch.isin(out, torch.tensor(stops, device=model.device)).int()
             count += int(((ends.cumsum(-1) - ends) == 0).sum())
@@ -89,22 +95,28 @@ def best_batch(model, prompts, n, new, stops):
     """The samples per call with which generate is fastest, tried on a quarter of the prompts."""
     part = prompts[: -(-len(prompts) // 4)]
     sizes = sorted({min(size, n * len(prompts)) for size in BATCHES if size >= n})
-    return max(sizes, key=lambda size: rate(generate, model, part if size <= n * len(part) else prompts, n, new, stops, size))
+    return max(sizes, key=lambda size: rate(generate, model, part if size <= n * len(part)
+                                            else prompts, n, new, stops, size))
 
 
 def peak(name, who, batch, threads):
     """Peak memory in bytes of a fresh process that runs the workload once."""
-    command = [sys.executable, __file__, "--only", name, "--peak-of", who, "--batch", str(batch), "--threads", str(threads)]
+    command = [sys.executable, __file__, "--only", name, "--peak-of", who, "--batch", str(batch),
+               "--threads", str(threads)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=list(workloads()), choices=list(workloads()), help="which workloads")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(workloads()), choices=list(workloads()),
+                        help="which workloads")
     parser.add_argument("--runs", type=int, default=5, help="runs of each, the median counts")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
-    parser.add_argument("--peak-of", choices=["ours", "generate"], help="print one workload's peak memory in bytes and nothing else")
-    parser.add_argument("--batch", type=int, default=0, help="samples per call of generate (0: the fastest is looked for)")
+    parser.add_argument("--peak-of", choices=["ours", "generate"],
+                        help="print one workload's peak memory in bytes and nothing else")
+    parser.add_argument("--batch", type=int, default=0,
+                        help="samples per call of generate (0: the fastest is looked for)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = llama()
@@ -112,18 +124,22 @@ def main():
         work = workloads()[args.only[0]]
         ours(model, *work) if args.peak_of == "ours" else generate(model, *work, args.batch)
         return print(peak_memory())
-    print(f"PyTorch {torch.__version__}, {args.threads} threads, {sum(w.numel() for w in model.parameters()) / 1e6:.1f} M parameters, fp32")
-    print(f"{'workload':12}{'ours':>12}{'generate':>12}{'ratio':>8}{'lowest, highest':>17}{'batch':>8}{'peak: ours':>15}{'generate':>12}"
-          f"{'all at once':>18}")
+    print(f"PyTorch {torch.__version__}, {args.threads} threads, "
+          f"{sum(w.numel() for w in model.parameters()) / 1e6:.1f} M parameters, fp32")
+    print(f"{'workload':12}{'ours':>12}{'generate':>12}{'ratio':>8}{'lowest, highest':>17}"
+          f"{'batch':>8}{'peak: ours':>15}{'generate':>12}{'all at once':>18}")
     for name in args.only:
         work = workloads()[name]
         batch = args.batch or best_batch(model, *work)
-        rates = [(rate(ours, model, *work), rate(generate, model, *work, batch)) for _ in range(args.runs)]
+        rates = [(rate(ours, model, *work), rate(generate, model, *work, batch))
+                 for _ in range(args.runs)]
         mine, theirs = (statistics.median(column) for column in zip(*rates))
         ratios = [a / b for a, b in rates]
         whole = len(work[0]) * work[1]
-        peaks = [peak(name, *which, args.threads) / 1e6 for which in (("ours", 0), ("generate", batch), ("generate", whole))]
-        print(f"{name:12}{mine:8.0f} t/s{theirs:8.0f} t/s{mine / theirs:7.2f}x{min(ratios):9.2f}x{max(ratios):7.2f}x{batch:8}"
+        peaks = [peak(name, *which, args.threads) / 1e6
+                 for which in (("ours", 0), ("generate", batch), ("generate", whole))]
+        print(f"{name:12}{mine:8.0f} t/s{theirs:8.0f} t/s"
+              f"{mine / theirs:7.2f}x{min(ratios):9.2f}x{max(ratios):7.2f}x{batch:8}"
               f"{peaks[0]:12.0f} MB{peaks[1]:9.0f} MB{peaks[2]:9.0f} MB{whole:6}", flush=True)
 
 

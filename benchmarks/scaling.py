@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from eval import read_jsonl  # noqa: E402
-from metareward import Settings  # noqa: E402
+from eval import read_jsonl
+from metareward import Settings
 
 PAPER = Settings(model="", out="")
 FILES = {"answers": "responses.jsonl", "judgments": "judgments.jsonl",

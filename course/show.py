@@ -46,7 +46,8 @@ def battle(folder, number):
         read_jsonl(folder / f"{name}.jsonl")[number] for name in ("battles", "ratings")
     )
     print(
-        f"Answer: {record['text']}  (true score {record['truth']})\n\nverdicts r: row shown first, column second"
+        f"Answer: {record['text']}  (true score {record['truth']})\n\nverdicts r: row shown first, "
+        f"column second"
     )
     for row in record["verdicts"]:
         print("".join(f"{v:+3d}" if v else "  ." for v in row))
@@ -85,18 +86,17 @@ def training(folder, number):
                 line[before + name]
                 for name in ("loss", "margin", "chosen_reward", "rejected_reward")
             ]
-            print(
-                f"{'epoch ' + str(line['epoch']) if held_out else 'step 1':8}{values[0]:7.3f}{values[1]:8.3f}{values[2]:15.3f}{values[3]:17.3f}"
-            )
+            name = f"epoch {line['epoch']}" if held_out else "step 1"
+            loss, margin, chosen, rejected = values
+            print(f"{name:8}{loss:7.3f}{margin:8.3f}{chosen:15.3f}{rejected:17.3f}")
 
 
 def padding(folder, number):
     sentences = [sentence for style in PADDING.values() for sentence in style]
     for t, place in sorted(iterations(folder.parent).items()):
         texts = [record["text"] for record in read_jsonl(place / "eval.jsonl")]
-        print(
-            f"M_{t} {sum(text.count(sentence) for text in texts for sentence in sentences) / len(texts):.2f}"
-        )
+        count = sum(text.count(sentence) for text in texts for sentence in sentences)
+        print(f"M_{t} {count / len(texts):.2f}")
 
 
 def main():
@@ -118,7 +118,8 @@ def main():
         parts[args.what](args.iteration, args.number)
     except (IndexError, KeyError):  # the warm start has no DPO
         print(
-            f"error: {args.iteration} has no {args.what} {args.number}; is it an iteration of a run, 1 or later?",
+            f"error: {args.iteration} has no {args.what} {args.number}; is it an iteration of a "
+            f"run, 1 or later?",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -15,6 +15,11 @@ Only what needs a language detector or a sentence splitter imports a package, wh
 import inspect
 import json
 import re
+import signal
+import threading
+from contextlib import contextmanager
+
+PATIENCE = 5  # seconds that a regular expression may take on one answer
 
 # What a verifier's arguments must be; the functions below name it as the argument's type.
 NUMBER = "a whole number"
@@ -31,9 +36,32 @@ class Missing(ValueError):
 def meets(check, text):
     """Whether an answer meets a check. An empty answer meets no named verifier."""
     if isinstance(check, str):
-        return re.search(check, text) is not None
+        with time_limit(check):
+            return re.search(check, text) is not None
     verifier, arguments = verifier_of(check)
     return bool(text.strip()) and verifier(text, **arguments)
+
+
+@contextmanager
+def time_limit(check):
+    """Raise ValueError if a regular expression takes longer than PATIENCE.
+
+    Some take time that doubles with each character, and would hold up a run for good.
+    """
+    def give_up(*_):
+        raise ValueError(f"the check {check!r} takes more than {PATIENCE} s on one answer: write "
+                         "it without a repetition inside of a repetition")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # alarms come to the main thread only
+        return
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def loose(check, text):

@@ -233,14 +233,17 @@ class Run:
     def reward(self, t, answers, name, label):
         """Give answers the "score" that --reward names: their truth, or a reward model's logit."""
         with self.timed(t, label):
-            if self.settings.reward == "checks":
-                scores = [answer.get("truth") for answer in answers]
-            else:
-                scores = self.reward_model.scores(answers, f"iteration {t}: {label}")
+            scores = self.reward_scores(t, answers, label)
         records = [answer | {"scores": [score], "score": score}
                    for answer, score in zip(answers, scores, strict=True)]
         self.save(t, name, records)
         return records
+
+    def reward_scores(self, t, answers, label):
+        """A number for each answer, or None."""
+        if self.settings.reward == "checks":
+            return [answer.get("truth") for answer in answers]
+        return self.reward_model.scores(answers, f"iteration {t}: {label}")
 
     @functools.cached_property
     def reward_model(self):

@@ -13,6 +13,7 @@ import torch
 from harness.folder import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
+from harness.unreadable import Unreadable
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take
@@ -32,23 +33,30 @@ def plan(settings, sample, loop):
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run = Run(dataclasses.replace(settings, out=f"{folder}/whole"), sample)
-        loading, trials, taken = time.perf_counter() - start, [], []
+        loading, trials, taken, unreadable = time.perf_counter() - start, [], [], None
         save_adapter(run.model, f"{folder}/fresh")
         for size in SIZES:
             set_adapter(run.model, f"{folder}/fresh")  # not the one that the last trial trained
             small = small_run(run, f"{folder}/{size}", size)
             print(f"With {size} prompts:")
             start = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                records = loop(small)
-            trials.append((small, records))
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    trials.append((small, loop(small)))
+            except Unreadable as error:
+                unreadable = error  # with more prompts it shows; the table is of fewer
+                break
             taken.append(time.perf_counter() - start)
             whole = size >= max(len(run.eval_prompts), settings.prompts_per_iter)
             if whole or len(taken) > 1 and expected_next(taken) > PATIENCE:
                 break
-        show(run, totals(run, trials), loading, disk(run, small))
-    if not all(record["train"] for record in records[1:]):
-        print(f"Training is not counted, or not all of it: no pairs came of {size} prompts.")
+        if trials:
+            show(run, totals(run, trials), loading, disk(run, trials[-1][0]))
+            if not all(record["train"] for record in trials[-1][1][1:]):
+                print("Training is not counted, or not all of it: no pairs came of "
+                      f"{SIZES[len(trials) - 1]} prompts.")
+    if unreadable:
+        raise unreadable
 
 
 def expected_next(taken):

@@ -1,5 +1,6 @@
 """A model that cannot give a stage what it asks for is told so early, not after a day."""
 
+FIRST = 6    # held-out prompts of which a few answers are judged before all else
 EARLY = 200  # replies after which a stage's first ones are looked at
 LEAST = 0.05  # share of them that must be readable
 WANTED = {  # stage: what its replies must end in, and what to do if they do not
@@ -9,6 +10,20 @@ WANTED = {  # stage: what its replies must end in, and what to do if they do not
                                 "\"comparisons\", or raise --max-verdict-tokens"),
     "new prompts": ("a task", "choose a larger model, or give a file with --prompts"),
 }
+
+
+def first_look(run, answer, judge):
+    """Have the seed judge a few of its own answers, which says soon whether it can.
+
+    answer, judge: the two roles, as metareward has them. Does nothing if no judge is wanted.
+    """
+    if run.settings.reward != "judge":
+        return
+    answers = answer(run, 0, run.eval_prompts[:FIRST], "first_responses.jsonl",
+                     label="first answers")
+    items = [{"id": f"{record['id']}/{i}", "prompt": record["prompt"], "text": response["text"]}
+             for record in answers for i, response in enumerate(record["responses"])]
+    judge(run, 0, items, "first_judgments.jsonl", "first judgments")
 
 
 class Unreadable(ValueError):

@@ -27,13 +27,18 @@ torch.set_num_threads(1)
 
 
 # chat templates, in our own words, of models that several tests play with
-LLAMA_3 = ("{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+LLAMA_3 = ("{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] "
+           "+ '<|end_header_id|>\n\n' "
            "+ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-           "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
-QWEN_3 = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
-          "{{ message['content'].split('</think>')[-1].lstrip('\n') }}{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+           "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+           "{% endif %}")
+QWEN_3 = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if "
+          "message['role'] == 'assistant' %}"
+          "{{ message['content'].split('</think>')[-1].lstrip('\n') }}{% else %}{{ "
+          "message['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-          "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}")
+          "{% if enable_thinking is defined and enable_thinking is false %}{{ "
+          "'<think>\n\n</think>\n\n' }}{% endif %}{% endif %}")
 
 
 cases = Counter()  # that were generated, by test
@@ -51,7 +56,8 @@ def FUZZ(test):
         return inner(*args, **kwargs)
 
     test.hypothesis.inner_test = counted
-    return pytest.mark.fuzz(settings(max_examples=int(os.environ.get("CASES", 150)), deadline=None)(test))
+    return pytest.mark.fuzz(settings(max_examples=int(os.environ.get("CASES", 150)),
+                                     deadline=None)(test))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -77,15 +83,19 @@ def random_model(config_class, tokenizer, dtype=torch.float32, **settings):
     """
     torch.manual_seed(0)
     config = config_class(**{
-        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3, "max_position_embeddings": 1024,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, **settings})
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3,
+        "max_position_embeddings": 1024,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, **settings})
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(15, len(tokenizer), 16)]
     return model.requires_grad_(False)
 
 
-FAMILIES = {"llama": (LlamaConfig, {}), "qwen3": (Qwen3Config, {}), "mistral": (MistralConfig, {"sliding_window": None}), "gemma": (GemmaConfig, {})}
+FAMILIES = {"llama": (LlamaConfig, {}), "qwen3": (Qwen3Config, {}),
+            "mistral": (MistralConfig, {"sliding_window": None}), "gemma": (GemmaConfig, {})}
 
 
 @pytest.fixture(scope="session", params=["tiny", *FAMILIES])

@@ -14,6 +14,7 @@ import pytest
 from if_verifiable.common import get_loose_transformations
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
+import harness.checks
 from harness.checks import VERIFIERS, Missing, check_check, loose, meets
 from harness.inputs import read_prompts
 
@@ -56,7 +57,8 @@ BY_HAND = [
      ["a b c", "one-two three", "- * ! ? a b c"]),
     ("length_constraints:number_words", FEWER, ["a b c", "!"], ["a b c d"]),
     ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"},
-     ["Dr. Who went. He fell.", "One! Two?", "one. Two"], ["Dr. Who went.", "One, two", "One\nTwo"]),
+     ["Dr. Who went. He fell.", "One! Two?", "one. Two"], ["Dr. Who went.", "One, two",
+                                                           "One\nTwo"]),
     ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "less than"},
      ["Dr. Who went."], ["I went. He fell."]),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2},
@@ -73,7 +75,8 @@ BY_HAND = [
     ("detectable_content:postscript", {"postscript_marker": "P.P.S"},
      ["P.P.S", "p. p. s. no", "x P.P.S. b"], ["P.S.", "P.PS", "P..P.S"]),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2},
-     ["* a\n* b", "- a\n  *b", "-\n\t- ", "* a\n** b\n- c", "*\n* a\n- b", "text\n\n\n * a\n\n * b"],
+     ["* a\n* b", "- a\n  *b", "-\n\t- ", "* a\n** b\n- c", "*\n* a\n- b",
+      "text\n\n\n * a\n\n * b"],
      ["* a", "* a\n- b\n* c", "* a\n** b", "a * b\n* c", "* a\n*", "• a\n• b", "---"]),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2},
      ["*a* *b*", "**a** **b**", "*a* **b**", "*a*b*c*"],
@@ -94,13 +97,16 @@ BY_HAND = [
      ["a\n******\nb", "a******b", "******a******b******", "a******* b"],
      ["a", "a\n*****\nb", "a******a ", "a******b******c", "a******\n******b", "a******"]),
     ("combination:repeat_prompt", {"prompt_to_repeat": " Say this. "},
-     ["Say this. Fine.", "\n say THIS.x"], ["Sure! Say this.", "Say this", "*Say this.*", "Say  this."]),
+     ["Say this. Fine.", "\n say THIS.x"], ["Sure! Say this.", "Say this", "*Say this.*",
+                                            "Say  this."]),
     ("startend:quotation", {}, ['"a"', ' ""\n', '"a" and "b"'], ['"', '"a', 'a"', "“a”", '"a".']),
     ("startend:end_checker", {"end_phrase": "The end. "},
-     ["Once. The end.", '"the END."', "the end.\n"], ["The end", "The end.)", "The end.\nBye", "The  end."]),
+     ["Once. The end.", '"the END."', "the end.\n"], ["The end", "The end.)", "The end.\nBye",
+                                                      "The  end."]),
     ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"},
      ["NASA AND", "I am A", "É B2 c", "U.S.A. X"], ["NASA and", "Nasa And", "12 A"]),
-    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "less than"},
+    ("change_case:capital_word_frequency", {"capital_frequency": 2,
+                                            "capital_relation": "less than"},
      ["NASA and"], ["NASA AND"]),
     ("change_case:english_capital", {},
      ["THE RIVER IS WIDE AND VERY DEEP."],
@@ -198,16 +204,27 @@ def test_loose_forgives_asterisks():
 # ---- hostile input
 
 HOSTILE = {"brackets": "[" * 300_000, "stars": "*" * 300_000, "star lines": "*\n" * 150_000,
-           "blank lines": "\n" * 299_999 + "x", "spaces": " " * 300_000 + "x", "angles": "<" * 300_000,
+           "blank lines": "\n" * 299_999 + "x", "spaces": " " * 300_000 + "x",
+           "angles": "<" * 300_000,
            "quotes": "\"'" * 150_000, "braces": "{\"a\":" * 60_000, "lists": "[" * 299_999 + "]",
            "fences": "```json" * 40_000, "points": "p. " * 100_000, "sections": "Part " * 60_000,
            "digits": "9" * 300_000, "one word": "a" * 300_000, "words": "river " * 50_000,
            "odd": "\u2028\x00\u202e\ufeff😀İ" * 50_000, "surrogate": "\ud800" * 9 + " x"}
 
 
+def test_a_regular_expression_without_end_is_named(monkeypatch):
+    """It would take the age of the universe; a good one does not mind the clock."""
+    monkeypatch.setattr(harness.checks, "PATIENCE", 0.2)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="takes more than 0.2 s on one answer"):
+        meets(r"^(\w+\s?)*$", "word " * 60 + "!")
+    assert time.perf_counter() - start < 5
+    assert meets(r"^(\w+\s?)+$", "word " * 60) and not meets("^x", "word")
+
+
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_texts_take_no_time(text):
-    """Every type on 300,000 characters, made to hurt regular expressions: under four seconds in all.
+    """Every type on 300,000 characters, made to hurt regular expressions: under 4 seconds in all.
 
     A pattern that starts anew at each character would take hours. Sentences are nltk's own affair.
     """
@@ -219,7 +236,8 @@ def test_hostile_texts_take_no_time(text):
     assert time.process_time() - start < 4
 
 
-@pytest.mark.parametrize("text", ["\x00", "\ud800", "😀", "\u202e", "a" * 5_000, "é" * 99 + "\n*" * 99])
+@pytest.mark.parametrize("text", ["\x00", "\ud800", "😀", "\u202e", "a" * 5_000,
+                                  "é" * 99 + "\n*" * 99])
 def test_odd_texts_have_a_verdict(text):
     for name, arguments, *_ in BY_HAND:
         check = {"id": name, **arguments}
@@ -259,14 +277,16 @@ def test_checks_that_are_none(check, says):
     ("langdetect", {"id": "response_language", "language": "de"}),
     ("langdetect", {"id": "english_capital"}), ("langdetect", {"id": "english_lowercase"}),
     ("nltk", {"id": "number_sentences", "num_sentences": 1, "relation": "at least"}),
-    ("nltk", {"id": "capital_word_frequency", "capital_frequency": 1, "capital_relation": "at least"})])
+    ("nltk", {"id": "capital_word_frequency", "capital_frequency": 1,
+              "capital_relation": "at least"})])
 def test_a_missing_package_is_named(package, check, monkeypatch, tmp_path):
     """Before anything is sampled: the prompt file is refused, and says which line needs what."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(Missing, match=f"pip install {package}"):
         check_check(check)
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a"}\n{"prompt": "b", "checks": [%s]}\n' % str(check).replace("'", '"'))
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "checks": [%s]}\n'
+                    % str(check).replace("'", '"'))
     with pytest.raises(ValueError, match=f"p.jsonl, line 2: .*pip install {package}"):
         read_prompts(file)
 

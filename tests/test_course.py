@@ -19,16 +19,19 @@ LECTURE = (ROOT / "course" / "lecture.md").read_text()
 
 def test_excerpts_stand_in_the_code():
     assert list(check.excerpt_faults(LECTURE)) == []
-    assert len([1 for _, (language, *where), _ in check.fences(LECTURE) if language == "python" and where]) >= 10
+    assert len([1 for _, (language, *where), _ in check.fences(LECTURE) if language == "python"
+                and where]) >= 10
 
 
 def test_an_excerpt_that_is_not_in_the_code_is_found():
     """A changed word, two lines that do not follow each other, the lines in another order."""
-    good = ("```python dpo.py dpo_loss\n    chosen_rewards = beta * (policy_chosen - ref_chosen)\n...\n"
+    good = ("```python dpo.py dpo_loss\n    chosen_rewards = beta * (policy_chosen - "
+            "ref_chosen)\n...\n"
             "    return losses, chosen_rewards.detach(), rejected_rewards.detach()\n```\n")
     assert list(check.excerpt_faults(good)) == []
     lines = good.splitlines(keepends=True)
-    for bad in (good.replace("beta *", "beta +"), good.replace("...\n", ""), "".join([lines[0], lines[3], lines[2], lines[1], lines[4]])):
+    for bad in (good.replace("beta *", "beta +"), good.replace("...\n", ""),
+                "".join([lines[0], lines[3], lines[2], lines[1], lines[4]])):
         assert len(list(check.excerpt_faults(bad))) == 1
 
 
@@ -38,19 +41,22 @@ def test_worked_examples_come_out_as_written():
 
 
 def test_every_equation_stands_beside_the_lines_that_compute_it():
-    excerpts = "".join(text for _, (language, *where), text in check.fences(LECTURE) if language == "python" and where)
+    excerpts = "".join(text for _, (language, *where), text in check.fences(LECTURE)
+                       if language == "python" and where)
     for tag in ("[E1]", "[E2]", "[E3]", "[E4]", "[E5]"):
         assert f"# {tag}" in excerpts and LECTURE.count(tag) > excerpts.count(tag), tag
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "course").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"),
+                 *(ROOT / "course").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
 
 def exercises(*flags):
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "course/exercises", *flags], cwd=ROOT,
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                           "course/exercises", *flags], cwd=ROOT,
                           capture_output=True, text=True)
 
 
@@ -62,20 +68,25 @@ def test_the_solutions_pass_their_checks():
 def test_every_check_fails_on_its_starter():
     """Not one passes by itself, and none fails for want of a file."""
     done = exercises()
-    assert done.returncode == 1 and re.search(r"^\d+ failed(, \d+ warnings?)? in", done.stdout.splitlines()[-1]), done.stdout
+    assert done.returncode == 1 and re.search(r"^\d+ failed(, \d+ warnings?)? in",
+                                              done.stdout.splitlines()[-1]), done.stdout
 
 
 def test_the_notebook_runs_from_top_to_bottom():
     notebook = nbformat.read(ROOT / "course" / "walkthrough.ipynb", as_version=4)
     for cell in notebook.cells:  # beside other tests, two threads would mostly wait for each other
         cell.source = cell.source.replace("torch.set_num_threads(2)", "torch.set_num_threads(1)")
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "course")}}).execute()
-    assert sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])) >= 6
+    NotebookClient(notebook, timeout=900, kernel_name="python3",
+                   resources={"metadata": {"path": str(ROOT / "course")}}).execute()
+    assert sum("image/png" in output.get("data", {}) for cell in notebook.cells
+               for output in cell.get("outputs", [])) >= 6
 
 
 def test_the_map_of_the_code_counts_right():
     """README's table of files in reading order: each module of the top level is in it, once, with
     its number of lines.
     """
-    rows = dict(re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert rows == {path.name: str(len(path.read_text().splitlines())) for path in ROOT.glob("*.py")}
+    rows = dict(re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", (ROOT / "README.md").read_text(),
+                           re.MULTILINE))
+    assert rows == {path.name: str(len(path.read_text().splitlines()))
+                    for path in ROOT.glob("*.py")}

@@ -50,7 +50,8 @@ ONE = {"answer_ids": [1]}  # an example of one token
 
 def messages(prompt, chosen, rejected):
     """A pair as pairs.jsonl has it."""
-    return {"prompt": [{"role": "user", "content": prompt}], "chosen": [{"role": "assistant", "content": chosen}],
+    return {"prompt": [{"role": "user", "content": prompt}],
+            "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}]}
 
 
@@ -64,8 +65,10 @@ def plain_logp(model, prompt, answer):
 
 def trl_trainer(model, tokenizer, folder, **settings):
     """TRL's trainer over TEXTS: (trainer, the batch its collator makes of them)."""
-    args = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], max_length=None, gradient_checkpointing=False, **settings)
-    trainer = DPOTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list([messages(*t) for t in TEXTS]))
+    args = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[],
+                     max_length=None, gradient_checkpointing=False, **settings)
+    trainer = DPOTrainer(model=model, args=args, processing_class=tokenizer,
+                         train_dataset=Dataset.from_list([messages(*t) for t in TEXTS]))
     return trainer, trainer.data_collator([trainer.train_dataset[i] for i in range(len(TEXTS))])
 
 
@@ -86,7 +89,8 @@ class FakeModel:
 
     def __call__(self, **kwargs):
         nothing = torch.zeros_like(self.logps).detach()
-        return type("Output", (), {"log_probs": self.logps, "entropy": nothing, "mean_logits": nothing, "is_top1": nothing.bool()})
+        return type("Output", (), {"log_probs": self.logps, "entropy": nothing,
+                                   "mean_logits": nothing, "is_top1": nothing.bool()})
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
@@ -100,14 +104,16 @@ def test_loss_and_gradients_are_trls(trl, spread, monkeypatch):
     per_token = (torch.randn(64, 7, dtype=torch.float64, generator=rng) * spread).requires_grad_()
     ref = torch.randn(64, dtype=torch.float64, generator=rng) * spread
     ones = torch.ones(64, 8, dtype=torch.long)
-    batch = {"input_ids": ones, "attention_mask": ones, "completion_mask": ones, "ref_chosen_logps": ref[:32], "ref_rejected_logps": ref[32:]}
+    batch = {"input_ids": ones, "attention_mask": ones, "completion_mask": ones,
+             "ref_chosen_logps": ref[:32], "ref_rejected_logps": ref[32:]}
     expected = trainer._compute_loss(FakeModel(per_token), batch, return_outputs=False)
     (expected_grad,) = torch.autograd.grad(expected, per_token)
 
     chosen, rejected = per_token.sum(1).chunk(2)
     losses, *_ = dpo_loss(chosen, rejected, ref[:32], ref[32:], beta=0.25)
     (grad,) = torch.autograd.grad(losses.mean(), per_token)
-    assert torch.allclose(losses.mean(), expected, rtol=1e-12, atol=0) and torch.isfinite(losses).all()
+    assert torch.allclose(losses.mean(), expected, rtol=1e-12, atol=0)
+    assert torch.isfinite(losses).all()
     assert torch.allclose(grad, expected_grad, rtol=1e-12, atol=1e-300) and grad.abs().max() > 1e-4
 
 
@@ -115,7 +121,8 @@ def test_our_token_ids_are_trls(trl, tiny):
     """TRL applies the chat template to the whole conversation and cuts it where the answers begin.
     """
     trainer, _ = trl
-    theirs = [{key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in trainer.train_dataset]
+    theirs = [{key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")}
+              for row in trainer.train_dataset]
     assert theirs == tokenized(tiny[1])
 
 
@@ -126,20 +133,24 @@ def test_whole_model_loss_and_lora_gradient_are_trls(trl, fresh_tiny, tiny):
     trainer, batch = trl
     model = with_lora(fresh_tiny, fresh=False).train()
     # its reference is another adapter
-    theirs = {name: weight for name, weight in trainer.model.named_parameters() if ".default." in name}
+    theirs = {name: weight for name, weight in trainer.model.named_parameters()
+              if ".default." in name}
     for name, weight in trainable(model).items():
         theirs[name].data.copy_(weight)
     trainer.model.train()
     expected = trainer.compute_loss(trainer.model, batch)
-    expected_grad = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(theirs.values()))])
+    expected_grad = torch.cat([g.flatten()
+                               for g in torch.autograd.grad(expected, list(theirs.values()))])
 
     with torch.no_grad():
         ref = pair_logps(tiny[0], *columns(tokenized(tiny[1])))
     losses, *_ = dpo_loss(*pair_logps(model, *columns(tokenized(tiny[1]))), *ref, beta=0.25)
-    grad = torch.cat([g.flatten() for g in torch.autograd.grad(losses.mean(), list(trainable(model).values()))])
+    grad = torch.cat([g.flatten() for g in torch.autograd.grad(losses.mean(),
+                                                               list(trainable(model).values()))])
     # and no policy that is its reference
     assert abs(losses.mean() - expected) < 1e-5 and losses.std() > 0.01
-    assert F.cosine_similarity(grad, expected_grad, dim=0) > 0.999999 and (grad - expected_grad).norm() < 1e-4 * expected_grad.norm()
+    assert F.cosine_similarity(grad, expected_grad, dim=0) > 0.999999
+    assert (grad - expected_grad).norm() < 1e-4 * expected_grad.norm()
 
 
 # ---- 2. hand arithmetic
@@ -151,7 +162,8 @@ def test_loss_by_hand():
     """
     policy = torch.tensor([-10.0, -11.0], dtype=torch.float64, requires_grad=True)
     ref = torch.tensor([-12.0, -8.0], dtype=torch.float64, requires_grad=True)
-    losses, chosen_rewards, rejected_rewards = dpo_loss(policy[:1], policy[1:], ref[:1], ref[1:], beta=0.1)
+    losses, chosen_rewards, rejected_rewards = dpo_loss(policy[:1], policy[1:], ref[:1], ref[1:],
+                                                        beta=0.1)
     assert (chosen_rewards.item(), rejected_rewards.item()) == pytest.approx((0.2, -0.3))
     assert losses.item() == pytest.approx(0.4740770, abs=1e-7)
     losses.sum().backward()
@@ -176,7 +188,8 @@ def bigram_model(table):
     table[current][next].
     """
     V = len(table)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=V, hidden_size=V, intermediate_size=V, num_hidden_layers=0, num_attention_heads=1,
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=V, hidden_size=V, intermediate_size=V,
+                                         num_hidden_layers=0, num_attention_heads=1,
                                          rms_norm_eps=0.0, tie_word_embeddings=False)).double()
     model.model.embed_tokens.weight.data = torch.eye(V, dtype=torch.float64)
     # the norm makes a unit vector sqrt(V) long
@@ -192,7 +205,8 @@ def test_logps_by_hand():
     """
     model = bigram_model([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5]])
     chosen, rejected = pair_logps(model, [[0, 1], [2]], [[2, 1], [0]], [[1], [0, 0, 2]])
-    assert chosen.exp().tolist() == pytest.approx([0.03, 0.2]) and rejected.exp().tolist() == pytest.approx([0.8, 0.025])
+    assert chosen.exp().tolist() == pytest.approx([0.03, 0.2])
+    assert rejected.exp().tolist() == pytest.approx([0.8, 0.025])
 
 
 # an answer that begins another; a long one
@@ -203,7 +217,8 @@ def separate(model, prompts, answers):
     """log p of each answer, every sequence a forward pass of its own, without packing, padding or
     chunks: the oracle.
     """
-    return torch.stack([plain_logp(model, prompt, answer) for prompt, group in zip(prompts, answers) for answer in group])
+    return torch.stack([plain_logp(model, prompt, answer) for prompt, group in zip(prompts, answers)
+                        for answer in group])
 
 
 def norms_in_float64(model):
@@ -211,7 +226,8 @@ def norms_in_float64(model):
     rounds otherwise than its parts.
     """
     def normalise(module):
-        scale, eps = module.weight + (type(module).__name__ == "GemmaRMSNorm"), getattr(module, "variance_epsilon", None) or module.eps
+        scale = module.weight + (type(module).__name__ == "GemmaRMSNorm")
+        eps = getattr(module, "variance_epsilon", None) or module.eps
         return lambda x: scale * x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
@@ -228,16 +244,21 @@ def test_packed_pairs_are_separate_sequences(tiny, name, dtype, tolerance, logit
     """
     monkeypatch.setattr(dpo, "LOGIT_ROWS", logit_rows)
     config_class, settings = FAMILIES[name]
-    model, plain = (with_lora(random_model(config_class, tiny[1], dtype=dtype, **settings), fresh=False) for _ in range(2))
+    model, plain = (with_lora(random_model(config_class, tiny[1], dtype=dtype, **settings),
+                              fresh=False) for _ in range(2))
     if dtype == torch.float64:
         model, plain = norms_in_float64(model), norms_in_float64(plain)
     prompts, chosen, rejected = columns(tokenized(tiny[1], RAGGED))
     rejected[3] = chosen[3][:2]
-    ours, theirs = torch.stack(pair_logps(model, prompts, chosen, rejected), 1).flatten(), separate(plain, prompts, zip(chosen, rejected))
-    assert ours.shape == (14,) and (ours - theirs).abs().max() < tolerance * theirs.abs().max() and theirs.abs().min() > 1
+    ours, theirs = torch.stack(pair_logps(model, prompts, chosen, rejected),
+                               1).flatten(), separate(plain, prompts, zip(chosen, rejected))
+    assert ours.shape == (14,) and (ours - theirs).abs().max() < tolerance * theirs.abs().max()
+    assert theirs.abs().min() > 1
     # so that no answer's gradient stands in for another's
     weighed = torch.linspace(-1, 2, 14, dtype=torch.float64)
-    ours, theirs = (torch.cat([g.flatten() for g in torch.autograd.grad((weighed * logps).sum(), list(trainable(m).values()))])
+    ours, theirs = (torch.cat([g.flatten()
+                               for g in torch.autograd.grad((weighed * logps).sum(),
+                                                            list(trainable(m).values()))])
                     for logps, m in ((ours, model), (theirs, plain)))
     assert (ours - theirs).abs().max() < tolerance * theirs.abs().max() and theirs.abs().max() > 1
 
@@ -248,7 +269,8 @@ def test_packing_by_hand():
     """
     ids, positions, sources, targets, owners = dpo.pack([[7, 8], [9]], [[[1, 2, 3], [4]], [[5, 6]]])
     assert ids == [7, 8, 1, 2, 3, 4, 9, 5, 6] and positions == [0, 1, 2, 3, 4, 2, 0, 1, 2]
-    assert (sources, targets, owners) == ([1, 2, 3, 1, 6, 7], [1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 2, 2])
+    assert (sources, targets, owners) == ([1, 2, 3, 1, 6, 7], [1, 2, 3, 4, 5, 6],
+                                          [0, 0, 0, 1, 2, 2])
 
 
 def test_no_answer_sees_another_and_positions_restart(tiny):
@@ -258,8 +280,11 @@ def test_no_answer_sees_another_and_positions_restart(tiny):
     model = random_model(LlamaConfig, tiny[1], dtype=torch.float64)
     prompt, *answers = [[3, 4, 5], [7, 8, 9, 10], [11], [12, 13]]
     one = answer_logps(model, [prompt], [answers])
-    assert torch.allclose(answer_logps(model, [[9], prompt, [8, 8]], [[], answers[::-1], [[1, 2]]])[:3], one.flip(0), rtol=0, atol=1e-12)
-    assert torch.allclose(answer_logps(model, [prompt] * 3, [[answer] for answer in answers]), one, rtol=0, atol=1e-12)
+    assert torch.allclose(answer_logps(model, [[9], prompt, [8, 8]],
+                                       [[], answers[::-1], [[1, 2]]])[:3], one.flip(0), rtol=0,
+                          atol=1e-12)
+    assert torch.allclose(answer_logps(model, [prompt] * 3, [[answer] for answer in answers]), one,
+                          rtol=0, atol=1e-12)
     other = answer_logps(model, [prompt], [[answers[0], [14], answers[2]]])
     assert ((other - one).abs() > 0.01).tolist() == [False, True, False]
 
@@ -268,23 +293,28 @@ def test_sums_of_long_answers_are_exact(tiny):
     """A thousand tokens at about -7: in float32, one after the other, the sum would be off by some
     thousandths, and the loss with it.
     """
-    prompt, answer = [[5, 6, 7]], [[torch.randint(100, 900, (1000,), generator=torch.Generator().manual_seed(0)).tolist()]]
+    generator = torch.Generator().manual_seed(0)
+    prompt, answer = [[5, 6, 7]], [[torch.randint(100, 900, (1000,), generator=generator).tolist()]]
     model = random_model(LlamaConfig, tiny[1], max_position_embeddings=2048, initializer_range=0.02)
     with torch.no_grad():
-        single, double = answer_logps(model, prompt, answer), answer_logps(model.double(), prompt, answer)
-    assert single.dtype == torch.float64 and double.item() < -6000 and abs(single - double).item() < 1e-4
+        single = answer_logps(model, prompt, answer)
+        double = answer_logps(model.double(), prompt, answer)
+    assert single.dtype == torch.float64 and double.item() < -6000
+    assert abs(single - double).item() < 1e-4
 
 
 def test_the_model_attends_as_before_afterwards(tiny):
     """A model that attended by sdpa still does, bit for bit and with padding: the function that
     packing left behind is sdpa without a layout.
     """
-    ids, mask = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     model = random_model(LlamaConfig, tiny[1])
     with torch.no_grad():
         before = model(input_ids=ids, attention_mask=mask).logits
         pair_logps(model, [[1, 2]], [[3]], [[4]])
-        assert model.config._attn_implementation == "packed_answers" and torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+        assert model.config._attn_implementation == "packed_answers"
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
 
 
 def test_gradient_checkpointing_computes_layers_again_in_the_same_way(tiny):
@@ -297,8 +327,11 @@ def test_gradient_checkpointing_computes_layers_again_in_the_same_way(tiny):
         if checkpointing:
             Budget(model, []).recompute()
         chosen, rejected = pair_logps(model, *columns(tokenized(tiny[1], RAGGED)))
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad((chosen - 2 * rejected).sum(), weights)]))
-    assert len(calls) == 3 and torch.allclose(*gradients, rtol=1e-12, atol=1e-12) and gradients[0].abs().max() > 1
+        gradients.append(torch.cat([g.flatten()
+                                    for g in torch.autograd.grad((chosen - 2 * rejected).sum(),
+                                                                 weights)]))
+    assert len(calls) == 3 and torch.allclose(*gradients, rtol=1e-12, atol=1e-12)
+    assert gradients[0].abs().max() > 1
 
 
 def test_a_head_that_trains_gets_its_gradient(tiny, monkeypatch):
@@ -306,8 +339,10 @@ def test_a_head_that_trains_gets_its_gradient(tiny, monkeypatch):
     monkeypatch.setattr(dpo, "LOGIT_ROWS", 5)
     model = random_model(LlamaConfig, tiny[1], dtype=torch.float64).requires_grad_(True)
     prompts, chosen, _ = columns(tokenized(tiny[1]))
-    ours = torch.autograd.grad(answer_logps(model, prompts, [[y] for y in chosen]).sum(), list(model.parameters()))
-    plain = torch.autograd.grad(separate(model, prompts, [[y] for y in chosen]).sum(), list(model.parameters()))
+    ours = torch.autograd.grad(answer_logps(model, prompts, [[y] for y in chosen]).sum(),
+                               list(model.parameters()))
+    plain = torch.autograd.grad(separate(model, prompts, [[y] for y in chosen]).sum(),
+                                list(model.parameters()))
     for a, b in zip(ours, plain, strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9) and b.abs().max() > 1e-6
 
@@ -320,13 +355,17 @@ def test_heads_with_a_bias_and_in_bfloat16():
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.bfloat16, 1e-2)):
         head = torch.nn.Linear(8, 50, dtype=dtype).requires_grad_(False)
         hidden, targets = torch.randn(6, 8, dtype=dtype, requires_grad=True), torch.arange(6)
-        (ours,) = torch.autograd.grad((head_logps(head, hidden, targets) * torch.arange(6)).sum(), hidden)
-        (theirs,) = torch.autograd.grad((dpo.token_logps(head, hidden, targets) * torch.arange(6)).sum(), hidden)
-        assert torch.allclose(head_logps(head, hidden, targets), dpo.token_logps(head, hidden, targets), rtol=1e-6)
+        (ours,) = torch.autograd.grad((head_logps(head, hidden, targets) * torch.arange(6)).sum(),
+                                      hidden)
+        (theirs,) = torch.autograd.grad((dpo.token_logps(head, hidden,
+                                                         targets) * torch.arange(6)).sum(), hidden)
+        assert torch.allclose(head_logps(head, hidden, targets),
+                              dpo.token_logps(head, hidden, targets), rtol=1e-6)
         assert ours.dtype == dtype and (ours - theirs).norm() < tolerance * theirs.norm()
 
 
-@pytest.mark.parametrize("prompts, answers", [([[]], [[[1]]]), ([[1]], [[[]]]), ([[1], [2]], [[[1]]]), ([], []), ([[1]], [[]]),
+@pytest.mark.parametrize("prompts, answers", [([[]], [[[1]]]), ([[1]], [[[]]]),
+                                              ([[1], [2]], [[[1]]]), ([], []), ([[1]], [[]]),
                                               ([[1]], [[[-1]]]), ([[10**6]], [[[1]]])])
 def test_nothing_to_predict_or_to_predict_from_is_refused(tiny, prompts, answers):
     """And so are token ids that the model does not have, which CUDA would answer with an assertion
@@ -337,14 +376,19 @@ def test_nothing_to_predict_or_to_predict_from_is_refused(tiny, prompts, answers
 
 
 def test_lists_of_other_lengths_are_refused(tiny):
-    with pytest.raises(ValueError, match="prompt_ids, chosen_ids and rejected_ids must have the same length"):
+    with pytest.raises(ValueError,
+                       match="prompt_ids, chosen_ids and rejected_ids must have the same length"):
         pair_logps(tiny[0], [[1], [2]], [[3], [4]], [[5]])
 
 
-@pytest.mark.parametrize("settings", [{"epochs": 0, "batch_size": 1}, {"epochs": 1, "batch_size": 0}, {"epochs": 1, "batch_size": 1}])
+@pytest.mark.parametrize("settings", [{"epochs": 0, "batch_size": 1},
+                                      {"epochs": 1, "batch_size": 0},
+                                      {"epochs": 1, "batch_size": 1}])
 def test_training_on_nothing_is_refused(tiny, fresh_tiny, settings):
     examples = tokenized(tiny[1]) if 0 in settings.values() else []
-    with pytest.raises(ValueError, match="examples must not be empty, and epochs and batch_size must be at least 1"):
+    with pytest.raises(ValueError,
+                       match="examples must not be empty, and epochs and batch_size must be at "
+                             "least 1"):
         list(train_dpo(with_lora(fresh_tiny), examples, beta=0.1, lr=1e-3, **settings))
 
 
@@ -357,7 +401,9 @@ def test_dropout_is_off_in_training(tiny):
     """GPT-2 has some by default; with it the policy would differ from its reference before the
     first step.
     """
-    model = with_lora(random_model(lambda **_: GPT2Config(vocab_size=len(tiny[1]), n_embd=32, n_layer=2, n_head=2, n_positions=256), tiny[1]))
+    model = with_lora(random_model(lambda **_: GPT2Config(vocab_size=len(tiny[1]), n_embd=32,
+                                                          n_layer=2, n_head=2, n_positions=256),
+                                   tiny[1]))
     first, *_ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)
     assert first["margin"] == pytest.approx(0, abs=1e-6)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -370,16 +416,23 @@ def test_bfloat16_is_close_to_float64(tiny, checkpointing):
     """
     gradients, kept = [], []
     for dtype in (torch.float64, torch.bfloat16):
-        model = with_lora(random_model(LlamaConfig, tiny[1], initializer_range=0.1), fresh=False).train()
+        model = with_lora(random_model(LlamaConfig, tiny[1], initializer_range=0.1),
+                          fresh=False).train()
         for name, weight in model.named_parameters():
-            weight.data = weight.data.to(torch.bfloat16).to(dtype if "lora_" not in name or dtype == torch.float64 else torch.float32)
+            weight.data = weight.data.to(torch.bfloat16).to(dtype if "lora_" not in name
+                                                            or dtype == torch.float64
+                                                            else torch.float32)
         if checkpointing:
             Budget(model, []).recompute()
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
             chosen, rejected = pair_logps(model, *columns(tokenized(tiny[1], RAGGED)))
-        gradients.append(torch.cat([g.flatten().double() for g in torch.autograd.grad((chosen - rejected).sum(), list(trainable(model).values()))]))
-        assert {weight.dtype for weight in trainable(model).values()} == {torch.float64 if dtype == torch.float64 else torch.float32}
-        inputs = {x.untyped_storage().data_ptr() for x in kept if x.dtype == torch.float32 and x.shape[-1] in (64, 96) and x.numel() > 100 * 64}
+        gradients.append(torch.cat([g.flatten().double()
+                                    for g in torch.autograd.grad((chosen - rejected).sum(),
+                                                                 list(trainable(model).values()))]))
+        expected = torch.float64 if dtype == torch.float64 else torch.float32
+        assert {weight.dtype for weight in trainable(model).values()} == {expected}
+        inputs = {x.untyped_storage().data_ptr() for x in kept if x.dtype == torch.float32
+                  and x.shape[-1] in (64, 96) and x.numel() > 100 * 64}
         kept.clear()
     assert F.cosine_similarity(*gradients, dim=0) > 0.998 and gradients[0].norm() > 1
     # of the norms; seven adapters in two layers would add 14
@@ -388,7 +441,8 @@ def test_bfloat16_is_close_to_float64(tiny, checkpointing):
 
 @pytest.mark.parametrize("config_class, settings, message", [
     (MistralConfig, {"sliding_window": 8}, "mistral.*sliding_window"),
-    (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}, "qwen3_next"),
+    (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1,
+                       "moe_intermediate_size": 16}, "qwen3_next"),
     (BloomConfig, {"n_head": 4}, "bloom"), (BertConfig, {}, "bert.*both directions")])
 def test_models_that_attend_in_other_ways_are_refused(tiny, config_class, settings, message):
     """By name: windows, recurrent layers, an old model that does not take an attention function, an
@@ -404,10 +458,13 @@ def test_a_rotation_that_depends_on_the_longest_sequence_is_refused_beyond_its_l
     """Up to there a pair beside longer ones has the numbers that it has alone; beyond, it would
     have others.
     """
-    model = random_model(LlamaConfig, tiny[1], rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    model = random_model(LlamaConfig, tiny[1], rope_parameters={"rope_type": "dynamic",
+                                                                "factor": 2.0,
+                                                                "rope_theta": 10000.0},
                          max_position_embeddings=32, dtype=torch.float64)
     short = ([3, 4], [5, 6], [7])
-    alone, beside = (torch.stack(pair_logps(model, *zip(*rows)))[:, 0] for rows in ([short], [short, ([1] * 20, [2] * 12, [3])]))
+    alone, beside = (torch.stack(pair_logps(model, *zip(*rows)))[:, 0]
+                     for rows in ([short], [short, ([1] * 20, [2] * 12, [3])]))
     assert torch.allclose(alone, beside, rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match="more than 32 tokens, and there is one of 33"):
         pair_logps(model, *zip(short, ([1] * 20, [2] * 13, [3])))
@@ -417,7 +474,8 @@ def test_a_model_that_keeps_the_layout_from_its_layers_is_refused(tiny, monkeypa
     """Its answers would see each other, and nothing else would show it."""
     model = random_model(LlamaConfig, tiny[1])
     forward = model.model.forward
-    monkeypatch.setattr(model.model, "forward", lambda *args, layout, **kwargs: forward(*args, **kwargs))
+    monkeypatch.setattr(model.model, "forward", lambda *args, layout,
+                        **kwargs: forward(*args, **kwargs))
     with pytest.raises(ValueError, match="llama does not hand"):
         pair_logps(model, [[1]], [[2]], [[3]])
 
@@ -425,12 +483,14 @@ def test_a_model_that_keeps_the_layout_from_its_layers_is_refused(tiny, monkeypa
 def test_logps_of_another_architecture(tiny):
     """GPT-2 keeps its layers under another name and its positions in a table."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64,
+                        initializer_range=0.3, bos_token_id=1, eos_token_id=2)
     model = random_model(lambda **_: config, tiny[1], dtype=torch.float64)
     prompts, answers = [[3, 4, 5], [6]], [[7], [8, 9, 10]]
     with torch.no_grad():
         expected = separate(model, prompts, [[y] for y in answers])
-        assert torch.allclose(answer_logps(model, prompts, [[y] for y in answers]), expected, rtol=0, atol=1e-9)
+        assert torch.allclose(answer_logps(model, prompts, [[y] for y in answers]), expected,
+                              rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("config_class, settings, message", [
@@ -483,7 +543,8 @@ def test_a_fresh_adapter_changes_nothing_and_leaves_the_head_alone(tiny, fresh_t
         assert torch.equal(model(input_ids=ids).logits, tiny[0](input_ids=ids).logits)
     adapted = {name.split(".lora_")[0].split(".")[-1] for name in trainable(model)}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trainable(model).keys()
+    assert {name for name, weight in model.named_parameters()
+            if weight.requires_grad} == trainable(model).keys()
 
 
 def test_gradients_in_four_bits_are_those_of_the_dequantized_weights(tiny):
@@ -493,20 +554,24 @@ def test_gradients_in_four_bits_are_those_of_the_dequantized_weights(tiny):
     rounded, plain = load(str(TINY), bits=4)[0], load(str(TINY))[0]
     for name, module in rounded.named_modules():
         if isinstance(module, Linear4bit):
-            plain.get_submodule(name).weight.data = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.get_submodule(name).weight.data = weight
     gradients = []
     for model in (rounded, plain):
         model = with_lora(model, fresh=False).eval()
         with torch.no_grad():
             pair_logps(model, *columns(tokenized(tiny[1])))
-        loss = dpo_loss(*pair_logps(model.train(), *columns(tokenized(tiny[1]))), torch.zeros(5), torch.zeros(5))[0].sum()
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainable(model).values()))]))
+        loss = dpo_loss(*pair_logps(model.train(), *columns(tokenized(tiny[1]))), torch.zeros(5),
+                        torch.zeros(5))[0].sum()
+        slopes = torch.autograd.grad(loss, list(trainable(model).values()))
+        gradients.append(torch.cat([slope.flatten() for slope in slopes]))
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
 
 
 def bits_of_base(model):
     """Every weight, buffer and quantisation state outside the adapter, as bytes."""
-    return {name: tensor.detach().clone().contiguous().view(torch.uint8) if tensor.dim() else tensor.clone()
+    return {name: tensor.detach().clone().contiguous().view(torch.uint8) if tensor.dim()
+            else tensor.clone()
             for name, tensor in model.state_dict().items() if "lora_" not in name}
 
 
@@ -522,7 +587,8 @@ def test_dpo_in_four_bits_learns_and_comes_back(tiny, tmp_path):
     losses = [record["loss"] for record in records if "loss" in record]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < 0.3
     after = bits_of_base(model)
-    assert base.keys() == after.keys() and all(torch.equal(base[name], after[name]) for name in base)
+    assert base.keys() == after.keys()
+    assert all(torch.equal(base[name], after[name]) for name in base)
 
     again = load(str(TINY), adapter=tmp_path / "adapter", bits=4)[0]
     in_peft = PeftModel.from_pretrained(load(str(TINY), bits=4)[0], tmp_path / "adapter").eval()
@@ -540,7 +606,8 @@ def test_passes_keep_order_and_limit(tiny, monkeypatch):
     sizes = [3, 3, 5, 1, 9, 2]
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 7)
     runs = Budget(tiny[0], []).passes(len, [{"answer_ids": [0] * size} for size in sizes])
-    assert [([len(example["answer_ids"]) for example in run], count) for run, count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
+    assert [([len(example["answer_ids"]) for example in run], count) for run,
+            count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
 
 
 def out_of_memory(monkeypatch, *when):
@@ -556,7 +623,9 @@ def out_of_memory(monkeypatch, *when):
         calls.append(len(prompts))
         if len(calls) not in when:
             return pair_logps(model, prompts, chosen, rejected)
-        first = model.get_base_model().model.layers[0].register_forward_hook(lambda module, args, out: out.register_hook(fail) and None)
+        layer = model.get_base_model().model.layers[0]
+        first = layer.register_forward_hook(lambda module, args, out: out.register_hook(fail)
+                                            and None)
         logps = pair_logps(model, prompts, chosen, rejected)
         first.remove()
         return logps
@@ -573,16 +642,19 @@ def test_a_step_that_ran_out_of_memory_has_the_same_gradient(tiny, monkeypatch, 
     for number, when in enumerate([(), (2, 4)]):  # the first call is the reference's
         calls = out_of_memory(monkeypatch, *when)
         model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
-        logs.append(list(train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)))
+        logs.append(list(train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5,
+                                   lr=1e-3)))
         assert calls == [[5, 5], [5, 5, 2, 2, 1, 1, 1]][number] or print(calls)
     assert (gradients[0] - gradients[1]).norm() < 1e-12 * gradients[0].norm()
     told = capsys.readouterr().err
     assert told.count("out of memory: training goes on with passes half as large") == 2
     whole, halved = (log[0] for log in logs)
-    assert whole.keys() == halved.keys() and halved["loss"] == pytest.approx(whole["loss"], rel=1e-12)
+    assert whole.keys() == halved.keys()
+    assert halved["loss"] == pytest.approx(whole["loss"], rel=1e-12)
 
 
-def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refused(fresh_tiny, tiny, monkeypatch, capsys):
+def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refused(
+        fresh_tiny, tiny, monkeypatch, capsys):
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 1)
     model = with_lora(fresh_tiny)
     examples = tokenized(tiny[1], TEXTS[:1])
@@ -591,11 +663,14 @@ def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refu
     assert "gradient checkpointing" in capsys.readouterr().err and len(records) == 2
     examples = tokenized(tiny[1], TEXTS[:1])
     out_of_memory(monkeypatch, 2, 3)
-    with pytest.raises(ValueError, match=f"an example of {token_count(examples[0])} tokens does not fit"):
+    with pytest.raises(ValueError,
+                       match=f"an example of {token_count(examples[0])} tokens does not fit"):
         list(train_dpo(model, examples, beta=0.1, epochs=1, batch_size=1, lr=1e-3))
 
 
-@pytest.mark.parametrize("says", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"])
+@pytest.mark.parametrize("says", ["CUDA error: out of memory",
+                                  "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling "
+                                  "`cublasCreate(handle)`"])
 def test_libraries_report_a_lack_of_memory_in_their_own_ways(tiny, says):
     sizes = []
 
@@ -604,7 +679,9 @@ def test_libraries_report_a_lack_of_memory_in_their_own_ways(tiny, says):
         if len(sizes) == 1:
             raise RuntimeError(says)
         return part
-    assert sum(len(part) for part, _ in Budget(tiny[0], []).passes(work, [{"answer_ids": [1]}] * 4)) == 4 and sizes == [4, 2, 2]
+    assert sum(len(part) for part,
+               _ in Budget(tiny[0], []).passes(work, [{"answer_ids": [1]}] * 4)) == 4
+    assert sizes == [4, 2, 2]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny):
@@ -625,7 +702,8 @@ class OnCuda:
         self.recomputed = False
 
 
-@pytest.mark.parametrize("free, tokens, recomputed", [(10**9, 800, False), (10**12, 16384, False), (4 * 10**8, 16384, True)])
+@pytest.mark.parametrize("free, tokens, recomputed", [(10**9, 800, False), (10**12, 16384, False),
+                                                      (4 * 10**8, 16384, True)])
 def test_the_budget_comes_from_free_memory(monkeypatch, free, tokens, recomputed):
     """A megabyte a token, and 80 % of what is free: where the largest example does not fit, layers
     are computed again.
@@ -645,7 +723,8 @@ def test_what_a_token_keeps_is_estimated_well(tiny, name, dtype):
     """
     config_class, settings = FAMILIES[name]
     # as wide for its width as Llama-3's
-    model = with_lora(random_model(config_class, tiny[1], dtype=dtype, intermediate_size=224, **settings))
+    model = with_lora(random_model(config_class, tiny[1], dtype=dtype, intermediate_size=224,
+                                   **settings))
     own, saved = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
 
     def keep(tensor):
@@ -680,7 +759,8 @@ def test_the_gradient_does_not_depend_on_the_passes(tiny, monkeypatch, limit):
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
     prompts, answers, _ = columns(tokenized(tiny[1]))
     mean = sft_loss(answer_logps(model, prompts, [[y] for y in answers]), answers).mean()
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(trainable(model).values()))])
+    expected = torch.cat([g.flatten()
+                          for g in torch.autograd.grad(mean, list(trainable(model).values()))])
     examples = [{"prompt_ids": p, "answer_ids": y} for p, y in zip(prompts, answers)]
     first, *_ = train_sft(model, examples, epochs=1, batch_size=5, lr=1e-3)
     assert (gradients[0] - expected).norm() < 1e-10 * expected.norm()
@@ -693,9 +773,11 @@ def test_learning_rate_by_hand():
     cos(17 pi / 18)) = 0.0076 left.
     """
     rates = [learning_rate(step, 20, 2.0) for step in range(20)]
-    assert rates[:3] == [1.0, 2.0, 2.0] and rates[11] == pytest.approx(1.0) and rates[19] == pytest.approx(2 * 0.0075961, abs=1e-6)
+    assert rates[:3] == [1.0, 2.0, 2.0] and rates[11] == pytest.approx(1.0)
+    assert rates[19] == pytest.approx(2 * 0.0075961, abs=1e-6)
     assert all(a > b for a, b in zip(rates[2:], rates[3:]))
-    assert [learning_rate(0, 1, 2.0), learning_rate(0, 2, 2.0), learning_rate(1, 2, 2.0)] == [2.0, 2.0, 2.0]
+    assert [learning_rate(0, 1, 2.0), learning_rate(0, 2, 2.0),
+            learning_rate(1, 2, 2.0)] == [2.0, 2.0, 2.0]
 
 
 def test_the_logged_learning_rate_is_the_one_that_steps(fresh_tiny, tiny):
@@ -705,7 +787,8 @@ def test_the_logged_learning_rate_is_the_one_that_steps(fresh_tiny, tiny):
     model = with_lora(fresh_tiny)
     step, _ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=3e-3)
     assert step["lr"] == 3e-3
-    moved = torch.cat([weight.detach().flatten().abs() for name, weight in trainable(model).items() if "lora_B" in name])
+    moved = torch.cat([weight.detach().flatten().abs() for name, weight in trainable(model).items()
+                       if "lora_B" in name])
     assert moved.median() == pytest.approx(3e-3, rel=1e-3) and moved.max() < 3.01e-3
 
 
@@ -717,7 +800,8 @@ def test_gradients_are_clipped_to_norm_one(fresh_tiny, monkeypatch, scale):
     seen, step = [], torch.optim.AdamW.step
 
     def record(optimizer, *args):
-        seen.append(torch.cat([w.grad.flatten() for w in optimizer.param_groups[0]["params"]]).norm().item())
+        seen.append(torch.cat([w.grad.flatten()
+                               for w in optimizer.param_groups[0]["params"]]).norm().item())
         return step(optimizer, *args)
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
     model = with_lora(fresh_tiny)
@@ -727,7 +811,8 @@ def test_gradients_are_clipped_to_norm_one(fresh_tiny, monkeypatch, scale):
         return scale * sum(weight.sum() for weight in weights).expand(len(part)), {}
     record, _ = dpo.train(model, [ONE] * 2, [], compute, epochs=1, batch_size=2, lr=1e-3)
     norm = scale * math.sqrt(sum(weight.numel() for weight in weights))
-    assert seen == [pytest.approx(min(1, norm), rel=1e-4)] and record["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert seen == [pytest.approx(min(1, norm), rel=1e-4)]
+    assert record["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def scripted(model, held_out_losses):
@@ -744,17 +829,22 @@ def scripted(model, held_out_losses):
     return compute, snapshots
 
 
-@pytest.mark.parametrize("held_out_losses, best", [([3.0, 1.0, 2.0], 1), ([1.0, 2.0, 3.0], 0), ([3.0, 2.0, 1.0], 2)])
+@pytest.mark.parametrize("held_out_losses, best", [([3.0, 1.0, 2.0], 1), ([1.0, 2.0, 3.0], 0),
+                                                   ([3.0, 2.0, 1.0], 2)])
 def test_the_epoch_that_is_best_on_held_out_examples_is_kept(fresh_tiny, held_out_losses, best):
     """In the model and in the state; the epochs' weights all differ."""
     model = with_lora(fresh_tiny)
     compute, snapshots = scripted(model, held_out_losses)
     state = State(model)
-    records = list(dpo.train(model, [ONE] * 4, [ONE] * 3, compute, epochs=3, batch_size=2, lr=1e-2, state=state))
+    records = list(dpo.train(model, [ONE] * 4, [ONE] * 3, compute, epochs=3, batch_size=2, lr=1e-2,
+                             state=state))
     assert state.best == {"epoch": best + 1, "held_out_loss": held_out_losses[best]}
-    assert not any(torch.equal(snapshots[best][name], snapshots[best - 1][name]) for name in snapshots[0])
-    assert all(torch.equal(weight, snapshots[best][name]) for name, weight in trainable(model).items())
-    assert [record["held_out_loss"] for record in records if "step" not in record] == held_out_losses
+    assert not any(torch.equal(snapshots[best][name], snapshots[best - 1][name])
+                   for name in snapshots[0])
+    assert all(torch.equal(weight, snapshots[best][name]) for name,
+               weight in trainable(model).items())
+    assert [record["held_out_loss"] for record in records
+            if "step" not in record] == held_out_losses
     assert not model.training
 
 
@@ -763,7 +853,8 @@ def test_without_held_out_examples_the_last_epoch_is_kept(fresh_tiny):
     compute, _ = scripted(model, [])
     *_, last = dpo.train(model, [ONE] * 4, [], compute, epochs=3, batch_size=2, lr=1e-2)
     assert last == {"epoch": 3}
-    moved = [weight.abs().max().item() for name, weight in trainable(model).items() if "lora_B" in name]
+    moved = [weight.abs().max().item() for name, weight in trainable(model).items()
+             if "lora_B" in name]
     rates = sum(learning_rate(step, 6, 1e-2) for step in range(6))
     # a constant gradient makes each of Adam's steps as long as its rate
     assert moved == pytest.approx([rates] * len(moved), rel=1e-3)
@@ -778,7 +869,8 @@ def test_every_epoch_sees_every_example_once_in_another_order(fresh_tiny):
         return sum(weight.sum() for weight in weights).expand(len(part)), {}
     examples = [{**ONE, "name": name} for name in range(20)]
     records = list(dpo.train(model, examples, [], compute, epochs=2, batch_size=6, lr=1e-3))
-    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20)) and len({tuple(seen[:20]), tuple(seen[20:]), tuple(range(20))}) == 3
+    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
+    assert len({tuple(seen[:20]), tuple(seen[20:]), tuple(range(20))}) == 3
     assert [record["step"] for record in records if "step" in record] == list(range(1, 9))
 
 
@@ -827,5 +919,8 @@ def test_dpo_starts_from_its_reference(fresh_tiny, tiny):
     """
     model = with_lora(fresh_tiny, fresh=False)
     first, *_ = train_dpo(model, tokenized(tiny[1]), beta=0.1, epochs=1, batch_size=5, lr=1e-3)
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["margin"] == pytest.approx(0, abs=1e-5)
-    assert np.isfinite(first["chosen_logp"]) and first["tokens"] == sum(len(p) + len(c) + len(r) for p, c, r in zip(*columns(tokenized(tiny[1]))))
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
+    assert np.isfinite(first["chosen_logp"])
+    assert first["tokens"] == sum(len(p) + len(c) + len(r) for p, c,
+                                  r in zip(*columns(tokenized(tiny[1]))))

@@ -86,7 +86,8 @@ def bradley_terry_with_length(wins, ours, theirs):
     """
     difference = np.subtract(theirs, ours)
     x = np.tanh(difference / np.std(difference, ddof=1))
-    fit = sm.GLM(wins, np.column_stack([x, np.ones(len(x))]), family=sm.families.Binomial()).fit(tol=1e-14, maxiter=300)
+    fit = sm.GLM(wins, np.column_stack([x, np.ones(len(x))]),
+                 family=sm.families.Binomial()).fit(tol=1e-14, maxiter=300)
     return 1 / (1 + math.exp(-fit.params[1]))
 
 
@@ -102,7 +103,8 @@ def test_length_controlled_win_rate_against_statsmodels(fractional):
         ours, theirs = rng.integers(100, 3000, size), rng.integers(100, 2500, size)
         logit = rng.normal() - rng.uniform(0, 2) * np.tanh((theirs - ours) / 900)
         chance = 1 / (1 + np.exp(-logit))
-        wins = np.clip(chance + rng.normal(0, 0.2, size), 0, 1) if fractional else (rng.random(size) < chance).astype(float)
+        wins = np.clip(chance + rng.normal(0, 0.2, size), 0,
+                       1) if fractional else (rng.random(size) < chance).astype(float)
         expected = bradley_terry_with_length(wins, ours, theirs)
         assert length_controlled_win_rate(wins, ours, theirs) == pytest.approx(expected, abs=1e-6)
         plain.append(abs(expected - wins.mean()))
@@ -132,12 +134,14 @@ def test_equal_lengths_give_the_plain_win_rate():
 def test_sides_swapped_give_the_other_side_of_the_rate():
     rng = np.random.default_rng(1)
     wins, ours, theirs = rng.random(50), rng.integers(0, 900, 50), rng.integers(0, 900, 50)
-    there, back = length_controlled_win_rate(wins, ours, theirs), length_controlled_win_rate(1 - wins, theirs, ours)
+    there = length_controlled_win_rate(wins, ours, theirs)
+    back = length_controlled_win_rate(1 - wins, theirs, ours)
     assert there + back == pytest.approx(1) and abs(there - 0.5) > 0.001
 
 
 @FUZZ
-@given(st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(0, 5000), st.integers(0, 5000)), min_size=1, max_size=12))
+@given(st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(0, 5000), st.integers(0, 5000)),
+                min_size=1, max_size=12))
 def test_length_controlled_win_rate_is_always_a_rate(rows):
     """Small samples are often separable, where the maximum lies at infinity: still a number in [0,
     1], without a warning.
@@ -153,17 +157,25 @@ def test_separable_preferences_go_to_the_end_of_the_scale():
     ours, theirs = [10, 700, 80, 300], [500, 20, 90, 310]
     assert length_controlled_win_rate([1] * 4, ours, theirs) > 0.999
     assert length_controlled_win_rate([0] * 4, ours, theirs) < 0.001
-    assert length_controlled_win_rate([0, 1, 0, 1], [0, 500, 100, 400], [500, 0, 400, 100]) == pytest.approx(0.5, abs=0.01)
+    assert length_controlled_win_rate([0, 1, 0, 1], [0, 500, 100, 400],
+                                      [500, 0, 400, 100]) == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("call, name", [
-    (lambda: win_rate([]), "preferences"), (lambda: win_rate([0.5, 1.1]), "preferences"), (lambda: win_rate([-0.1]), "preferences"),
-    (lambda: win_rate([math.nan]), "preferences"), (lambda: win_rate([[1]]), "preferences"), (lambda: win_rate(["A"]), "preferences"),
-    (lambda: win_rate(1), "preferences"), (lambda: win_rate([None]), "preferences"), (lambda: win_rate([[1], [1, 2]]), "preferences"),
-    (lambda: length_controlled_win_rate([2], [1], [1]), "preferences"), (lambda: length_controlled_win_rate([1], [-1], [1]), "our_lengths"),
+    (lambda: win_rate([]), "preferences"), (lambda: win_rate([0.5, 1.1]), "preferences"),
+    (lambda: win_rate([-0.1]), "preferences"),
+    (lambda: win_rate([math.nan]), "preferences"), (lambda: win_rate([[1]]), "preferences"),
+    (lambda: win_rate(["A"]), "preferences"),
+    (lambda: win_rate(1), "preferences"), (lambda: win_rate([None]), "preferences"),
+    (lambda: win_rate([[1], [1, 2]]), "preferences"),
+    (lambda: length_controlled_win_rate([2], [1], [1]), "preferences"),
+    (lambda: length_controlled_win_rate([1], [-1], [1]), "our_lengths"),
     (lambda: length_controlled_win_rate([1], [1], [math.inf]), "their_lengths"),
-    (lambda: length_controlled_win_rate([1, 0], [1, 2], [1]), "their_lengths"), (lambda: agreement([], []), "ours"),
-    (lambda: agreement([1, 2], [1, math.nan]), "theirs"), (lambda: agreement([1, 2], [1]), "theirs"), (lambda: agreement(["x"], [1]), "ours"),
+    (lambda: length_controlled_win_rate([1, 0], [1, 2], [1]), "their_lengths"),
+    (lambda: agreement([], []), "ours"),
+    (lambda: agreement([1, 2], [1, math.nan]), "theirs"), (lambda: agreement([1, 2], [1]),
+                                                           "theirs"),
+    (lambda: agreement(["x"], [1]), "ours"),
 ])
 def test_malformed_arguments_are_named(call, name):
     with pytest.raises(ValueError, match=name):
@@ -179,12 +191,15 @@ def counted_by_hand(ours, theirs):
     def order(x, y):
         return (x > y) - (x < y)
 
-    pairs = [(order(ours[i], ours[j]), order(theirs[i], theirs[j])) for i, j in combinations(range(len(ours)), 2)]
+    pairs = [(order(ours[i], ours[j]), order(theirs[i], theirs[j])) for i,
+             j in combinations(range(len(ours)), 2)]
     untied = [a == b for a, b in pairs if a and b]
     return sum(a == b for a, b in pairs) / len(pairs), sum(untied) / len(untied) if untied else None
 
 
-scores = st.integers(2, 12).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 4).map(lambda x: x / 10), min_size=n, max_size=n)] * 2))
+tenths = st.integers(0, 4).map(lambda x: x / 10)
+scores = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(*[st.lists(tenths, min_size=n, max_size=n)] * 2))
 
 
 @FUZZ
@@ -195,7 +210,8 @@ def test_agreement_against_scipy_and_counting(lists):
     """
     ours, theirs = lists
     figures = agreement(ours, theirs)
-    assert (figures["with_ties"], figures["without_ties"]) == pytest.approx(counted_by_hand(ours, theirs))
+    assert (figures["with_ties"],
+            figures["without_ties"]) == pytest.approx(counted_by_hand(ours, theirs))
     if len(set(ours)) == 1 or len(set(theirs)) == 1:
         assert figures["spearman"] is None and figures["kendall"] is None
     else:
@@ -215,9 +231,12 @@ def test_agreement_where_nothing_is_left_to_compare():
     """0.1 added three times is not 0.3, so that the standard deviation of three equal scores is not
     0: still None, never NaN.
     """
-    assert agreement([3], [4]) == {"with_ties": None, "without_ties": None, "spearman": None, "kendall": None}
-    assert agreement([0.1] * 3, [1, 2, 3]) == {"with_ties": 0, "without_ties": None, "spearman": None, "kendall": None}
-    assert agreement([2, 2], [5, 5]) == {"with_ties": 1, "without_ties": None, "spearman": None, "kendall": None}
+    assert agreement([3], [4]) == {"with_ties": None, "without_ties": None, "spearman": None,
+                                   "kendall": None}
+    assert agreement([0.1] * 3, [1, 2, 3]) == {"with_ties": 0, "without_ties": None,
+                                               "spearman": None, "kendall": None}
+    assert agreement([2, 2], [5, 5]) == {"with_ties": 1, "without_ties": None, "spearman": None,
+                                         "kendall": None}
 
 
 # ---- the three roles
@@ -228,27 +247,32 @@ def test_truth_counts_the_checks_that_match():
 
 
 def test_mean_leaves_out_what_was_not_measured():
-    assert mean([1, None, 4]) == 2.5 and mean([None]) is None and mean([]) is None and mean(iter([0])) == 0
+    assert mean([1, None, 4]) == 2.5 and mean([None]) is None and mean([]) is None
+    assert mean(iter([0])) == 0
 
 
 def an_answer(prompt_id, text="", score=None, finished=True, scores=(), **more):
-    return {"prompt_id": prompt_id, "text": text, "score": score, "finished": finished, "scores": list(scores), **more}
+    return {"prompt_id": prompt_id, "text": text, "score": score, "finished": finished,
+            "scores": list(scores), **more}
 
 
 def test_measure_actor_by_hand():
     """Finished: scores 2, 4, none -> 3; lengths 1, 3, 5 -> 3; truths 1, 4, 4 -> 3. The one that was
     cut off only counts as cut off.
     """
-    answers = [an_answer("a", "x", 2, truth=1), an_answer("a", "xxx", 4, truth=4), an_answer("b", "xxxxx", None, truth=4),
+    answers = [an_answer("a", "x", 2, truth=1), an_answer("a", "xxx", 4, truth=4),
+               an_answer("b", "xxxxx", None, truth=4),
                an_answer("b", "x" * 500, 5, finished=False, truth=0)]
     assert measure_actor(answers) == {"mean_score": 3, "mean_length": 3, "truth": 3, "cut_off": 1}
 
 
 def test_measure_actor_without_truth():
     """No checks at all: no such figure. Checks on some prompts only: the mean over those."""
-    assert measure_actor([an_answer("a", "xx", 2)]) == {"mean_score": 2, "mean_length": 2, "cut_off": 0}
+    assert measure_actor([an_answer("a", "xx", 2)]) == {"mean_score": 2, "mean_length": 2,
+                                                        "cut_off": 0}
     assert measure_actor([an_answer("a", "xx", 2), an_answer("b", "xx", 4, truth=5)])["truth"] == 5
-    assert measure_actor([an_answer("a", "xx", finished=False)]) == {"mean_score": None, "mean_length": None, "cut_off": 1}
+    cut = measure_actor([an_answer("a", "xx", finished=False)])
+    assert cut == {"mean_score": None, "mean_length": None, "cut_off": 1}
     assert measure_actor([]) == {"mean_score": None, "mean_length": None, "cut_off": 0}
 
 
@@ -258,17 +282,22 @@ def test_measure_judge_by_hand():
     c: an answer without a score has no pair. Agreement (1 + 1/2 + 0) / 3 = 1/2. Ties: 1 of 4 pairs.
     Judgments: 4 4, 2 None, 4, 3, 1, 5, None None -> 7 of 10 valid, their mean 23 / 7.
     """
-    answers = [an_answer("a", "xx", score=4, scores=[4, 4], truth=3), an_answer("a", score=2, scores=[2, None], truth=1),
-               an_answer("b", "xxx", score=3, scores=[3], truth=0), an_answer("a", "x" * 7, score=4, scores=[4], truth=1),
+    answers = [an_answer("a", "xx", score=4, scores=[4, 4], truth=3),
+               an_answer("a", score=2, scores=[2, None], truth=1),
+               an_answer("b", "xxx", score=3, scores=[3], truth=0),
+               an_answer("a", "x" * 7, score=4, scores=[4], truth=1),
                an_answer("b", "x", score=1, scores=[1], truth=2),
-               an_answer("c", "x" * 9, score=5, scores=[5], truth=0), an_answer("c", "x" * 99, score=None, scores=[None, None], truth=5)]
+               an_answer("c", "x" * 9, score=5, scores=[5], truth=0),
+               an_answer("c", "x" * 99, score=None, scores=[None, None], truth=5)]
     figures = measure_judge(answers)
-    assert figures.pop("histogram") == {"1": 1, "2": 1, "3": 1, "4": 3, "5": 1} and sum([1, 1, 1, 3, 1]) == 7
+    assert figures.pop("histogram") == {"1": 1, "2": 1, "3": 1, "4": 3, "5": 1}
+    assert sum([1, 1, 1, 3, 1]) == 7
     lengths = [2, 0, 3, 7, 1, 9]
     expected = {"valid_rate": 0.7, "mean_score": 23 / 7, "ties": 1 / 4, "truth_agreement": 1 / 2,
                 "length_correlation": stats.spearmanr([4, 2, 3, 4, 1, 5], lengths)[0],
                 "truth_length_correlation": stats.spearmanr([3, 1, 0, 1, 2, 0], lengths)[0]}
-    assert figures == pytest.approx(expected) and abs(expected["length_correlation"] - expected["truth_length_correlation"]) > 0.5
+    assert figures == pytest.approx(expected)
+    assert abs(expected["length_correlation"] - expected["truth_length_correlation"]) > 0.5
 
 
 def test_scores_with_fractions_have_their_own_place_in_the_histogram():
@@ -283,20 +312,24 @@ def test_a_judge_who_says_the_same_of_everything_has_one_half():
     """
     same = [an_answer("a", score=5, scores=[5], truth=t) for t in range(4)]
     figures = measure_judge(same)
-    assert (figures["valid_rate"], figures["mean_score"], figures["ties"], figures["truth_agreement"]) == (1, 5, 1, 0.5)
+    assert (figures["valid_rate"], figures["mean_score"], figures["ties"],
+            figures["truth_agreement"]) == (1, 5, 1, 0.5)
     assert measure_judge([a | {"score": -a["truth"]} for a in same])["truth_agreement"] == 0
     assert measure_judge([a | {"score": a["truth"]} for a in same])["truth_agreement"] == 1
 
 
 def test_measure_judge_of_nothing():
-    assert measure_judge([]) == {"valid_rate": None, "mean_score": None, "ties": None, "histogram": {}, "length_correlation": None}
+    assert measure_judge([]) == {"valid_rate": None, "mean_score": None, "ties": None,
+                                 "histogram": {}, "length_correlation": None}
     # never across prompts
-    assert measure_judge([an_answer("a", score=2, scores=[2]), an_answer("b", score=3, scores=[3])])["ties"] is None
+    assert measure_judge([an_answer("a", score=2, scores=[2]),
+                          an_answer("b", score=3, scores=[3])])["ties"] is None
     assert measure_judge([an_answer("a", score=2, scores=[2], truth=1)])["truth_agreement"] is None
 
 
 def replies(prompt_id, *scores_and_ranks):
-    return [{"prompt_id": prompt_id, "score": score, "rank": rank} for score, rank in scores_and_ranks]
+    return [{"prompt_id": prompt_id, "score": score, "rank": rank} for score,
+            rank in scores_and_ranks]
 
 
 def test_measure_people_by_hand():
@@ -305,9 +338,13 @@ def test_measure_people_by_hand():
     c: 1 3 for ranks 0 1, wrong, Spearman -1; a reply without a score has no pair. Pairs never cross
     prompts. Agreement without ties 2 of 4, with them 2 of 5; Spearman (1/2 - 1) / 2.
     """
-    judged = [*replies("a", (5, 0), (3, 1), (4, 2)), *replies("b", (2, 1), (2, 0)), *replies("c", (1, 0), (3, 1), (None, 2))]
-    assert measure_people(judged) == pytest.approx({"human_agreement": 2 / 4, "human_agreement_with_ties": 2 / 5, "human_spearman": -1 / 4})
-    assert measure_people([]) == {"human_agreement": None, "human_agreement_with_ties": None, "human_spearman": None}
+    judged = [*replies("a", (5, 0), (3, 1), (4, 2)), *replies("b", (2, 1), (2, 0)),
+              *replies("c", (1, 0), (3, 1), (None, 2))]
+    assert measure_people(judged) == pytest.approx({"human_agreement": 2 / 4,
+                                                    "human_agreement_with_ties": 2 / 5,
+                                                    "human_spearman": -1 / 4})
+    assert measure_people([]) == {"human_agreement": None, "human_agreement_with_ties": None,
+                                  "human_spearman": None}
     # always 5: no agreement is made up
     assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement_with_ties"] == 0
     assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement"] is None
@@ -326,9 +363,11 @@ def test_measure_people_against_scipy():
             correlations.append(stats.spearmanr(scores, [-rank for rank in ranks])[0])
         for i, j in combinations(range(4), 2):
             better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
-            pairs, untied, right = pairs + 1, untied + (scores[i] != scores[j]), right + (scores[better] > scores[worse])
+            pairs, untied = pairs + 1, untied + (scores[i] != scores[j])
+            right += scores[better] > scores[worse]
     assert len(correlations) < 100 and measure_people(judged) == pytest.approx(
-        {"human_agreement": right / untied, "human_agreement_with_ties": right / pairs, "human_spearman": np.mean(correlations)})
+        {"human_agreement": right / untied, "human_agreement_with_ties": right / pairs,
+         "human_spearman": np.mean(correlations)})
 
 
 def test_measure_meta_judge_by_hand():
@@ -340,7 +379,8 @@ def test_measure_meta_judge_by_hand():
     """
     battle = {"verdicts": [[0, 1, -1], [1, 0, -1], [1, 0, 0]], "scores": [1, 3, 3], "truth": 2.5}
     assert measure_meta_judge([battle]) == pytest.approx({
-        "first_position_rate": 3 / 5, "higher_score_rate": 3 / 4, "consistent_rate": 1 / 2, "valid_rate": 5 / 6, "truth_accuracy": 3 / 4,
+        "first_position_rate": 3 / 5, "higher_score_rate": 3 / 4, "consistent_rate": 1 / 2,
+        "valid_rate": 5 / 6, "truth_accuracy": 3 / 4,
         "scores_differ_rate": 4 / 5})
 
 
@@ -352,14 +392,17 @@ def test_a_nearer_score_is_not_the_higher_one():
     low_wins = {"verdicts": [[0, 1], [-1, 0]], "scores": [1, 4], "truth": 0}
     unparsed = {"verdicts": [[0] * 3] * 3, "scores": [1, 2, 3]}
     figures = measure_meta_judge([low_wins, unparsed])
-    assert figures == {"first_position_rate": 0.5, "higher_score_rate": 0, "consistent_rate": 1, "valid_rate": 2 / 8, "truth_accuracy": 1,
+    assert figures == {"first_position_rate": 0.5, "higher_score_rate": 0, "consistent_rate": 1,
+                       "valid_rate": 2 / 8, "truth_accuracy": 1,
                        "scores_differ_rate": 1}
 
 
 def test_measure_meta_judge_of_nothing():
-    empty = {"first_position_rate": None, "higher_score_rate": None, "consistent_rate": None, "valid_rate": None, "scores_differ_rate": None}
+    empty = {"first_position_rate": None, "higher_score_rate": None, "consistent_rate": None,
+             "valid_rate": None, "scores_differ_rate": None}
     assert measure_meta_judge([]) == empty
-    assert measure_meta_judge([{"verdicts": [[0, 0], [0, 0]], "scores": [1, 2]}]) == empty | {"valid_rate": 0}
+    assert measure_meta_judge([{"verdicts": [[0, 0], [0, 0]],
+                                "scores": [1, 2]}]) == empty | {"valid_rate": 0}
 
 
 def test_measure_repeats_by_hand():
@@ -374,10 +417,13 @@ def test_measure_repeats_by_hand():
     again = [[0, 1, -1], [-1, 0, 1], [0, -1, 0]]            # z x y
     silent = {"texts": ["p", "q"], "verdicts": [[0, 0], [0, 0]]}
     battles = [{"texts": ["x", "y", "z"], "verdicts": verdicts}, silent, silent]
-    repeats = [{"order": [2, 0, 1], "verdicts": again}, {"order": [1, 0], "verdicts": [[0, 1], [1, 0]]},
+    repeats = [{"order": [2, 0, 1], "verdicts": again},
+               {"order": [1, 0], "verdicts": [[0, 1], [1, 0]]},
                {"order": [1, 0], "verdicts": [[0, -1], [1, 0]]}]
-    assert measure_repeats(battles, repeats) == {"winner_changed": 1 / 4, "pair_changed": 2 / 3, "comparisons": 10, "unparsed": [5, 1]}
-    assert measure_repeats([], []) == {"winner_changed": None, "pair_changed": None, "comparisons": 0, "unparsed": [0, 0]}
+    assert measure_repeats(battles, repeats) == {"winner_changed": 1 / 4, "pair_changed": 2 / 3,
+                                                 "comparisons": 10, "unparsed": [5, 1]}
+    assert measure_repeats([], []) == {"winner_changed": None, "pair_changed": None,
+                                       "comparisons": 0, "unparsed": [0, 0]}
     with pytest.raises(ValueError):
         measure_repeats(battles, repeats[:2])  # never the verdicts of another answer
 
@@ -386,14 +432,18 @@ def test_drift_says_what_it_rests_on():
     """A bias among judgments that are the same, or in an iteration that trains no judge, is told as
     such.
     """
-    record = {"iteration": 4, "meta_judge": {"first_position_rate": 0.97, "scores_differ_rate": 0.03}, "pairs": {"judge": 0}}
+    record = {"iteration": 4, "meta_judge": {"first_position_rate": 0.97,
+                                             "scores_differ_rate": 0.03}, "pairs": {"judge": 0}}
     (line,) = drifts(record, 5)
-    assert "first judgment in 97%" in line and "3% of these are about judgments with different scores; no judge trains on them)" in line
+    assert "first judgment in 97%" in line
+    assert "3% of these are about judgments with different scores; no judge trains on them)" in line
 
 
 @pytest.mark.parametrize("meta, score, max_score, said", [
-    ({"first_position_rate": 0.44, "higher_score_rate": 0.63}, 4.1, 5, []), ({"first_position_rate": 0.68}, 4.1, 5, ["first judgment in 68%"]),
-    ({"first_position_rate": 0.3}, 4.7, 5, ["second judgment in 70%"]), ({"higher_score_rate": 0.98}, None, 5, ["higher score in 98%"]),
+    ({"first_position_rate": 0.44, "higher_score_rate": 0.63}, 4.1, 5, []),
+    ({"first_position_rate": 0.68}, 4.1, 5, ["first judgment in 68%"]),
+    ({"first_position_rate": 0.3}, 4.7, 5, ["second judgment in 70%"]),
+    ({"higher_score_rate": 0.98}, None, 5, ["higher score in 98%"]),
     (None, 4.71, 5, ["4.71 of 5"]), (None, 9.3, 10, []), (None, 9.5, 10, ["9.50 of 10"]),
     ({"first_position_rate": None, "higher_score_rate": None}, None, 5, [])])
 def test_drift_is_told_from_the_papers_values_on(meta, score, max_score, said):
@@ -401,7 +451,9 @@ def test_drift_is_told_from_the_papers_values_on(meta, score, max_score, said):
     it trained the judge no more. Either place.
     """
     lines = drifts({"iteration": 3, "meta_judge": meta, "judge": {"mean_score": score}}, max_score)
-    assert len(lines) == len(said) and all(part in line and line.startswith(("iteration 3: the meta-judge", "M_3: the judge's"))
+    assert len(lines) == len(said) and all(part in line
+                                           and line.startswith(("iteration 3: the meta-judge",
+                                                                "M_3: the judge's"))
                                            for part, line in zip(said, lines))
 
 
@@ -414,11 +466,14 @@ def test_bootstrap_against_scipy():
     rng = np.random.default_rng(0)
     x, y = rng.normal(2, 1, 80), rng.normal(0, 2, 80)
     low, high = bootstrap(np.mean, x, resamples=20000)
-    theirs = stats.bootstrap((x,), np.mean, n_resamples=20000, method="percentile", rng=1).confidence_interval
-    assert (low, high) == pytest.approx(tuple(theirs), abs=0.01) and high - low == pytest.approx(2 * 1.96 * x.std() / 80 ** 0.5, rel=0.03)
+    theirs = stats.bootstrap((x,), np.mean, n_resamples=20000, method="percentile",
+                             rng=1).confidence_interval
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.01)
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / 80 ** 0.5, rel=0.03)
     def slope(a, b):
         return np.cov(a, b)[0, 1] / np.var(a, ddof=1)
-    theirs = stats.bootstrap((x, y), slope, n_resamples=5000, method="percentile", paired=True, vectorized=False, rng=1).confidence_interval
+    theirs = stats.bootstrap((x, y), slope, n_resamples=5000, method="percentile", paired=True,
+                             vectorized=False, rng=1).confidence_interval
     assert bootstrap(slope, x, y, resamples=5000) == pytest.approx(tuple(theirs), abs=0.04)
 
 
@@ -427,7 +482,8 @@ def test_bootstrap_draws_groups_as_one():
     by one would be sqrt(5) narrower.
     """
     x = np.random.default_rng(0).normal(0, 1, 60)
-    alone, copied = bootstrap(np.mean, x), bootstrap(np.mean, np.repeat(x, 5), groups=np.repeat(np.arange(60), 5))
+    alone, copied = bootstrap(np.mean, x), bootstrap(np.mean, np.repeat(x, 5),
+                                                     groups=np.repeat(np.arange(60), 5))
     assert copied == pytest.approx(alone) and bootstrap(np.mean, x, seed=1) != alone
     narrow = bootstrap(np.mean, np.repeat(x, 5))
     assert (alone[1] - alone[0]) / (narrow[1] - narrow[0]) == pytest.approx(5 ** 0.5, rel=0.1)
@@ -444,35 +500,50 @@ def test_measure_comparisons_by_hand():
     (1 + 0 + 1/2) / 3. First places: the first order's a, the second's b: a-a has one of two, b-b
     one, a-b two: 4 of 6. Consistent: 2 of 3.
     """
-    records = [compared("p", "xx", "y", "a", "a"), compared("q", "x", "yyy", "b", "b"), compared("r", "x", "yy", "a", "b"),
+    records = [compared("p", "xx", "y", "a", "a"), compared("q", "x", "yyy", "b", "b"),
+               compared("r", "x", "yy", "a", "b"),
                compared("s", "x" * 50, "y", "a", None)]
     figures = measure_comparisons(records)
-    assert figures["compared"] == 3 and figures["unparsed"] == 1 and figures["first_position_rate"] == pytest.approx(4 / 6)
-    assert figures["win_rate"] == pytest.approx(1 / 2) and figures["consistent_rate"] == pytest.approx(2 / 3)
+    assert figures["compared"] == 3 and figures["unparsed"] == 1
+    assert figures["first_position_rate"] == pytest.approx(4 / 6)
+    assert figures["win_rate"] == pytest.approx(1 / 2)
+    assert figures["consistent_rate"] == pytest.approx(2 / 3)
     # of three prompts
-    assert figures["mean_lengths"] == pytest.approx([4 / 3, 2]) and figures["win_rate_interval"] is None
-    assert figures["length_controlled_win_rate"] == length_controlled_win_rate([1, 0, 0.5], [2, 1, 1], [1, 3, 2])
-    assert measure_comparisons([compared("s", "x", "y", None, "b")]) == {"compared": 0, "unparsed": 1}
+    assert figures["mean_lengths"] == pytest.approx([4 / 3, 2])
+    assert figures["win_rate_interval"] is None
+    rate = length_controlled_win_rate([1, 0, 0.5], [2, 1, 1], [1, 3, 2])
+    assert figures["length_controlled_win_rate"] == rate
+    unparsed = measure_comparisons([compared("s", "x", "y", None, "b")])
+    assert unparsed == {"compared": 0, "unparsed": 1}
 
 
 def test_sides_swapped_swap_the_rate():
     rng = np.random.default_rng(0)
-    records = [compared(str(i % 20), "x" * int(rng.integers(1, 90)), "y" * int(rng.integers(1, 60)), *rng.choice(["a", "b"], 2)) for i in range(60)]
-    turned = [compared(r["prompt"], r["b"], r["a"], *({"a": "b", "b": "a"}[w] for w in reversed(r["winners"]))) for r in records]
+    records = [compared(str(i % 20), "x" * int(rng.integers(1, 90)),
+                        "y" * int(rng.integers(1, 60)), *rng.choice(["a", "b"], 2))
+               for i in range(60)]
+    turned = [compared(r["prompt"], r["b"], r["a"], *({"a": "b", "b": "a"}[w]
+                                                      for w in reversed(r["winners"])))
+              for r in records]
     there, back = measure_comparisons(records), measure_comparisons(turned)
     for name in ("win_rate", "length_controlled_win_rate"):
         assert there[name] + back[name] == pytest.approx(1)
-    assert there["first_position_rate"] == pytest.approx(back["first_position_rate"]) and there["consistent_rate"] == back["consistent_rate"]
+    assert there["first_position_rate"] == pytest.approx(back["first_position_rate"])
+    assert there["consistent_rate"] == back["consistent_rate"]
 
 
-GOOD = ("Here is how to {task}. First, put the food in a clean box. The reason is that air and warmth spoil food. For example, a cotton towel is "
+GOOD = ("Here is how to {task}. First, put the food in a clean box. The reason is that air and "
+        "warmth spoil food. For example, a cotton towel is "
         "enough. Then make sure that no water has gathered inside.")
-POOR = "It is not hard to {task}. What a wonderful question! I know a very great deal about this. Nobody could explain this better than I can."
-TASKS = ["keep bread fresh", "store fresh herbs", "keep cheese soft", "keep apples crisp", "keep cookies crunchy", "store ripe tomatoes"]
+POOR = ("It is not hard to {task}. What a wonderful question! I know a very great deal about this. "
+        "Nobody could explain this better than I can.")
+TASKS = ["keep bread fresh", "store fresh herbs", "keep cheese soft", "keep apples crisp",
+         "keep cookies crunchy", "store ripe tomatoes"]
 
 
 def write_answers(file, *texts, tasks=TASKS):
-    records = [{"prompt": f"How do I {task}?", "text": text.format(task=task), "finished": True} for task in tasks for text in texts]
+    records = [{"prompt": f"How do I {task}?", "text": text.format(task=task), "finished": True}
+               for task in tasks for text in texts]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file
 
@@ -482,16 +553,23 @@ def test_compare_two_files_by_a_real_judge(tmp_path, monkeypatch, capsys):
     whichever file comes first; every pair is written down with its four verdicts; answers without a
     counterpart are counted.
     """
-    good, poor = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:5])
+    good, poor = write_answers(tmp_path / "good.jsonl",
+                               GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:5])
     file = tmp_path / "new" / "pairs.jsonl"
-    status, out, _ = command(monkeypatch, capsys, "compare", good, poor, "--judge", ROOT / "tiny" / "judge", "--out", file)
-    assert status == 0 and "5 pairs of answers to 5 prompts" in out and "1 answers without a counterpart" in out
+    status, out, _ = command(monkeypatch, capsys, "compare", good, poor, "--judge",
+                             ROOT / "tiny" / "judge", "--out", file)
+    assert status == 0 and "5 pairs of answers to 5 prompts" in out
+    assert "1 answers without a counterpart" in out
     assert "too few prompts" in out and "judge is one of the two" not in out
-    assert re.search(r"A wins +100.0%", out) and "not AlpacaEval's nor any other leaderboard's" in out
+    assert re.search(r"A wins +100.0%", out)
+    assert "not AlpacaEval's nor any other leaderboard's" in out
     pairs = read_jsonl(file)
-    assert [pair["winners"] for pair in pairs] == [["a", "a"]] * 5 and all(len(pair["said"]) == 2 for pair in pairs)
-    assert pairs[0]["a"] == GOOD.format(task=TASKS[0]) and pairs[0]["b"] == POOR.format(task=TASKS[0])
-    status, out, _ = command(monkeypatch, capsys, "compare", poor, good, "--judge", ROOT / "tiny" / "judge")
+    assert [pair["winners"] for pair in pairs] == [["a", "a"]] * 5
+    assert all(len(pair["said"]) == 2 for pair in pairs)
+    assert pairs[0]["a"] == GOOD.format(task=TASKS[0])
+    assert pairs[0]["b"] == POOR.format(task=TASKS[0])
+    status, out, _ = command(monkeypatch, capsys, "compare", poor, good, "--judge",
+                             ROOT / "tiny" / "judge")
     assert status == 0 and re.search(r"A wins +0.0%", out)
 
 
@@ -500,8 +578,10 @@ def test_a_judge_with_a_place_is_found_out(tmp_path, monkeypatch, capsys):
     half each, and the bias is 100 %.
     """
     same = write_answers(tmp_path / "same.jsonl", GOOD)
-    status, out, _ = command(monkeypatch, capsys, "compare", same, same, "--judge", ROOT / "tiny" / "judge")
-    assert status == 0 and re.search(r"A wins +50.0%", out) and re.search(r"prefers the first +100.0%", out)
+    status, out, _ = command(monkeypatch, capsys, "compare", same, same, "--judge",
+                             ROOT / "tiny" / "judge")
+    assert status == 0 and re.search(r"A wins +50.0%", out)
+    assert re.search(r"prefers the first +100.0%", out)
     assert re.search(r"same in both orders +0.0%", out)
 
 
@@ -511,15 +591,20 @@ def test_a_judge_that_is_one_of_the_two_is_told(tmp_path, monkeypatch, capsys):
     """
     judge = tmp_path / "judge"
     shutil.copytree(ROOT / "tiny" / "judge", judge)
-    own, other = write_answers(judge / "eval.jsonl", GOOD, tasks=TASKS[:1]), write_answers(tmp_path / "other.jsonl", POOR, tasks=TASKS[:1])
-    assert "judge is one of the two" in command(monkeypatch, capsys, "compare", own, other, "--judge", f"{judge}/")[1]
+    own, other = write_answers(judge / "eval.jsonl", GOOD,
+                               tasks=TASKS[:1]), write_answers(tmp_path / "other.jsonl", POOR,
+                                                               tasks=TASKS[:1])
+    assert "judge is one of the two" in command(monkeypatch, capsys, "compare", own, other,
+                                                "--judge", f"{judge}/")[1]
 
 
 def test_cut_off_answers_are_counted_where_they_are_compared(tmp_path, monkeypatch, capsys):
-    good, poor = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:2])
+    good, poor = write_answers(tmp_path / "good.jsonl",
+                               GOOD), write_answers(tmp_path / "poor.jsonl", POOR, tasks=TASKS[:2])
     good.write_text(good.read_text().replace('"finished": true', '"finished": false'))
     out = command(monkeypatch, capsys, "compare", good, poor, "--judge", ROOT / "tiny" / "judge")[1]
-    assert "cut off, and compared as they are: 2 of A, 0 of B" in out and "4 answers without a counterpart" in out
+    assert "cut off, and compared as they are: 2 of A, 0 of B" in out
+    assert "4 answers without a counterpart" in out
 
 
 LONG = "How do I sing " + "so well " * 2000 + "?"
@@ -529,22 +614,31 @@ def test_prompts_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch, 
     """One prompt of three leaves the model no room; then one answer of three leaves the judge none;
     then all.
     """
-    (tmp_path / "prompts.txt").write_text(f"How do I keep bread fresh?\n{LONG}\nHow do I keep cheese soft?\n")
-    status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny", "--prompts", tmp_path / "prompts.txt", "--judge",
+    (tmp_path / "prompts.txt").write_text(f"How do I keep bread fresh?\n{LONG}\nHow do I keep "
+                                          f"cheese soft?\n")
+    status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny",
+                                 "--prompts", tmp_path / "prompts.txt", "--judge",
                                  ROOT / "tiny" / "judge", "--max-new-tokens", "100")
     assert status == 0 and "0 answers without a counterpart" in out and "to 2 prompts" in out, error
-    assert "A: answers: 1 prompts are too long" in error and "B: answers: 1 prompts are too long" in error and error.count("too long") == 2
-    good, other = write_answers(tmp_path / "good.jsonl", GOOD), write_answers(tmp_path / "other.jsonl", POOR)
+    assert "A: answers: 1 prompts are too long" in error
+    assert "B: answers: 1 prompts are too long" in error and error.count("too long") == 2
+    good, other = write_answers(tmp_path / "good.jsonl",
+                                GOOD), write_answers(tmp_path / "other.jsonl", POOR)
     other.write_text(other.read_text().replace("Nobody could", "Nobody " * 2000 + "could", 1))
-    status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge", ROOT / "tiny" / "judge")
-    assert status == 0 and "comparisons: 2 prompts are too long" in error and "1 pairs without two verdicts" in out
-    status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge", ROOT / "tiny" / "judge", "--max-verdict-tokens", "5000")
-    assert status == 2 and "comparisons: 12 prompts are too long" in error and error.splitlines()[-1].startswith("error: no verdict of")
+    status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge",
+                                 ROOT / "tiny" / "judge")
+    assert status == 0 and "comparisons: 2 prompts are too long" in error
+    assert "1 pairs without two verdicts" in out
+    status, out, error = command(monkeypatch, capsys, "compare", good, other, "--judge",
+                                 ROOT / "tiny" / "judge", "--max-verdict-tokens", "5000")
+    assert status == 2 and "comparisons: 12 prompts are too long" in error
+    assert error.splitlines()[-1].startswith("error: no verdict of")
 
 
 def test_a_missing_judge_is_found_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(models, "sample", lambda *_, **__: pytest.fail("answers were drawn"))
-    status, _, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny", "--judge", "no/such/place")
+    status, _, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny",
+                               "--judge", "no/such/place")
     assert status == 2 and "no/such/place" in error
 
 
@@ -553,19 +647,24 @@ def test_compare_a_model_with_a_file(tmp_path, monkeypatch, capsys):
     same seed, and it is greedy if told so.
     """
     file = write_answers(tmp_path / "good.jsonl", GOOD, tasks=TASKS[:3])
-    status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", file, "--judge", ROOT / "tiny" / "judge", "--out",
-                                 tmp_path / "pairs.jsonl", "--temperature", "0", "--max-new-tokens", "150")
+    status, out, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", file, "--judge",
+                                 ROOT / "tiny" / "judge", "--out",
+                                 tmp_path / "pairs.jsonl", "--temperature", "0", "--max-new-tokens",
+                                 "150")
     assert status == 0, error
     asked = [record["prompt"] for record in read_jsonl(file)]
     expected = sample(*load(str(ROOT / "tiny")), asked, max_new_tokens=150, temperature=0)
-    assert [pair["a"] for pair in read_jsonl(tmp_path / "pairs.jsonl")] == [answers[0].text for answers in expected]
+    said = [pair["a"] for pair in read_jsonl(tmp_path / "pairs.jsonl")]
+    assert said == [answers[0].text for answers in expected]
 
 
 @pytest.mark.parametrize("arguments, says", [
     (["{good}", "{other}", "--judge", "{judge}"], "no answers to the same prompts"),
     (["{good}", "{bad}", "--judge", "{judge}"], "record 1 needs \"text\""),
-    (["{good}", "{good}", "--judge", "{missing}"], "no such folder"), (["{good}", "{missing}", "--judge", "{judge}"], "no such folder"),
-    (["{good}", "no/such/answers.jsonl", "--judge", "{judge}"], "there is no such file"), (["{good}", "{good}"], "--judge"),
+    (["{good}", "{good}", "--judge", "{missing}"], "no such folder"),
+    (["{good}", "{missing}", "--judge", "{judge}"], "no such folder"),
+    (["{good}", "no/such/answers.jsonl", "--judge", "{judge}"], "there is no such file"),
+    (["{good}", "{good}"], "--judge"),
     (["{good}", "--judge", "{judge}"], "B"), (["{good}", "{torn}", "--judge", "{judge}"], "line 1"),
     (["{good}", "{good}", "--judge", "{judge}", "--prompts", "{missing}"], "--prompts"),
     (["{good}", "{good}", "--judge", "{judge}", "--max-verdict-tokens", "3"], "no verdict of"),
@@ -578,7 +677,8 @@ def test_comparisons_that_cannot_be_made(tmp_path, monkeypatch, capsys, argument
     (tmp_path / "torn.jsonl").write_text('{"prompt": "How do')
     places = {name: tmp_path / f"{name}.jsonl" for name in ("good", "other", "bad", "torn")} | {
         "judge": ROOT / "tiny" / "judge", "missing": "no/such/place"}
-    status, _, error = command(monkeypatch, capsys, "compare", *(argument.format(**places) for argument in arguments))
+    status, _, error = command(monkeypatch, capsys, "compare", *(argument.format(**places)
+                                                                 for argument in arguments))
     line = error.strip().splitlines()[-1]
     assert status == 2 and line.startswith("error: ") and says in line and "Traceback" not in error
 
@@ -596,11 +696,13 @@ def trained(tmp_path_factory):
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.02 * t)
         save_adapter(model, run / f"iter{t}" / "adapter")
-    (run / "config.json").write_text(json.dumps({"settings": {"max_answer_tokens": 120, "bits": 32, "eval_prompts": str(ROOT / "tiny/eval.jsonl")}}))
+    settings = {"max_answer_tokens": 120, "bits": 32, "eval_prompts": str(ROOT / "tiny/eval.jsonl")}
+    (run / "config.json").write_text(json.dumps({"settings": settings}))
     return run
 
 
-def test_models_of_a_run_answer_its_own_prompts_as_long_as_it_did(trained, tmp_path, monkeypatch, capsys):
+def test_models_of_a_run_answer_its_own_prompts_as_long_as_it_did(trained, tmp_path, monkeypatch,
+                                                                  capsys):
     """Nothing but the iterations is named: the prompts are the run's held-out ones, and no answer
     is longer than the run's.
     """
@@ -609,15 +711,18 @@ def test_models_of_a_run_answer_its_own_prompts_as_long_as_it_did(trained, tmp_p
         asked.append((len(prompts), settings["max_new_tokens"]))
         return sample(model, tokenizer, prompts, *rest, **settings | {"max_new_tokens": 4})
     monkeypatch.setattr(models, "sample", short)
-    status, _, error = command(monkeypatch, capsys, "compare", trained / "iter0", trained / "iter1", "--judge", ROOT / "tiny" / "judge")
+    status, _, error = command(monkeypatch, capsys, "compare", trained / "iter0", trained / "iter1",
+                               "--judge", ROOT / "tiny" / "judge")
     assert asked == [(60, 120), (60, 120), (120, 512)] and status == 2 and "no verdict of" in error
 
 
-ALPACA = [{"instruction": f"How do I {task}?", "output": "A reference.", "generator": "reference", "dataset": "koala"} for task in TASKS[:3]]
+ALPACA = [{"instruction": f"How do I {task}?", "output": "A reference.", "generator": "reference",
+           "dataset": "koala"} for task in TASKS[:3]]
 
 
 def exported(run, out, monkeypatch, capsys, form, questions, *flags):
-    status, said, error = command(monkeypatch, capsys, "export", run, "--format", form, "--questions", questions, "--out", out, *flags)
+    status, said, error = command(monkeypatch, capsys, "export", run, "--format", form,
+                                  "--questions", questions, "--out", out, *flags)
     assert status == 0, error
     return said
 
@@ -628,10 +733,13 @@ def test_alpaca_eval_reads_its_export(trained, tmp_path, monkeypatch, capsys):
     prefers the longer answer, which is ours all three times.
     """
     (tmp_path / "alpaca_eval.json").write_text(json.dumps(ALPACA))
-    said = exported(trained, tmp_path / "out", monkeypatch, capsys, "alpaca", tmp_path / "alpaca_eval.json")
+    said = exported(trained, tmp_path / "out", monkeypatch, capsys, "alpaca",
+                    tmp_path / "alpaca_eval.json")
     file = tmp_path / "out" / "mine-iter1" / "model_outputs.json"
-    assert [set(record) for record in json.loads(file.read_text())] == [{"instruction", "output", "generator", "dataset"}] * 3
-    assert f"{file}: 3 questions, 0 answers cut off" in said and (tmp_path / "out" / "mine-iter0" / "model_outputs.json").is_file()
+    keys = {"instruction", "output", "generator", "dataset"}
+    assert [set(record) for record in json.loads(file.read_text())] == [keys] * 3
+    assert f"{file}: 3 questions, 0 answers cut off" in said
+    assert (tmp_path / "out" / "mine-iter0" / "model_outputs.json").is_file()
 
     from alpaca_eval import evaluate
     from alpaca_eval.annotators import PairwiseAnnotator
@@ -646,13 +754,17 @@ def test_alpaca_eval_reads_its_export(trained, tmp_path, monkeypatch, capsys):
 
         def __call__(self, both, **settings):
             seen.extend(both.to_dict("records"))
-            return [{**row, "preference": 2.0 if len(row["output_2"]) > len(row["output_1"]) else 1.0} for row in both.to_dict("records")]
+            return [{**row, "preference": 2.0 if len(row["output_2"]) > len(row["output_1"])
+                     else 1.0} for row in both.to_dict("records")]
 
     seen = []
-    leaderboard, _ = evaluate(model_outputs=file, reference_outputs=tmp_path / "alpaca_eval.json", annotators_config="none", Annotator=Longer,
-                              precomputed_leaderboard=None, output_path=None, is_return_instead_of_print=True, fn_metric="get_winrate",
+    leaderboard, _ = evaluate(model_outputs=file, reference_outputs=tmp_path / "alpaca_eval.json",
+                              annotators_config="none", Annotator=Longer,
+                              precomputed_leaderboard=None, output_path=None,
+                              is_return_instead_of_print=True, fn_metric="get_winrate",
                               sort_by="win_rate")
-    assert list(leaderboard.index) == ["mine-iter1"] and leaderboard.loc["mine-iter1", "win_rate"] == 100
+    assert list(leaderboard.index) == ["mine-iter1"]
+    assert leaderboard.loc["mine-iter1", "win_rate"] == 100
     assert [row["instruction"] for row in seen] == [record["instruction"] for record in ALPACA]
 
 
@@ -660,41 +772,55 @@ def test_mt_bench_answers_the_second_turn_after_the_first(trained, tmp_path, mon
     """The second answer is what the model says to the whole chat, first answer included: drawn here
     again by `sample`, token for token.
     """
-    questions = [{"question_id": 81 + i, "category": "writing", "turns": [f"How do I {task}?", "Please explain how to rest tired eyes."]}
+    questions = [{"question_id": 81 + i, "category": "writing",
+                  "turns": [f"How do I {task}?", "Please explain how to rest tired eyes."]}
                  for i, task in enumerate(TASKS[:3])]
-    (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
-    exported(trained, tmp_path / "out", monkeypatch, capsys, "mt-bench", tmp_path / "question.jsonl", "--iterations", "1", "--temperature", "0")
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n"
+                                                     for question in questions))
+    exported(trained, tmp_path / "out", monkeypatch, capsys, "mt-bench",
+             tmp_path / "question.jsonl", "--iterations", "1", "--temperature", "0")
     records = read_jsonl(tmp_path / "out" / "model_answer" / "mine-iter1.jsonl")
-    assert [record["question_id"] for record in records] == [81, 82, 83] and {record["model_id"] for record in records} == {"mine-iter1"}
-    assert len({record["answer_id"] for record in records}) == 3 and all(record["tstamp"] > 1.7e9 for record in records)
+    assert [record["question_id"] for record in records] == [81, 82, 83]
+    assert {record["model_id"] for record in records} == {"mine-iter1"}
+    assert len({record["answer_id"] for record in records}) == 3
+    assert all(record["tstamp"] > 1.7e9 for record in records)
     model, tokenizer = load(str(trained / "iter1"))
     for question, record in zip(questions, records):
         (choice,) = record["choices"]
         first, second = choice["turns"]
         assert choice["index"] == 0
         chat = [question["turns"][0], first, question["turns"][1]]
-        said = sample(model, tokenizer, [chat, question["turns"][0]], max_new_tokens=120, temperature=0)
+        said = sample(model, tokenizer, [chat, question["turns"][0]], max_new_tokens=120,
+                      temperature=0)
         assert [second, first] == [answers[0].text for answers in said]
-    alone = sample(model, tokenizer, [questions[0]["turns"][1]], max_new_tokens=120, temperature=0)[0][0].text
+    alone = sample(model, tokenizer, [questions[0]["turns"][1]], max_new_tokens=120,
+                   temperature=0)[0][0].text
     # what went before was read
     assert {record["choices"][0]["turns"][1] for record in records} != {alone}
     assert not (tmp_path / "out" / "model_answer" / "mine-iter0.jsonl").exists()
 
 
-def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_path, monkeypatch, capsys):
+def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_path, monkeypatch,
+                                                                capsys):
     """Its second turn, too, which no other question has. The other questions' answers are those
     without it.
     """
-    questions = [{"question_id": i, "turns": turns} for i, turns in enumerate([["How do I keep bread\u2028 fresh?"], [LONG, "Why?"]])]
+    questions = [{"question_id": i, "turns": turns} for i,
+                 turns in enumerate([["How do I keep bread\u2028 fresh?"], [LONG, "Why?"]])]
     texts = []
     for some in (questions, questions[:1]):
-        (tmp_path / "question.jsonl").write_text("".join(json.dumps(question, ensure_ascii=False) + "\n" for question in some))
-        status, out, error = command(monkeypatch, capsys, "export", trained, "--format", "mt-bench", "--questions", tmp_path / "question.jsonl",
+        (tmp_path / "question.jsonl").write_text("".join(json.dumps(question, ensure_ascii=False)
+                                                         + "\n" for question in some))
+        status, out, error = command(monkeypatch, capsys, "export", trained, "--format", "mt-bench",
+                                     "--questions", tmp_path / "question.jsonl",
                                      "--out", tmp_path / "out", "--iterations", "1")
         assert status == 0, error
-        texts.append([record["choices"][0]["turns"] for record in read_jsonl(tmp_path / "out" / "model_answer" / "mine-iter1.jsonl")])
+        texts.append([record["choices"][0]["turns"]
+                      for record in read_jsonl(tmp_path / "out" / "model_answer"
+                                               / "mine-iter1.jsonl")])
         if some == questions:
-            assert "turn 1: 1 prompts are too long" in error and "turn 2: 1 prompts are too long" in error
+            assert "turn 1: 1 prompts are too long" in error
+            assert "turn 2: 1 prompts are too long" in error
             assert "0 answers cut off" in out and "2 empty" in out
     assert texts[0] == [*texts[1], ["", ""]] and all(texts[1][0])
 
@@ -703,20 +829,27 @@ def test_arena_hard_in_both_forms(trained, tmp_path, monkeypatch, capsys):
     """The form follows the question file: question_id and turns in 2024, uid and prompt in 2025.
     Same draws, so the same answers.
     """
-    old = [{"question_id": f"q{i}", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": f"How do I {task}?"}]}
+    old = [{"question_id": f"q{i}", "category": "arena-hard-v0.1", "cluster": "c",
+            "turns": [{"content": f"How do I {task}?"}]}
            for i, task in enumerate(TASKS[:2])]
-    new = [{"uid": f"u{i}", "category": "hard_prompt", "subcategory": "coding", "prompt": f"How do I {task}?"} for i, task in enumerate(TASKS[:2])]
+    new = [{"uid": f"u{i}", "category": "hard_prompt", "subcategory": "coding",
+            "prompt": f"How do I {task}?"} for i, task in enumerate(TASKS[:2])]
     answers = []
     for name, questions in (("old", old), ("new", new)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
-        exported(trained, tmp_path / name, monkeypatch, capsys, "arena-hard", tmp_path / f"{name}.jsonl", "--iterations", "1")
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(question) + "\n"
+                                                        for question in questions))
+        exported(trained, tmp_path / name, monkeypatch, capsys, "arena-hard",
+                 tmp_path / f"{name}.jsonl", "--iterations", "1")
         answers.append(read_jsonl(tmp_path / name / "model_answer" / "mine-iter1.jsonl"))
     for i, (a, b) in enumerate(zip(*answers, strict=True)):
-        assert set(a) == {"question_id", "answer_id", "model_id", "choices", "tstamp"} and a["question_id"] == f"q{i}"
+        assert set(a) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+        assert a["question_id"] == f"q{i}"
         (turn,) = a["choices"][0]["turns"]
         assert set(turn) == {"content", "token_len"} and turn["token_len"] > 3
-        assert set(b) == {"uid", "ans_id", "model", "messages", "tstamp", "metadata"} and b["uid"] == f"u{i}" and b["model"] == "mine-iter1"
-        assert b["messages"] == [{"role": "user", "content": f"How do I {TASKS[i]}?"}, {"role": "assistant", "content": {"answer": turn["content"]}}]
+        assert set(b) == {"uid", "ans_id", "model", "messages", "tstamp", "metadata"}
+        assert b["uid"] == f"u{i}" and b["model"] == "mine-iter1"
+        assert b["messages"] == [{"role": "user", "content": f"How do I {TASKS[i]}?"},
+                                 {"role": "assistant", "content": {"answer": turn["content"]}}]
         assert b["metadata"]["token_len"] == turn["token_len"]
 
 
@@ -724,30 +857,41 @@ def test_style_counts_by_hand():
     """Headers of two levels, three list items, two bold passages; inside a code block nothing
     counts, and a # without a space is no header.
     """
-    text = "# One\n## Two\n#tag\n1. first\n- second\n  * third **bold** and __also__\n```\n# comment\n- no\n**no**\n```\n"
+    text = ("# One\n## Two\n#tag\n1. first\n- second\n  * third **bold** and __also__\n"
+            "```\n# comment\n- no\n**no**\n```\n")
     counts = export.style_counts(text)
     assert counts["header_count"] == {"h1": 1, "h2": 1, "h3": 0, "h4": 0, "h5": 0, "h6": 0}
-    assert counts["list_count"] == {"ordered": 1, "unordered": 2} and counts["bold_count"] == {"**": 1, "__": 1}
+    assert counts["list_count"] == {"ordered": 1, "unordered": 2}
+    assert counts["bold_count"] == {"**": 1, "__": 1}
 
 
 @pytest.mark.parametrize("form, content, says", [
-    ("alpaca", '[{"instruction": 3}]', "question 1 is none of alpaca"), ("alpaca", "", "no questions"), ("alpaca", "[{", "neither a JSON list nor"),
-    ("mt-bench", '{"question_id": 1, "turns": ["a"]}\n{"uid": "x", "prompt": "y"}', "question 2 is none of mt-bench"),
-    ("arena-hard", '{"instruction": "x"}', "question 1 is none of arena-hard"), ("mt-bench", '{"question_id": 1, "turns": []}', "question 1"),
-    ("mt-bench", '{"question_id": 1, "turns": "hello"}', "question 1"), ("mt-bench", '{"question_id": 1, "turns": [{"content": "x"}]}', "question 1"),
+    ("alpaca", '[{"instruction": 3}]', "question 1 is none of alpaca"),
+    ("alpaca", "", "no questions"), ("alpaca", "[{", "neither a JSON list nor"),
+    ("mt-bench", '{"question_id": 1, "turns": ["a"]}\n{"uid": "x", "prompt": "y"}',
+     "question 2 is none of mt-bench"),
+    ("arena-hard", '{"instruction": "x"}', "question 1 is none of arena-hard"),
+    ("mt-bench", '{"question_id": 1, "turns": []}', "question 1"),
+    ("mt-bench", '{"question_id": 1, "turns": "hello"}', "question 1"),
+    ("mt-bench", '{"question_id": 1, "turns": [{"content": "x"}]}', "question 1"),
     ("arena-hard", '{"turns": [{"content": "x"}]}', "question 1"), ("alpaca", "[3]", "question 1"),
     ("alpaca", "[" * 100_000, "neither a JSON list nor"), ("alpaca", "\udcff", "not UTF-8")])
-def test_question_files_that_do_not_fit_the_format(trained, tmp_path, monkeypatch, capsys, form, content, says):
+def test_question_files_that_do_not_fit_the_format(trained, tmp_path, monkeypatch, capsys, form,
+                                                   content, says):
     (tmp_path / "questions").write_text(content, errors="surrogateescape")
-    status, out, error = command(monkeypatch, capsys, "export", trained, "--format", form, "--questions", tmp_path / "questions")
-    assert status == 2 and out == "" and error.startswith("error: --questions") and says in error and error.count("\n") == 1
+    status, out, error = command(monkeypatch, capsys, "export", trained, "--format", form,
+                                 "--questions", tmp_path / "questions")
+    assert status == 2 and out == "" and error.startswith("error: --questions") and says in error
+    assert error.count("\n") == 1
 
 
 def test_exports_that_cannot_be_made(trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "questions.json").write_text(json.dumps(ALPACA))
     for run, flags, says in [(tmp_path, [], "no iteration with an adapter"),
-                             (trained, ["--iterations", "7"], "no adapter of iteration 7, only of 0 1")]:
-        status, _, error = command(monkeypatch, capsys, "export", run, "--format", "alpaca", "--questions", tmp_path / "questions.json", *flags)
+                             (trained, ["--iterations", "7"],
+                              "no adapter of iteration 7, only of 0 1")]:
+        status, _, error = command(monkeypatch, capsys, "export", run, "--format", "alpaca",
+                                   "--questions", tmp_path / "questions.json", *flags)
         assert status == 2 and says in error and error.count("\n") == 1
 
 
@@ -774,7 +918,9 @@ def test_read_jsonl_names_a_bad_line(tmp_path, bad):
 
 
 @FUZZ
-@given(st.lists(st.dictionaries(st.text(max_size=9), st.one_of(st.text(st.characters(exclude_categories=())), st.floats(allow_nan=False), st.none()),
+@given(st.lists(st.dictionaries(st.text(max_size=9),
+                                st.one_of(st.text(st.characters(exclude_categories=())),
+                                          st.floats(allow_nan=False), st.none()),
                                 max_size=3), max_size=4))
 def test_json_lines_give_every_text_back(records):
     """NUL, halves of surrogate pairs, line separators that are no line breaks: one record a line,
@@ -787,15 +933,19 @@ def test_json_lines_give_every_text_back(records):
 
 
 @FUZZ
-@given(st.text(alphabet=st.characters(), max_size=80), st.sampled_from(["", "</pre>", "<script>x</script>", "&lt;", "-->", "<img src=x onerror=x>"]))
+@given(st.text(alphabet=st.characters(), max_size=80),
+       st.sampled_from(["", "</pre>", "<script>x</script>", "&lt;", "-->",
+                        "<img src=x onerror=x>"]))
 def test_every_text_is_data_in_the_page(text, evil):
     """What a browser reads out of the report's building blocks is the text that went in, and no tag
     but theirs.
     """
     # HTML turns these two into others, in any text
     whole = (text + evil + text).replace("\r", " ").replace("\0", " ")
-    for block, tags in ((drawing.pre(whole), ["pre"]), (drawing.details(whole, ""), ["details", "summary"]),
-                        (drawing.html_table([whole], []), ["table", "tr", "th"]), (drawing.notice("x", [whole]), ["div", "b", "br"])):
+    for block, tags in ((drawing.pre(whole), ["pre"]), (drawing.details(whole, ""),
+                                                        ["details", "summary"]),
+                        (drawing.html_table([whole], []), ["table", "tr", "th"]),
+                        (drawing.notice("x", [whole]), ["div", "b", "br"])):
         page = Page(block)
         assert [tag for tag, _ in page.tags] == tags and whole in page.text
 
@@ -824,10 +974,13 @@ def evil(name):
 
 
 def figures(t, **more):
-    return {"iteration": t, "actor": {"mean_score": 3.25, "mean_length": 120.4, "truth": 2.5, "cut_off": 0},
-            "judge": {"valid_rate": 0.98, "mean_score": 3.1, "ties": 0.25, "truth_agreement": 0.704, "histogram": {"1": 3, "4": 9},
+    return {"iteration": t, "actor": {"mean_score": 3.25, "mean_length": 120.4, "truth": 2.5,
+                                      "cut_off": 0},
+            "judge": {"valid_rate": 0.98, "mean_score": 3.1, "ties": 0.25, "truth_agreement": 0.704,
+                      "histogram": {"1": 3, "4": 9},
                       "human_agreement": 0.613}, "meta_judge": None,
-            "pairs": {"actor": 0, "judge": 0, "dropped": {}}, "train": None, "seconds": {}, "tokens": {}} | more
+            "pairs": {"actor": 0, "judge": 0, "dropped": {}}, "train": None, "seconds": {},
+            "tokens": {}} | more
 
 
 def write_lines(file, *records):
@@ -840,22 +993,32 @@ def message(role, text):
 
 def write_iteration(folder, *kinds):
     """What the report reads of an iteration: a prompt with a pair of each of `kinds`."""
-    numbered = {"actor": {"chosen_score": 4.0, "rejected_score": 1.5}, "judge": {"chosen_rating": 2.345, "rejected_rating": -1.0}}
+    numbered = {"actor": {"chosen_score": 4.0, "rejected_score": 1.5},
+                "judge": {"chosen_rating": 2.345, "rejected_rating": -1.0}}
     write_lines(folder / "pairs.jsonl", *({
-        "prompt": message("user", evil(f"{kind} prompt")), "chosen": message("assistant", evil(f"{kind} chosen")),
-        "rejected": message("assistant", evil(f"{kind} rejected")), "kind": kind, "prompt_id": "0", **numbered[kind]} for kind in kinds))
+        "prompt": message("user", evil(f"{kind} prompt")),
+        "chosen": message("assistant", evil(f"{kind} chosen")),
+        "rejected": message("assistant", evil(f"{kind} rejected")), "kind": kind, "prompt_id": "0",
+        **numbered[kind]} for kind in kinds))
     write_lines(folder / "judgments.jsonl", *({
-        "id": f"0/{side}", "prompt_id": "0", "text": evil(f"actor {side}"), "truth": 3, "judgments": [{"text": evil(f"{side} judged"), "score": 4}]}
+        "id": f"0/{side}", "prompt_id": "0", "text": evil(f"actor {side}"), "truth": 3,
+        "judgments": [{"text": evil(f"{side} judged"), "score": 4}]}
         for side in ("chosen", "rejected")))
-    write_lines(folder / "train.jsonl", *({"step": i, "loss": 0.7 - i / 10, "chosen_reward": 0.1 * i, "rejected_reward": -0.1 * i, "accuracy": 0.5}
-                                          for i in range(1, 5)), {"epoch": 1, "held_out_loss": 0.6, "held_out_accuracy": 1.0})
+    write_lines(folder / "train.jsonl", *({"step": i, "loss": 0.7 - i / 10,
+                                           "chosen_reward": 0.1 * i, "rejected_reward": -0.1 * i,
+                                           "accuracy": 0.5}
+                                          for i in range(1, 5)),
+                {"epoch": 1, "held_out_loss": 0.6, "held_out_accuracy": 1.0})
     if "judge" in kinds:
         write_lines(folder / "battles.jsonl", {
-            "id": "0/1", "prompt_id": "0", "prompt": evil("battle prompt"), "text": evil("battle answer"),
-            "texts": [evil("judgment 0"), evil("judgment 1")], "scores": [3, 4], "verdicts": [[0, 1], [0, 0]],
+            "id": "0/1", "prompt_id": "0", "prompt": evil("battle prompt"),
+            "text": evil("battle answer"),
+            "texts": [evil("judgment 0"), evil("judgment 1")], "scores": [3, 4],
+            "verdicts": [[0, 1], [0, 0]],
             "said": [{"first": 0, "second": 1, "text": evil("verdict 01"), "finished": True},
                      {"first": 1, "second": 0, "text": evil("verdict 10"), "finished": False}]})
-        write_lines(folder / "ratings.jsonl", {"id": "0/1", "battles": [[0, 0.4], [0, 0]], "ratings": [1.25, -1.25], "pair": [0, 1]})
+        write_lines(folder / "ratings.jsonl", {"id": "0/1", "battles": [[0, 0.4], [0, 0]],
+                                               "ratings": [1.25, -1.25], "pair": [0, 1]})
 
 
 @pytest.fixture
@@ -863,16 +1026,20 @@ def run(tmp_path):
     """The folder of a run of two iterations, the second without judge pairs, a mark in every text
     that came from a person or a model.
     """
-    meta = {"first_position_rate": 0.71, "higher_score_rate": 0.83, "consistent_rate": 0.4, "valid_rate": 0.9, "truth_accuracy": None,
+    meta = {"first_position_rate": 0.71, "higher_score_rate": 0.83, "consistent_rate": 0.4,
+            "valid_rate": 0.9, "truth_accuracy": None,
             "weights": [0.4, 0.6]}
     pairs = {"actor": 17, "judge": 5, "dropped": {evil("reason"): 7}}
-    records = [figures(0), figures(1, meta_judge=meta, pairs=pairs, seconds={evil("stage"): 12.5}, tokens={"answers": 23456}, train={"loss": 0.6}),
-               figures(2, pairs={"actor": 19, "judge": 0, "dropped": {"other": 3}}, train={"loss": 0.5})]
+    records = [figures(0), figures(1, meta_judge=meta, pairs=pairs, seconds={evil("stage"): 12.5},
+                                   tokens={"answers": 23456}, train={"loss": 0.6}),
+               figures(2, pairs={"actor": 19, "judge": 0, "dropped": {"other": 3}},
+                       train={"loss": 0.5})]
     for t in range(3):
         (tmp_path / f"iter{t}").mkdir()
     write_iteration(tmp_path / "iter1", "actor", "judge")
     write_iteration(tmp_path / "iter2", "actor")
-    (tmp_path / "config.json").write_text(json.dumps({"settings": {"model": evil("model"), "seed": 7, "max_score": 5}, "versions": {}}))
+    settings = {"model": evil("model"), "seed": 7, "max_score": 5}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings, "versions": {}}))
     (tmp_path / "summary.json").write_text(json.dumps(records))
     return tmp_path
 
@@ -913,12 +1080,16 @@ def check_self_contained(page):
     """Nothing is fetched and nothing runs: no such tag, no handler, and no address but a picture's
     own bytes and places on the page itself.
     """
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form", "video", "svg"})
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed",
+                                                     "base", "form", "video", "svg"})
     places = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     for tag, attributes in page.tags:
-        assert not any(name.startswith("on") or name in ("srcset", "style", "background") for name in attributes)
-        assert attributes.get("src", "data:image/svg+xml;base64,").startswith("data:image/svg+xml;base64,")
-        assert "href" not in attributes or attributes["href"][0] == "#" and attributes["href"][1:] in places
+        assert not any(name.startswith("on") or name in ("srcset", "style", "background")
+                       for name in attributes)
+        data = "data:image/svg+xml;base64,"
+        assert attributes.get("src", data).startswith(data)
+        link = attributes.get("href", "#")
+        assert link == "#" or link[0] == "#" and link[1:] in places
     assert page.open == [], "a tag is never closed"
 
 
@@ -929,8 +1100,10 @@ def test_the_report_is_self_contained_and_every_text_is_escaped(run):
     page = page_of(run)
     check_self_contained(page)
     assert "url(" not in drawing.STYLE and "@import" not in drawing.STYLE
-    places = ["model", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01", "verdict 10", "battle prompt",
-              "chosen judged", "rejected judged", *(f"{kind} {part}" for kind in ("actor", "judge") for part in ("chosen", "rejected")),
+    places = ["model", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01",
+              "verdict 10", "battle prompt",
+              "chosen judged", "rejected judged", *(f"{kind} {part}" for kind in ("actor", "judge")
+                                                    for part in ("chosen", "rejected")),
               "actor prompt"]
     assert [place for place in places if evil(place) not in page.text] == []
 
@@ -940,31 +1113,41 @@ def test_no_plot_holds_a_text_of_a_model(run):
     pytest.importorskip("matplotlib")
     report(run)
     images = re.findall(r"base64,([^\"]+)", (run / "report.html").read_text())
-    assert len(images) >= 8 and all(b"alert" not in base64.b64decode(image) and b"<script" not in base64.b64decode(image) for image in images)
+    assert len(images) >= 8
+    assert all(b"alert" not in base64.b64decode(image) and b"<script" not in base64.b64decode(image)
+               for image in images)
 
 
 def test_the_report_says_what_the_run_measured(run):
     """Rows of the tables as a reader sees them; what was not measured is a dash, never a number."""
     page = page_of(run)
     rows = {row[0]: row[1:] for row in page.rows if row}
-    assert rows["actor: true score"] == ["2.50"] * 3 and rows["actor: characters per answer"] == ["120"] * 3
-    assert rows["judge: right about the truth"] == ["70.4%"] * 3 and rows["judge: valid"] == ["98%"] * 3
+    assert rows["actor: true score"] == ["2.50"] * 3
+    assert rows["actor: characters per answer"] == ["120"] * 3
+    assert rows["judge: right about the truth"] == ["70.4%"] * 3
+    assert rows["judge: valid"] == ["98%"] * 3
     assert rows["judge: agrees with people"] == ["61.3%"] * 3
-    assert rows["meta-judge: prefers the first"] == ["-", "71%", "-"] and rows["meta-judge: same in both orders"] == ["-", "40%", "-"]
-    assert rows["training: actor pairs"] == ["0", "17", "19"] and rows["training: judge pairs"] == ["0", "5", "0"]
+    assert rows["meta-judge: prefers the first"] == ["-", "71%", "-"]
+    assert rows["meta-judge: same in both orders"] == ["-", "40%", "-"]
+    assert rows["training: actor pairs"] == ["0", "17", "19"]
+    assert rows["training: judge pairs"] == ["0", "5", "0"]
     assert "meta-judge: right about the truth" not in rows  # measured nowhere: no row
-    assert rows[evil("reason")] == ["-", "7", "-"] and rows["other"] == ["-", "-", "3"] and rows[evil("stage")] == ["-", "12.5", "-"]
+    assert rows[evil("reason")] == ["-", "7", "-"] and rows["other"] == ["-", "-", "3"]
+    assert rows[evil("stage")] == ["-", "12.5", "-"]
     assert rows["answers"] == ["-", "23,456", "-"]
-    assert "Drift" in page.text and "iteration 1: the meta-judge prefers the first judgment in 71%" in page.text
+    assert "Drift" in page.text
+    assert "iteration 1: the meta-judge prefers the first judgment in 71%" in page.text
     assert "Missing from this page" not in page.text
 
 
 def test_the_report_shows_the_pairs_with_their_numbers(run):
     page = page_of(run)
-    for said in ("chosen, score 4.00, true score 3", "rejected, score 1.50", "chosen judgment, rating 2.35", "rejected judgment, rating -1.00",
+    for said in ("chosen, score 4.00, true score 3", "rejected, score 1.50",
+                 "chosen judgment, rating 2.35", "rejected judgment, rating -1.00",
                  "Samples of iteration 1", "Samples of iteration 2", "+1.25", "0.4"):
         assert said in page.text, said
-    assert page.text.count("chosen judgment, rating") == 1 and "Samples of iteration 0" not in page.text
+    assert page.text.count("chosen judgment, rating") == 1
+    assert "Samples of iteration 0" not in page.text
 
 
 def test_the_report_with_plots(run):
@@ -972,9 +1155,12 @@ def test_the_report_with_plots(run):
     none has a background of its own.
     """
     pytest.importorskip("matplotlib")
-    images = {attributes["alt"]: attributes["src"] for tag, attributes in page_of(run).tags if tag == "img"}
-    assert {"actor's score", "actor: characters per answer", "judge: how often right", "meta-judge: biases", "judge: share of each score",
-            "DPO: loss", "DPO: rewards (nats times beta)", "DPO: share of pairs in order"} <= images.keys()
+    images = {attributes["alt"]: attributes["src"] for tag, attributes in page_of(run).tags
+              if tag == "img"}
+    assert {"actor's score", "actor: characters per answer", "judge: how often right",
+            "meta-judge: biases", "judge: share of each score",
+            "DPO: loss", "DPO: rewards (nats times beta)",
+            "DPO: share of pairs in order"} <= images.keys()
     for source in images.values():
         svg = base64.b64decode(source.split(",")[1]).decode()
         assert svg.lstrip().startswith("<?xml") and "#ffffff" not in svg and "http-equiv" not in svg
@@ -988,42 +1174,63 @@ def test_the_report_without_matplotlib(run, monkeypatch):
     monkeypatch.setattr(drawing, "Figure", None)
     page = page_of(run)
     check_self_contained(page)
-    assert "img" not in {tag for tag, _ in page.tags} and "pip install matplotlib" in page.text and page.rows == with_plots.rows
+    assert "img" not in {tag for tag, _ in page.tags} and "pip install matplotlib" in page.text
+    assert page.rows == with_plots.rows
 
 
 def test_the_report_of_a_run_that_has_only_warmed_up(run):
     """Iteration 0 alone, no checks: the page stands, and has no row for what nobody measured."""
-    first = figures(0, actor={"mean_score": None, "mean_length": None, "cut_off": 3}, judge={"valid_rate": 0.0, "mean_score": None, "ties": None})
+    first = figures(0, actor={"mean_score": None, "mean_length": None, "cut_off": 3},
+                    judge={"valid_rate": 0.0, "mean_score": None, "ties": None})
     (run / "summary.json").write_text(json.dumps([first]))
     rows = {row[0]: row[1:] for row in page_of(run).rows if row}
     assert rows["judge: valid"] == ["0%"] and "judge: right about the truth" not in rows
-    assert not any(name.startswith(("actor: score", "judge: mean score", "meta-judge")) for name in rows)
+    assert not any(name.startswith(("actor: score", "judge: mean score", "meta-judge"))
+                   for name in rows)
 
 
 def test_the_command_draws_a_report_and_says_where(run, monkeypatch, capsys):
     status, out, error = command(monkeypatch, capsys, "report", run)
-    assert status == 0 and out.strip() == f"{run}/report.html" and (run / "report.html").is_file() and error == ""
+    assert status == 0 and out.strip() == f"{run}/report.html" and (run / "report.html").is_file()
+    assert error == ""
 
 
 SPOILED = {
-    "summary.json missing": (lambda run: (run / "summary.json").unlink(), "summary.json is missing"),
-    "summary.json torn": (lambda run: (run / "summary.json").write_text('[{"iteration": 0'), "summary.json cannot be read"),
-    "summary.json of another kind": (lambda run: (run / "summary.json").write_text('{"a": 1}'), "summary.json holds no list"),
+    "summary.json missing": (lambda run: (run / "summary.json").unlink(),
+                             "summary.json is missing"),
+    "summary.json torn": (lambda run: (run / "summary.json").write_text('[{"iteration": 0'),
+                          "summary.json cannot be read"),
+    "summary.json of another kind": (lambda run: (run / "summary.json").write_text('{"a": 1}'),
+                                     "summary.json holds no list"),
     "config.json missing": (lambda run: (run / "config.json").unlink(), "config.json is missing"),
     "config.json of another program": (lambda run: (run / "config.json").write_text("{}"), None),
-    "pairs.jsonl missing": (lambda run: (run / "iter1" / "pairs.jsonl").unlink(), "iter1/pairs.jsonl is missing"),
-    "pairs.jsonl broken": (lambda run: (run / "iter2" / "pairs.jsonl").write_text("{\n"), "iter2/pairs.jsonl, line 1: not JSON"),
-    "train.jsonl torn": (lambda run: (run / "iter2" / "train.jsonl").write_text('{"step": 1, "loss": 1}\n{"ste'), "iter2/train.jsonl, line 2: torn"),
-    "judgments.jsonl missing": (lambda run: (run / "iter1" / "judgments.jsonl").unlink(), "iter1/judgments.jsonl is missing"),
-    "battles.jsonl of others": (lambda run: write_lines(run / "iter1" / "battles.jsonl", {"x": 1}), "cannot be drawn"),
-    "an iteration under way": (lambda run: (run / "iter3").mkdir(), "iteration 3 is not in summary.json"),
-    "ratings.jsonl missing": (lambda run: (run / "iter1" / "ratings.jsonl").unlink(), "iter1/ratings.jsonl is missing"),
-    "battles.jsonl torn": (lambda run: (run / "iter1" / "battles.jsonl").write_text('{"id": "0/1"'), "iter1/battles.jsonl, line 1: torn"),
-    "settings of another kind": (lambda run: (run / "config.json").write_text('{"settings": [1]}'), None),
-    "max_score of another kind": (lambda run: (run / "config.json").write_text('{"settings": {"max_score": "5"}}'), "Drift: cannot be drawn"),
-    "a folder in the place of a file": (lambda run: ((run / "iter2" / "train.jsonl").unlink(), (run / "iter2" / "train.jsonl").mkdir()),
+    "pairs.jsonl missing": (lambda run: (run / "iter1" / "pairs.jsonl").unlink(),
+                            "iter1/pairs.jsonl is missing"),
+    "pairs.jsonl broken": (lambda run: (run / "iter2" / "pairs.jsonl").write_text("{\n"),
+                           "iter2/pairs.jsonl, line 1: not JSON"),
+    "train.jsonl torn": (lambda run: (run / "iter2"
+                                      / "train.jsonl").write_text('{"step": 1, "loss": 1}\n{"ste'),
+                         "iter2/train.jsonl, line 2: torn"),
+    "judgments.jsonl missing": (lambda run: (run / "iter1" / "judgments.jsonl").unlink(),
+                                "iter1/judgments.jsonl is missing"),
+    "battles.jsonl of others": (lambda run: write_lines(run / "iter1" / "battles.jsonl", {"x": 1}),
+                                "cannot be drawn"),
+    "an iteration under way": (lambda run: (run / "iter3").mkdir(),
+                               "iteration 3 is not in summary.json"),
+    "ratings.jsonl missing": (lambda run: (run / "iter1" / "ratings.jsonl").unlink(),
+                              "iter1/ratings.jsonl is missing"),
+    "battles.jsonl torn": (lambda run: (run / "iter1" / "battles.jsonl").write_text('{"id": "0/1"'),
+                           "iter1/battles.jsonl, line 1: torn"),
+    "settings of another kind": (lambda run: (run / "config.json").write_text('{"settings": [1]}'),
+                                 None),
+    "max_score of another kind": (
+        lambda run: (run / "config.json").write_text('{"settings": {"max_score": "5"}}'),
+        "Drift: cannot be drawn"),
+    "a folder in the place of a file": (lambda run: ((run / "iter2" / "train.jsonl").unlink(),
+                                                     (run / "iter2" / "train.jsonl").mkdir()),
                                         "Training: cannot be drawn"),
-    "iteration folder missing": (lambda run: shutil.rmtree(run / "iter2"), "iter2/train.jsonl is missing"),
+    "iteration folder missing": (lambda run: shutil.rmtree(run / "iter2"),
+                                 "iter2/train.jsonl is missing"),
 }
 
 
@@ -1039,15 +1246,19 @@ def test_what_is_missing_is_told_and_the_rest_reported(run, monkeypatch, capsys,
     page = Page((run / "report.html").read_text())
     check_self_contained(page)
     if says:
-        assert says in error and says in page.text and all(line.startswith("note: ") for line in error.splitlines())
+        assert says in error and says in page.text
+        assert all(line.startswith("note: ") for line in error.splitlines())
     assert error.count("\n") == len(set(error.splitlines()))  # nothing is said twice
     if not spoil.startswith("summary"):
-        assert evil("actor chosen") in page.text and ["actor: true score", "2.50", "2.50", "2.50"] in page.rows
+        assert evil("actor chosen") in page.text
+        assert ["actor: true score", "2.50", "2.50", "2.50"] in page.rows
 
 
 @pytest.mark.parametrize("key, value", [
-    ("judge", 5), ("judge", {"histogram": {"1": 0}}), ("judge", {"histogram": {"x": 3}}), ("meta_judge", [1]), ("actor", {"truth": "x"}),
-    ("pairs", None), ("seconds", 3), ("iteration", [1]), ("iteration", "1"), ("judge", {"mean_score": "x"})])
+    ("judge", 5), ("judge", {"histogram": {"1": 0}}), ("judge", {"histogram": {"x": 3}}),
+    ("meta_judge", [1]), ("actor", {"truth": "x"}),
+    ("pairs", None), ("seconds", 3), ("iteration", [1]), ("iteration", "1"),
+    ("judge", {"mean_score": "x"})])
 def test_odd_records_are_told_and_the_page_drawn(run, key, value):
     """A summary that no run of ours leaves: never a traceback, whatever stands where a figure
     should.
@@ -1060,10 +1271,12 @@ def test_odd_records_are_told_and_the_page_drawn(run, key, value):
 
 def test_no_field_of_a_file_runs_in_the_page(run):
     """Numbers of a folder from elsewhere may be texts too."""
-    battle, judged = read_jsonl(run / "iter1" / "battles.jsonl")[0], read_jsonl(run / "iter1" / "judgments.jsonl")
+    battle, judged = read_jsonl(run / "iter1"
+                                / "battles.jsonl")[0], read_jsonl(run / "iter1" / "judgments.jsonl")
     battle["said"][0]["first"] = evil("number")
     write_lines(run / "iter1" / "battles.jsonl", battle)
-    write_lines(run / "iter2" / "judgments.jsonl", *({**record, "truth": evil("truth")} for record in judged))
+    write_lines(run / "iter2" / "judgments.jsonl", *({**record, "truth": evil("truth")}
+                                                     for record in judged))
     check_self_contained(page_of(run))
 
 
@@ -1077,7 +1290,8 @@ def test_iterations_that_the_summary_lacks_are_named(run, monkeypatch, capsys):
     status, _, error = command(monkeypatch, capsys, "report", run)
     assert status == 0 and "summary.json is missing" in error
     for t in (0, 1):
-        assert f"iteration {t} is not in summary.json" in error and f"iteration {t} is not in" in (run / "report.html").read_text()
+        assert f"iteration {t} is not in summary.json" in error
+        assert f"iteration {t} is not in" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("width, scheme", [(1200, "light"), (1200, "dark"), (500, "light")])
@@ -1085,28 +1299,37 @@ def test_the_report_in_a_browser(run, tmp_path, width, scheme):
     """A headless browser draws the page without a message on its console; the background follows
     the scheme; at a phone's width as well.
     """
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
+                                                   "google-chrome"))), None)
     if not browser:
         pytest.skip("no browser on this machine")
     report(run)
     picture = tmp_path / "page.png"
-    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-                           f"--user-data-dir={tmp_path}/profile", *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
-                                                                    if scheme == "dark" else []),
-                           f"--window-size={width},2000", f"--screenshot={picture}", f"file://{run}/report.html"],
+    dark = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
+    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu",
+                           "--hide-scrollbars", "--enable-logging=stderr",
+                           f"--user-data-dir={tmp_path}/profile",
+                           *(dark if scheme == "dark" else []),
+                           f"--window-size={width},2000", f"--screenshot={picture}",
+                           f"file://{run}/report.html"],
                           capture_output=True, text=True, timeout=120)
-    assert picture.is_file() and "CONSOLE" not in done.stderr and "Uncaught" not in done.stderr, done.stderr[-2000:]
+    assert picture.is_file(), done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr and "Uncaught" not in done.stderr, done.stderr[-2000:]
     pixels = imread(picture)[..., :3]
-    assert pixels.shape[1] == width and (pixels[3, 3].mean() > 0.9) == (scheme == "light") and pixels.std() > 0.05
+    assert pixels.shape[1] == width and (pixels[3, 3].mean() > 0.9) == (scheme == "light")
+    assert pixels.std() > 0.05
 
 
 def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
     status, out, error = command(monkeypatch, capsys, "report", tmp_path)
-    assert status == 2 and out == "" and error.startswith("error: ") and "no run's folder" in error and not (tmp_path / "report.html").exists()
+    assert status == 2 and out == "" and error.startswith("error: ") and "no run's folder" in error
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_the_command_as_it_is_typed(tmp_path):
     """A real process on an empty folder: status 2, one line that names the folder, no traceback."""
-    done = subprocess.run([sys.executable, "eval.py", "report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "eval.py", "report", str(tmp_path)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
-    assert str(tmp_path) in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert str(tmp_path) in done.stderr and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr

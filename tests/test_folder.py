@@ -24,7 +24,8 @@ def test_hold_out_depends_on_the_seed_alone():
     process: the five are pinned, 1 choice of 2,118,760.
     """
     examples = [{"prompt_id": f"{i}"} for i in range(50)]
-    held = [{e["prompt_id"] for e in hold_out(given, seed)[1]} for given, seed in ((examples, 3), (examples[::-1], 3), (examples, 4))]
+    held = [{e["prompt_id"] for e in hold_out(given, seed)[1]} for given,
+            seed in ((examples, 3), (examples[::-1], 3), (examples, 4))]
     assert held[0] == held[1] != held[2]
     assert held[0] == {"9", "12", "19", "21", "33"}
 
@@ -40,7 +41,8 @@ def test_a_stage_goes_on_if_any_reply_was_drawn(capsys):
     """Items with many prompts, such as an answer's comparisons: one of each is too long, and the
     others have their replies.
     """
-    Run.tell_too_long(None, [{"too_long": 1, "sampled_tokens": 30}, {"too_long": 2, "sampled_tokens": 0}], "comparisons", 100)
+    Run.tell_too_long(None, [{"too_long": 1, "sampled_tokens": 30},
+                             {"too_long": 2, "sampled_tokens": 0}], "comparisons", 100)
     assert "comparisons: 3 prompts are too long" in capsys.readouterr().err
     with pytest.raises(ValueError, match="all prompts are too long"):
         Run.tell_too_long(None, [{"too_long": 2, "sampled_tokens": 0}] * 2, "comparisons", 100)
@@ -59,11 +61,13 @@ def test_the_time_of_a_stage_is_a_line_through_two_trials():
     assert on_line([(40, 3), (40, 4)], 80) == pytest.approx(8)
 
 
-@pytest.mark.parametrize("seconds, shown", [(4, "4 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1.5 h")])
+@pytest.mark.parametrize("seconds, shown", [(4, "4 s"), (89, "89 s"), (90, "1.5 min"),
+                                            (5400, "1.5 h")])
 def test_durations(seconds, shown):
     assert duration(seconds) == shown
 
 
-@pytest.mark.parametrize("number, shown", [(0, "0"), (999, "999"), (1000, "1.00k"), (65120, "65.1k"), (999999, "1.00M"), (3e12, "3.00T")])
+@pytest.mark.parametrize("number, shown", [(0, "0"), (999, "999"), (1000, "1.00k"),
+                                           (65120, "65.1k"), (999999, "1.00M"), (3e12, "3.00T")])
 def test_short_numbers(number, shown):
     assert short(number) == shown

@@ -30,8 +30,10 @@ def test_read_prompts_of_json_lines(tmp_path):
     number whatever id the file gives.
     """
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a", "checks": ["^x"]}\n\n{"prompt": "b", "prompt_id": "0", "more": 1}\n', encoding="utf-8")
-    assert read_prompts(file) == [{"prompt_id": "0", "prompt": "a", "checks": ["^x"]}, {"prompt_id": "1", "prompt": "b", "more": 1}]
+    file.write_text('{"prompt": "a", "checks": ["^x"]}\n\n{"prompt": "b", "prompt_id": "0", '
+                    '"more": 1}\n', encoding="utf-8")
+    assert read_prompts(file) == [{"prompt_id": "0", "prompt": "a", "checks": ["^x"]},
+                                  {"prompt_id": "1", "prompt": "b", "more": 1}]
 
 
 def test_read_prompts_of_plain_lines(tmp_path):
@@ -40,14 +42,17 @@ def test_read_prompts_of_plain_lines(tmp_path):
     """
     file = tmp_path / "p.txt"
     file.write_bytes('  How?  \r\n\r\n{"prompt": "b"}\né\u2028漢'.encode())
-    assert [record["prompt"] for record in read_prompts(file)] == ["How?", '{"prompt": "b"}', "é\u2028漢"]
+    prompts = [record["prompt"] for record in read_prompts(file)]
+    assert prompts == ["How?", '{"prompt": "b"}', "é\u2028漢"]
 
 
 @pytest.mark.parametrize("line, says", [
-    ("{", "not JSON"), ("prompt", "not JSON"), ("[]", "prompt"), ("null", "prompt"), ('"prompt"', "prompt"), ("{}", "prompt"),
+    ("{", "not JSON"), ("prompt", "not JSON"), ("[]", "prompt"), ("null", "prompt"),
+    ('"prompt"', "prompt"), ("{}", "prompt"),
     ('{"prompt": 3}', "prompt"), ('{"prompt": " "}', "prompt"),
     ('{"prompt": "x", "checks": ["("]}', "checks"), ('{"prompt": "x", "checks": [1]}', "checks"),
-    ('{"prompt": "x", "checks": "abc"}', "checks"), ('{"prompt": "x", "checks": null}', "checks"), ('{"prompt": "x", "checks": 3}', "checks"),
+    ('{"prompt": "x", "checks": "abc"}', "checks"), ('{"prompt": "x", "checks": null}', "checks"),
+    ('{"prompt": "x", "checks": 3}', "checks"),
 ])
 def test_a_bad_line_is_named(tmp_path, line, says):
     """Flag, file, number of the line (blank ones counted, as an editor does) and what is wrong, in
@@ -58,15 +63,19 @@ def test_a_bad_line_is_named(tmp_path, line, says):
     with pytest.raises(ValueError) as error:
         read_prompts(file, "--eval-prompts")
     message = str(error.value)
-    assert message.startswith(f"--eval-prompts {file}, line 3: ") and says in message.split("line 3: ")[1] and "\n" not in message
+    assert message.startswith(f"--eval-prompts {file}, line 3: ")
+    assert says in message.split("line 3: ")[1] and "\n" not in message
 
 
 GOOD_REPLY = '{"text": "a", "rank": 0}'
 
 
-@pytest.mark.parametrize("replies", ["", ', "replies": []', ', "replies": {}', f', "replies": [{GOOD_REPLY}]', f', "replies": [{GOOD_REPLY}, "b"]',
-                                     f', "replies": [{GOOD_REPLY}, {{"text": "b"}}]', f', "replies": [{GOOD_REPLY}, {{"text": 1, "rank": 1}}]',
-                                     f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": "best"}}]',
+@pytest.mark.parametrize("replies", ["", ', "replies": []', ', "replies": {}',
+                                     f', "replies": [{GOOD_REPLY}]',
+                                     f', "replies": [{GOOD_REPLY}, "b"]',
+                                     f', "replies": [{GOOD_REPLY}, {{"text": "b"}}]',
+                                     f', "replies": [{GOOD_REPLY}, {{"text": 1, "rank": 1}}]',
+                                     f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": "no"}}]',
                                      f', "replies": [{GOOD_REPLY}, {{"text": "b", "rank": NaN}}]'])
 def test_ranked_replies_must_be_whole(tmp_path, replies):
     """Only where they are needed: the same line is a good prompt otherwise."""
@@ -77,14 +86,17 @@ def test_ranked_replies_must_be_whole(tmp_path, replies):
         read_prompts(file, "--eft", needs_replies=True)
 
 
-@pytest.mark.parametrize("content, says", [(None, "No such file"), (b"", "no prompts"), (b"\n \n", "no prompts"), (b'{"prompt": "\xff"}\n', "UTF-8")])
+@pytest.mark.parametrize("content, says", [(None, "No such file"), (b"", "no prompts"),
+                                           (b"\n \n", "no prompts"),
+                                           (b'{"prompt": "\xff"}\n', "UTF-8")])
 def test_files_that_cannot_be_used(tmp_path, content, says):
     file = tmp_path / "p.jsonl"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ValueError) as error:
         read_prompts(file)
-    assert str(error.value).startswith(f"--prompts {file}: ") and says in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"--prompts {file}: ") and says in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_read_text_of_a_folder(tmp_path):
@@ -97,19 +109,26 @@ def test_oasst_replies(tmp_path):
     and its deeper turns left out.
     """
     def reply(text, rank, **more):
-        return {"text": text, "rank": rank, "role": "assistant", "lang": "en", "replies": [], **more}
+        return {"text": text, "rank": rank, "role": "assistant", "lang": "en", "replies": [],
+                **more}
 
     def tree(text, lang, *replies):
-        return {"message_tree_id": text, "prompt": {"text": text, "lang": lang, "role": "prompter", "replies": list(replies)}}
+        return {"message_tree_id": text, "prompt": {"text": text, "lang": lang, "role": "prompter",
+                                                    "replies": list(replies)}}
 
-    deeper = {"text": "a second turn", "role": "prompter", "replies": [reply("deep 0", 0), reply("deep 1", 1)]}
+    deeper = {"text": "a second turn", "role": "prompter",
+              "replies": [reply("deep 0", 0), reply("deep 1", 1)]}
     no_rank = {"text": "never ranked", "role": "assistant", "lang": "en", "replies": []}
-    trees = [tree("Why?", "en", reply("worse", 1), reply("unranked", None), no_rank, reply("better", 0, replies=[deeper])),
-             tree("Pourquoi ?", "fr", reply("a", 0), reply("b", 1)), tree("One reply?", "en", reply("a", 0)), tree("None?", "en")]
+    trees = [tree("Why?", "en", reply("worse", 1), reply("unranked", None), no_rank,
+                  reply("better", 0, replies=[deeper])),
+             tree("Pourquoi ?", "fr", reply("a", 0), reply("b", 1)),
+             tree("One reply?", "en", reply("a", 0)), tree("None?", "en")]
     file = tmp_path / "trees.jsonl.gz"
     with gzip.open(file, "wt", encoding="utf-8") as out:
         out.writelines(json.dumps(record) + "\n" for record in trees)
-    assert list(oasst_replies(file)) == [{"prompt": "Why?", "replies": [{"text": "worse", "rank": 1}, {"text": "better", "rank": 0}]}]
+    assert list(oasst_replies(file)) == [{"prompt": "Why?",
+                                          "replies": [{"text": "worse", "rank": 1},
+                                                      {"text": "better", "rank": 0}]}]
 
 
 # ---- near-duplicates
@@ -143,12 +162,19 @@ def test_a_text_without_words_is_never_new(empty):
     assert Unlike().add(empty) is False and Unlike([empty]).add("word") is True
 
 
-json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
-                           lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(
-                               ["prompt", "checks", "replies", "text", "rank", "prompt_id", ""]), inner, max_size=4)), max_leaves=8)
-good_records = st.fixed_dictionaries({"prompt": st.text(min_size=1), "replies": st.lists(st.fixed_dictionaries(
-    {"text": st.text(min_size=1), "rank": st.integers(0, 3)}), min_size=2, max_size=3)}, optional={"checks": st.lists(st.text(max_size=5))})
-lines = st.one_of(st.binary(max_size=40), json_values.map(json.dumps).map(str.encode), good_records.map(json.dumps).map(str.encode))
+json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(),
+                                     st.text(max_size=9)),
+                           lambda inner: st.one_of(st.lists(inner, max_size=3),
+                                                   st.dictionaries(st.sampled_from(
+                               ["prompt", "checks", "replies", "text", "rank", "prompt_id", ""]),
+                                                                   inner, max_size=4)),
+                           max_leaves=8)
+good_records = st.fixed_dictionaries({"prompt": st.text(min_size=1),
+                                      "replies": st.lists(st.fixed_dictionaries(
+    {"text": st.text(min_size=1), "rank": st.integers(0, 3)}), min_size=2, max_size=3)},
+                                     optional={"checks": st.lists(st.text(max_size=5))})
+lines = st.one_of(st.binary(max_size=40), json_values.map(json.dumps).map(str.encode),
+                  good_records.map(json.dumps).map(str.encode))
 
 
 @FUZZ
@@ -165,15 +191,22 @@ def test_any_prompt_file_is_read_or_refused_by_name(content, needs_replies):
         except ValueError as error:
             assert str(error).startswith(f"--eft {file.name}") and "\n" not in str(error)
         else:
-            assert records and all(isinstance(record["prompt"], str) and record["prompt"].strip() for record in records)
-            assert [record["prompt_id"] for record in records] == [f"{i}" for i in range(len(records))]
+            assert records
+            assert all(isinstance(record["prompt"], str) and record["prompt"].strip()
+                       for record in records)
+            assert [record["prompt_id"]
+                    for record in records] == [f"{i}" for i in range(len(records))]
             for record in records:
                 assert all(re.compile(check) for check in record.get("checks") or [])
                 if needs_replies:
-                    assert len(record["replies"]) > 1 and all(isinstance(reply["text"], str) for reply in record["replies"])
+                    assert len(record["replies"]) > 1
+                    assert all(isinstance(reply["text"], str) for reply in record["replies"])
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": "a", "replies": [{"text": "b", "rank": 1%s}, {"text": "c", "rank": 0}]}' % ("0" * 400)],
+@pytest.mark.parametrize("line",
+                         ["[" * 100_000,
+                          '{"prompt": "a", "replies": [{"text": "b", "rank": 1%s}, {"text": "c", '
+                          '"rank": 0}]}' % ("0" * 400)],
                          ids=["brackets in brackets", "a huge rank"])
 def test_lines_that_overflow_are_refused(tmp_path, line):
     (tmp_path / "deep.jsonl").write_text(line)
@@ -195,7 +228,8 @@ def test_unlike_against_brute_force(candidates):
 
 def test_repeated_and_held_out_prompts_are_dropped_and_counted():
     records, dropped = unused([{"prompt": p} for p in ("a", "b", "a", "c")], [{"prompt": "c"}])
-    assert [r["prompt"] for r in records] == ["a", "b"] and dropped == {"prompt a duplicate": 1, "prompt held out for measuring": 1}
+    assert [r["prompt"] for r in records] == ["a", "b"]
+    assert dropped == {"prompt a duplicate": 1, "prompt held out for measuring": 1}
 
 
 # ---- ranked replies
@@ -206,22 +240,29 @@ def test_ranked_replies_are_held_out_or_given(tmp_path):
     """
     def write(name, numbers):
         replies = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
-        (tmp_path / name).write_text("".join(json.dumps({"prompt": f"prompt {i}", "replies": replies}) + "\n" for i in numbers))
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": f"prompt {i}",
+                                                         "replies": replies}) + "\n"
+                                             for i in numbers))
         return str(tmp_path / name)
 
-    eft, ranked, both = write("eft.jsonl", range(12)), write("ranked.jsonl", range(20, 23)), write("both.jsonl", range(11, 13))
+    eft, ranked = write("eft.jsonl", range(12)), write("ranked.jsonl", range(20, 23))
+    both = write("both.jsonl", range(11, 13))
     training, measuring = ranked_replies(Settings(model="m", out="o", eft=eft))
     assert len(training) == 9 and len(measuring) == 3
-    assert {r["prompt"] for r in training} | {r["prompt"] for r in measuring} == {f"prompt {i}" for i in range(12)}
+    every = {r["prompt"] for r in [*training, *measuring]}
+    assert every == {f"prompt {i}" for i in range(12)}
     other = ranked_replies(Settings(model="m", out="o", eft=eft, seed=1))[1]
     assert [r["prompt"] for r in other] != [r["prompt"] for r in measuring]
     training, measuring = ranked_replies(Settings(model="m", out="o", eft=eft, ranked=ranked))
-    assert len(training) == 12 and [r["prompt"] for r in measuring] == ["prompt 20", "prompt 21", "prompt 22"]
+    assert len(training) == 12
+    assert [r["prompt"] for r in measuring] == ["prompt 20", "prompt 21", "prompt 22"]
     assert ranked_replies(Settings(model="m", out="o", no_eft=True)) == ([], [])
     training, measuring = ranked_replies(Settings(model="m", out="o", no_eft=True, eft=eft))
     assert training == [] and len(measuring) == 3  # the same replies measure an ablation's judge
-    training, measuring = ranked_replies(Settings(model="m", out="o", eft=write("twice.jsonl", [*range(8), *range(8)])))
-    assert len(training) == 12 and len(measuring) == 4 and not {r["prompt"] for r in training} & {r["prompt"] for r in measuring}
+    training, measuring = ranked_replies(Settings(model="m", out="o",
+                                                  eft=write("twice.jsonl", [*range(8), *range(8)])))
+    assert len(training) == 12 and len(measuring) == 4
+    assert not {r["prompt"] for r in training} & {r["prompt"] for r in measuring}
     assert len(ranked_replies(Settings(model="m", out="o", no_eft=True, ranked=ranked))[1]) == 3
     with pytest.raises(ValueError, match="--ranked .*both.jsonl"):
         ranked_replies(Settings(model="m", out="o", eft=eft, ranked=both))
@@ -235,8 +276,10 @@ class Told:
     """
 
     def __init__(self, folder, replies):
-        self.settings, self.replies, self.path = Settings(model="m", out=str(folder)), replies, folder
-        self.held_out, self.dropped, self.asked = [{"prompt": "Name three rivers of Asia."}], Counter(), []
+        self.settings, self.replies, self.path = Settings(model="m",
+                                                          out=str(folder)), replies, folder
+        self.held_out = [{"prompt": "Name three rivers of Asia."}]
+        self.dropped, self.asked = Counter(), []
 
     def folder(self, t):
         (self.path / f"iter{t}").mkdir(exist_ok=True)
@@ -245,7 +288,8 @@ class Told:
     def draw(self, t, name, items, ask, read, n, max_new_tokens, label):
         assert all(len(item["seeds"]) == 8 and item["seeds"][0] in ask(item)[0] for item in items)
         self.asked += [(name, item["id"]) for item in items]
-        said = [Sample(self.replies[int(item["id"]) % len(self.replies)].format(item["id"]), [1], True) for item in items]
+        said = [Sample(self.replies[int(item["id"]) % len(self.replies)].format(item["id"]), [1],
+                       True) for item in items]
         return [read(item, [[s]]) for item, s in zip(items, said)]
 
 
@@ -253,12 +297,15 @@ def test_invented_prompts_are_new_and_the_others_counted(tmp_path):
     """Of every four replies one is a new task, one is nearly that task again, one no task, one a
     held-out prompt.
     """
-    run = Told(tmp_path, ["Task: Tell a{0} b{0} c{0} d{0} e{0} to me.", "Task: Tell me a0 b0 c0 d0 e0 now!",
+    run = Told(tmp_path, ["Task: Tell a{0} b{0} c{0} d{0} e{0} to me.",
+                          "Task: Tell me a0 b0 c0 d0 e0 now!",
                           "Sure! Here is one.", "Task: Name three rivers of Asia, please."])
     chosen = invent_prompts(run, 1, 8)
-    assert [c["prompt"] for c in chosen[:2]] == [f"Tell a{i} b{i} c{i} d{i} e{i} to me." for i in (0, 4)]
+    assert [c["prompt"] for c in chosen[:2]] == [f"Tell a{i} b{i} c{i} d{i} e{i} to me."
+                                                 for i in (0, 4)]
     assert len(chosen) == 8 == len({c["prompt_id"] for c in chosen})
-    assert run.dropped == {"new prompt malformed or cut off": 8, "new prompt nearly a duplicate": 16}
+    assert run.dropped == {"new prompt malformed or cut off": 8,
+                           "new prompt nearly a duplicate": 16}
 
 
 def test_invented_prompts_are_asked_for_once(tmp_path):

@@ -77,7 +77,8 @@ def test_actor_pair_by_hand(rho, pair):
 @pytest.mark.parametrize("scores, lengths, rho, pair", [
     # unscored answers are neither the shortest nor the longest
     ([NAN, 5, 1, NAN], [1, 900, 10, 999], 1, (2, 1)),
-    ([NAN, 5], [1, 2], 0, None), ([NAN, NAN], [1, 2], 0, None), ([3], [1], 0, None), ([], [], 0, None),
+    ([NAN, 5], [1, 2], 0, None), ([NAN, NAN], [1, 2], 0, None), ([3], [1], 0, None),
+    ([], [], 0, None),
     ([2, 2, 2], [1, 2, 3], 0.3, None),                      # S_max = S_min
     # the middle answer is the shortest of {3, 5} and the longest of {1, 3}
     ([1, 3, 5], [10, 20, 30], 0.5, None),
@@ -101,8 +102,10 @@ def test_a_score_on_the_edge_of_a_tier_belongs_to_it():
     assert actor_pair([5, 4.5, 0, 0.5], [2, 1, 1, 2], 0.1) == (1, 3)
     assert actor_pair([5, 4.4999, 0, 0.5001], [2, 1, 1, 2], 0.1) == (0, 2)
     assert actor_pair([4, 3.04, 1, 1.96], [2, 1, 1, 2], 0.32) == (1, 3)
-    assert (1 - 0.32) * 51 / 11 + 0.32 * 1 / 11 > 35 / 11 and actor_pair([51 / 11, 35 / 11, 1 / 11], [2, 1, 5], 0.32) == (1, 2)
-    assert (1 - 0.32) * 0.5 + 0.32 * 3 < 1.3 and actor_pair([3, 0.5, 1.3], [5, 1, 2], 0.32) == (0, 2)
+    assert (1 - 0.32) * 51 / 11 + 0.32 * 1 / 11 > 35 / 11
+    assert actor_pair([51 / 11, 35 / 11, 1 / 11], [2, 1, 5], 0.32) == (1, 2)
+    assert (1 - 0.32) * 0.5 + 0.32 * 3 < 1.3
+    assert actor_pair([3, 0.5, 1.3], [5, 1, 2], 0.32) == (0, 2)
 
 
 def test_the_same_scores_added_in_another_order_are_equal():
@@ -119,28 +122,35 @@ def actor_pair_in_fractions(scores, lengths, rho):
     if len({scores[i] for i in scored}) < 2:
         return None
     high, low = max(scores[i] for i in scored), min(scores[i] for i in scored)
-    top = sorted((lengths[i], -scores[i], i) for i in scored if (1 - rho) * high + rho * low <= scores[i] <= high)
-    bottom = sorted((-lengths[i], scores[i], i) for i in scored if low <= scores[i] <= (1 - rho) * low + rho * high)
+    top = sorted((lengths[i], -scores[i], i) for i in scored if (1 - rho) * high
+                 + rho * low <= scores[i] <= high)
+    bottom = sorted((-lengths[i], scores[i], i)
+                    for i in scored if low <= scores[i] <= (1 - rho) * low + rho * high)
     return (top[0][2], bottom[0][2]) if top[0][2] != bottom[0][2] else None
 
 
-eleven_judgments = st.one_of(st.none(), st.builds(Fraction, st.integers(0, 30), st.sampled_from([6, 10, 11])))
+eleven_judgments = st.one_of(st.none(), st.builds(Fraction, st.integers(0, 30),
+                                                  st.sampled_from([6, 10, 11])))
 
 
 @FUZZ
-@given(st.lists(st.tuples(eleven_judgments, st.integers(0, 8)), min_size=1, max_size=7), st.sampled_from([0, 10, 25, 32, 40, 50, 75, 100]))
+@given(st.lists(st.tuples(eleven_judgments, st.integers(0, 8)), min_size=1, max_size=7),
+       st.sampled_from([0, 10, 25, 32, 40, 50, 75, 100]))
 def test_actor_pair_against_exact_fractions(answers, percent):
     """Means of up to 11 judgments, where floats miss the edges of tiers by a last bit: the choice
     must be that of exact arithmetic.
     """
     scores, lengths = zip(*answers)
     floats = [NAN if score is None else float(score) for score in scores]
-    assert actor_pair(floats, lengths, percent / 100) == actor_pair_in_fractions(scores, lengths, Fraction(percent, 100))
+    expected = actor_pair_in_fractions(scores, lengths, Fraction(percent, 100))
+    assert actor_pair(floats, lengths, percent / 100) == expected
 
 
 @pytest.mark.parametrize("scores, lengths, rho, name", [
-    ([1, 2], [1], 0, "lengths"), ([[1, 2]], [[1, 2]], 0, "scores"), ([1, 2], [-1, 2], 0, "lengths"), ([1, 2], [1, NAN], 0, "lengths"),
-    ([1, math.inf], [1, 2], 1, "scores"), ([1, 2], [1, 2], -0.1, "rho"), ([1, 2], [1, 2], 1.1, "rho"), ([1, 2], [1, 2], NAN, "rho"),
+    ([1, 2], [1], 0, "lengths"), ([[1, 2]], [[1, 2]], 0, "scores"), ([1, 2], [-1, 2], 0, "lengths"),
+    ([1, 2], [1, NAN], 0, "lengths"),
+    ([1, math.inf], [1, 2], 1, "scores"), ([1, 2], [1, 2], -0.1, "rho"),
+    ([1, 2], [1, 2], 1.1, "rho"), ([1, 2], [1, 2], NAN, "rho"),
 ])
 def test_actor_pair_refuses(scores, lengths, rho, name):
     with pytest.raises(ValueError, match=name):
@@ -158,7 +168,8 @@ def test_position_weights_by_hand():
     assert position_weights(0, 0) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize("wins, name", [((-1, 2), "first_wins"), ((2, -1), "second_wins"), ((NAN, 1), "first_wins"), ((1, math.inf), "second_wins")])
+@pytest.mark.parametrize("wins, name", [((-1, 2), "first_wins"), ((2, -1), "second_wins"),
+                                        ((NAN, 1), "first_wins"), ((1, math.inf), "second_wins")])
 def test_position_weights_refuse(wins, name):
     with pytest.raises(ValueError, match=name):
         position_weights(*wins)
@@ -174,17 +185,19 @@ def test_battle_matrix_by_hand():
     verdicts = [[0, 1, 1],
                 [-1, 0, -1],
                 [1, 0, 0]]
-    np.testing.assert_array_equal(battle_matrix(verdicts, 0.25, 0.75), [[0, 1, 0.25],
-                                                                        [0, 0, 0],
-                                                                        [0.25, 0.75, 0]])
+    expected = [[0, 1, 0.25], [0, 0, 0], [0.25, 0.75, 0]]
+    np.testing.assert_array_equal(battle_matrix(verdicts, 0.25, 0.75), expected)
 
 
-verdict_matrices = st.integers(2, 6).flatmap(lambda n: st.lists(st.lists(st.integers(-1, 1), min_size=n, max_size=n), min_size=n, max_size=n))
+verdict_matrices = st.integers(2, 6).flatmap(
+    lambda n: st.lists(st.lists(st.integers(-1, 1), min_size=n, max_size=n),
+                       min_size=n, max_size=n))
 
 
 @FUZZ
 @given(verdict_matrices, st.integers(0, 50), st.integers(0, 50))
-def test_position_weights_touch_only_what_the_orders_disagree_about(verdicts, first_wins, second_wins):
+def test_position_weights_touch_only_what_the_orders_disagree_about(
+        verdicts, first_wins, second_wins):
     """w1 + w2 = 1: who wins in both orders gets exactly 1 and the other 0, whatever the weights.
     Where the orders disagree both get the same; where one did not parse, its winner gets w1 or w2.
     """
@@ -193,13 +206,15 @@ def test_position_weights_touch_only_what_the_orders_disagree_about(verdicts, fi
     for m in range(len(verdicts)):
         for n in range(m):
             there, back = verdicts[m][n], verdicts[n][m]
-            expected = {(1, -1): (1, 0), (-1, 1): (0, 1), (1, 1): (w1, w1), (-1, -1): (w2, w2), (1, 0): (w1, 0), (0, -1): (w2, 0),
+            expected = {(1, -1): (1, 0), (-1, 1): (0, 1), (1, 1): (w1, w1), (-1, -1): (w2, w2),
+                        (1, 0): (w1, 0), (0, -1): (w2, 0),
                         (-1, 0): (0, w2), (0, 1): (0, w1), (0, 0): (0, 0)}[there, back]
             assert (B[m, n], B[n, m]) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("verdicts, w1, w2, name", [
-    ([[0, 1]], 0.5, 0.5, "verdicts"), ([0, 1], 0.5, 0.5, "verdicts"), ([[0, 2], [0, 0]], 0.5, 0.5, "verdicts"),
+    ([[0, 1]], 0.5, 0.5, "verdicts"), ([0, 1], 0.5, 0.5, "verdicts"),
+    ([[0, 2], [0, 0]], 0.5, 0.5, "verdicts"),
     ([[0, 0.5], [0, 0]], 0.5, 0.5, "verdicts"), ([[0, NAN], [0, 0]], 0.5, 0.5, "verdicts"),
     ([[0, 1], [1, 0]], -0.1, 1.1, "w1"), ([[0, 1], [1, 0]], 0.5, NAN, "w2"),
 ])
@@ -223,7 +238,8 @@ def bradley_terry(B):
         gradient = (wins * p).sum(1) - (wins * p).sum(0)
         return (wins * np.logaddexp(0, -gaps)).sum(), -gradient[1:]
 
-    fit = minimize(loss_and_gradient, np.zeros(len(losers) - 1), jac=True, method="BFGS", options={"gtol": 1e-11, "maxiter": 2000})
+    fit = minimize(loss_and_gradient, np.zeros(len(losers) - 1), jac=True, method="BFGS",
+                   options={"gtol": 1e-11, "maxiter": 2000})
     e = np.append(0, fit.x)
     return e - e.mean()
 
@@ -255,7 +271,8 @@ def test_elo_of_two_players_by_hand(a, b):
     """[E4] a wins against b: a / (1 + exp d) = b / (1 + exp -d) gives d = log(a / b), so +-log(a /
     b) / 2 around zero. log 3 = 1.0986.
     """
-    np.testing.assert_allclose(elo([[0, a], [b, 0]]), [math.log(a / b) / 2, -math.log(a / b) / 2], atol=1e-4)
+    np.testing.assert_allclose(elo([[0, a], [b, 0]]), [math.log(a / b) / 2, -math.log(a / b) / 2],
+                               atol=1e-4)
 
 
 @FUZZ
@@ -268,7 +285,8 @@ def test_a_unanimous_order_survives_with_finite_ratings(order):
     for place, winner in enumerate(order):
         B[winner, order[place + 1:]] = 1
     ratings = elo(B)
-    assert np.abs(ratings).max() < 100 and (np.diff(ratings[list(order)]) < -1).all() and ratings.mean() == pytest.approx(0)
+    assert np.abs(ratings).max() < 100 and (np.diff(ratings[list(order)]) < -1).all()
+    assert ratings.mean() == pytest.approx(0)
 
 
 def test_one_judgment_that_beats_all_others_stands_about_14_above_them():
@@ -305,7 +323,8 @@ def test_elo_of_nothing():
     divided by zero.
     """
     with np.errstate(all="raise"):
-        assert elo(np.zeros((3, 3))).tolist() == [0, 0, 0] and elo(np.zeros((0, 0))).tolist() == [] and elo([[5]]).tolist() == [0]
+        assert elo(np.zeros((3, 3))).tolist() == [0, 0, 0] and elo(np.zeros((0, 0))).tolist() == []
+        assert elo([[5]]).tolist() == [0]
 
 
 def test_elo_takes_no_account_of_the_diagonal():
@@ -316,7 +335,8 @@ def matrices_of(kind):
     rng = np.random.default_rng(9)
     return {"regular": [random_battles(rng, size) for size in (2, 4, 11)],
             # some unbeaten, some never seen
-            "sparse": [battle_matrix(rng.integers(-1, 2, (size, size)), 0.3, 0.7) for size in (3, 4, 6, 11)],
+            "sparse": [battle_matrix(rng.integers(-1, 2, (size, size)), 0.3, 0.7)
+                       for size in (3, 4, 6, 11)],
             "unanimous": [np.triu(np.ones((size, size)), 1) for size in (2, 4, 11)]}[kind]
 
 
@@ -338,7 +358,8 @@ def test_elo_sees_neither_scale_nor_names(kind):
 
 # ---- ratings with an advantage of the first place
 
-@pytest.mark.parametrize("battles", [[1, 2], [[0, 1, 2], [1, 0, 2]], [[0, -1], [0, 0]], [[0, NAN], [0, 0]], [[0, math.inf], [0, 0]]])
+@pytest.mark.parametrize("battles", [[1, 2], [[0, 1, 2], [1, 0, 2]], [[0, -1], [0, 0]],
+                                     [[0, NAN], [0, 0]], [[0, math.inf], [0, 0]]])
 def test_elo_refuses(battles):
     with pytest.raises(ValueError, match="battles"):
         elo(battles)
@@ -374,15 +395,20 @@ def test_equal_judgments_are_told_apart_by_length_not_by_rounding():
         ratings, lengths = elo(battle_matrix(verdicts, 0.3, 0.7)), rng.permutation(11)
         if np.ptp(ratings) < 1e-6:
             continue
-        best, worst = (np.flatnonzero(kinds == kinds[place]) for place in (ratings.argmax(), ratings.argmin()))
-        if max(np.delete(ratings, best), default=-99) > ratings.max() - 1e-3 or min(np.delete(ratings, worst), default=99) < ratings.min() + 1e-3:
+        best, worst = (np.flatnonzero(kinds == kinds[place])
+                       for place in (ratings.argmax(), ratings.argmin()))
+        if max(np.delete(ratings, best),
+               default=-99) > ratings.max() - 1e-3 or min(np.delete(ratings, worst),
+                                                          default=99) < ratings.min() + 1e-3:
             continue  # two classes of one strength
         seen += 1
-        assert judge_pair(ratings, lengths) == (min(best, key=lambda i: lengths[i]), max(worst, key=lambda i: lengths[i]))
+        assert judge_pair(ratings, lengths) == (min(best, key=lambda i: lengths[i]),
+                                                max(worst, key=lambda i: lengths[i]))
 
 
 @pytest.mark.parametrize("ratings, lengths, name", [
-    ([1, 2], [1], "lengths"), ([1, NAN], [1, 2], "ratings"), ([1, 2], [1, -2], "lengths"), ([], [], "ratings")])
+    ([1, 2], [1], "lengths"), ([1, NAN], [1, 2], "ratings"), ([1, 2], [1, -2], "lengths"),
+    ([], [], "ratings")])
 def test_judge_pair_refuses(ratings, lengths, name):
     with pytest.raises(ValueError, match=name):
         judge_pair(ratings, lengths)
@@ -396,10 +422,12 @@ def test_finished_answers():
     another prompt is no duplicate.
     """
     def responses(*texts):
-        return [{"text": text.rstrip("~"), "finished": not text.endswith("~"), "tokens": 3} for text in texts]
+        return [{"text": text.rstrip("~"), "finished": not text.endswith("~"), "tokens": 3}
+                for text in texts]
 
     items, dropped = kept(finished_answers([
-        {"id": "0", "prompt_id": "0", "prompt": "p0", "checks": ["b", "^b"], "responses": responses("b~", "a", "a", "b", "c~", "ab", "a")},
+        {"id": "0", "prompt_id": "0", "prompt": "p0", "checks": ["b", "^b"],
+         "responses": responses("b~", "a", "a", "b", "c~", "ab", "a")},
         {"id": "1", "prompt_id": "1", "prompt": "p1", "responses": responses("a")}]))
     assert dropped == {"answer cut off": 2, "answer a duplicate": 2}
     assert items == [{"id": "0/1", "prompt_id": "0", "prompt": "p0", "text": "a", "truth": 0},
@@ -409,7 +437,8 @@ def test_finished_answers():
 
 
 def judged(prompt_id, *scores_and_lengths):
-    return [{"id": f"{prompt_id}/{i}", "prompt_id": prompt_id, "prompt": f"prompt {prompt_id}", "score": score, "scores": [],
+    return [{"id": f"{prompt_id}/{i}", "prompt_id": prompt_id, "prompt": f"prompt {prompt_id}",
+             "score": score, "scores": [],
              "text": f"{prompt_id}{i}".ljust(length, ".")}
             for i, (score, length) in enumerate(scores_and_lengths)]
 
@@ -419,18 +448,27 @@ def test_actor_pairs_keep_their_own_numbers_when_others_are_dropped():
     of all prompts in one shuffled list: an index into the wrong list would name another prompt's
     text, and every text and score here is different.
     """
-    answers = [*judged("a", (2, 10), (2, 20)), *judged("b", (1.5, 30), (3, 20), (5, 10)), *judged("d", (4, 10), (None, 20)),
-               *judged("e", (1, 10), (3, 20), (5, 30)), *judged("c", (None, 9), (0.25, 12), (4.75, 11)), *judged("f", (1, 10), (4, 26)),
+    answers = [*judged("a", (2, 10), (2, 20)), *judged("b", (1.5, 30), (3, 20),
+                                                       (5, 10)), *judged("d", (4, 10), (None, 20)),
+               *judged("e", (1, 10), (3, 20), (5, 30)), *judged("c", (None, 9), (0.25, 12),
+                                                                (4.75, 11)),
+               *judged("f", (1, 10), (4, 26)),
                *judged("g", (1, 26), (4.5, 25)), *judged("h", (None, 3))]
     random.Random(0).shuffle(answers)
     pairs, dropped = kept(actor_pairs(answers, 0.5, 25))
-    assert dropped == {"actor pair: all scores equal": 1, "actor pair: fewer than two answers with a score": 2,
-                       "actor pair: the same answer on both sides": 1, "actor pair: chosen answer too long": 1}
+    assert dropped == {"actor pair: all scores equal": 1,
+                       "actor pair: fewer than two answers with a score": 2,
+                       "actor pair: the same answer on both sides": 1,
+                       "actor pair: chosen answer too long": 1}
     assert sorted(pairs, key=lambda pair: pair["prompt_id"]) == [
-        {"prompt": [{"role": "user", "content": f"prompt {name}"}], "chosen": [{"role": "assistant", "content": chosen}],
-         "rejected": [{"role": "assistant", "content": rejected}], "kind": "actor", "prompt_id": name,
-         "chosen_score": chosen_score, "rejected_score": rejected_score} for name, chosen, chosen_score, rejected, rejected_score in [
-            ("b", "b2........", 5, "b0".ljust(30, "."), 1.5), ("c", "c2.........", 4.75, "c1..........", 0.25),
+        {"prompt": [{"role": "user", "content": f"prompt {name}"}],
+         "chosen": [{"role": "assistant", "content": chosen}],
+         "rejected": [{"role": "assistant", "content": rejected}], "kind": "actor",
+         "prompt_id": name,
+         "chosen_score": chosen_score, "rejected_score": rejected_score} for name, chosen,
+        chosen_score, rejected, rejected_score in [
+            ("b", "b2........", 5, "b0".ljust(30, "."), 1.5),
+            ("c", "c2.........", 4.75, "c1..........", 0.25),
             ("g", "g1".ljust(25, "."), 4.5, "g0".ljust(26, "."), 1)]]
 
 
@@ -441,8 +479,10 @@ def test_actor_pairs_without_a_limit():
 
 def judgments_of(name, *scores, prompt_id=None, truth=None):
     """An answer with one judgment per score, each with a text of its own."""
-    judgments = [{"text": f"{name} judgment {j}", "score": score, "finished": score is not None} for j, score in enumerate(scores)]
-    record = {"id": name, "prompt_id": prompt_id or name[0], "prompt": f"prompt {name[0]}", "text": f"answer {name}", "judgments": judgments,
+    judgments = [{"text": f"{name} judgment {j}", "score": score, "finished": score is not None}
+                 for j, score in enumerate(scores)]
+    record = {"id": name, "prompt_id": prompt_id or name[0], "prompt": f"prompt {name[0]}",
+              "text": f"answer {name}", "judgments": judgments,
               "scores": list(scores), "score": None}
     return record | ({} if truth is None else {"truth": truth})
 
@@ -452,11 +492,14 @@ def test_most_varied_takes_the_answer_that_the_judge_is_least_sure_of():
     Prompt c: an answer all judged alike, as the other has but one judgment. Judgments that did not
     parse go, and each score stays with its text.
     """
-    answers = [judgments_of("a0", 3, 3, 3), judgments_of("b0", 1, None, None), judgments_of("a1", 1, None, 5, truth=4), judgments_of("c0", 5),
-               judgments_of("a2", 3, 4), judgments_of("a3", 9, None), judgments_of("b1", None), judgments_of("c1", 2, 2)]
+    answers = [judgments_of("a0", 3, 3, 3), judgments_of("b0", 1, None, None),
+               judgments_of("a1", 1, None, 5, truth=4), judgments_of("c0", 5),
+               judgments_of("a2", 3, 4), judgments_of("a3", 9, None), judgments_of("b1", None),
+               judgments_of("c1", 2, 2)]
     items, dropped = kept(most_varied(answers, seed=0))
     assert dropped == {"judge pair: no answer with two valid judgments": 1}
-    assert items == [{"id": "a1", "prompt_id": "a", "prompt": "prompt a", "text": "answer a1", "truth": 4,
+    assert items == [{"id": "a1", "prompt_id": "a", "prompt": "prompt a", "text": "answer a1",
+                      "truth": 4,
                       "texts": ["a1 judgment 0", "a1 judgment 2"], "scores": [1, 5]},
                      {"id": "c1", "prompt_id": "c", "prompt": "prompt c", "text": "answer c1",
                       "texts": ["c1 judgment 0", "c1 judgment 1"], "scores": [2, 2]}]
@@ -471,11 +514,13 @@ def test_most_varied_breaks_ties_at_random_but_repeatably():
                for i, scores in enumerate([(1, 4), (4, 1), (1.2, 4.2), (1, 3)])]
     taken = [[item["id"] for item in kept(most_varied(answers, seed))[0]] for seed in (0, 0, 1)]
     counts = Counter(taken[0])
-    assert taken[0] == taken[1] != taken[2] and set(counts) == {"a0", "a1", "a2"} and min(counts.values()) >= 8
+    assert taken[0] == taken[1] != taken[2] and set(counts) == {"a0", "a1", "a2"}
+    assert min(counts.values()) >= 8
 
 
 def battle(name, verdicts, texts, scores):
-    return {"id": f"{name}/0", "prompt_id": name, "prompt": f"prompt {name}", "text": f"answer {name}", "texts": texts, "scores": scores,
+    return {"id": f"{name}/0", "prompt_id": name, "prompt": f"prompt {name}",
+            "text": f"answer {name}", "texts": texts, "scores": scores,
             "verdicts": verdicts, "said": []}
 
 
@@ -488,17 +533,27 @@ def test_judge_pairs_keep_their_own_numbers_when_others_are_dropped():
     ratings. Unparsed: all 2 of a, 1 of f.
     """
     verdicts, rubric = ONE_BEATS_0_BEATS_2, "one point"
-    battles = [battle("a", [[0, 0], [0, 0]], ["a0", "a1"], [1, 2]), battle("e", verdicts, ["e0", "e1", "e2"], [3, 4, 5]),
-               battle("b", [[0, 1], [1, 0]], ["b0", "b1"], [1, 2]), battle("c", verdicts, ["c0", "c1 is too long", "c2"], [1, 2, 3]),
-               battle("d", verdicts, ["d0", "same", "same"], [1, 2, 3]), battle("f", [[0, 0], [1, 0]], ["f0", "f1"], [2.5, 3.5])]
+    battles = [battle("a", [[0, 0], [0, 0]], ["a0", "a1"], [1, 2]),
+               battle("e", verdicts, ["e0", "e1", "e2"], [3, 4, 5]),
+               battle("b", [[0, 1], [1, 0]], ["b0", "b1"], [1, 2]),
+               battle("c", verdicts, ["c0", "c1 is too long", "c2"], [1, 2, 3]),
+               battle("d", verdicts, ["d0", "same", "same"], [1, 2, 3]),
+               battle("f", [[0, 0], [1, 0]], ["f0", "f1"], [2.5, 3.5])]
     pairs, dropped = kept(judge_pairs(battles, rate(battles, (0.25, 0.75)), rubric, 10))
-    assert dropped == {"verdict malformed or cut off": 3, "judge pair: all ratings equal": 2, "judge pair: chosen judgment too long": 1,
+    assert dropped == {"verdict malformed or cut off": 3, "judge pair: all ratings equal": 2,
+                       "judge pair: chosen judgment too long": 1,
                        "judge pair: the same judgment on both sides": 1}
-    for pair, name, chosen, rejected, chosen_score, rejected_score in zip(pairs, "ef", ("e1", "f1"), ("e2", "f0"), (4, 3.5), (5, 2.5), strict=True):
-        ratings = elo(battle_matrix(next(b for b in battles if b["prompt_id"] == name)["verdicts"], 0.25, 0.75))
-        assert pair == {"prompt": [{"role": "user", "content": judge_prompt(f"prompt {name}", f"answer {name}", rubric)}],
-                        "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}],
-                        "kind": "judge", "prompt_id": name, "chosen_score": chosen_score, "rejected_score": rejected_score,
+    expected = zip(pairs, "ef", ("e1", "f1"), ("e2", "f0"), (4, 3.5), (5, 2.5), strict=True)
+    for pair, name, chosen, rejected, chosen_score, rejected_score in expected:
+        ratings = elo(battle_matrix(next(b for b in battles if b["prompt_id"] == name)["verdicts"],
+                                    0.25, 0.75))
+        assert pair == {"prompt": [{"role": "user",
+                                    "content": judge_prompt(f"prompt {name}", f"answer {name}",
+                                                            rubric)}],
+                        "chosen": [{"role": "assistant", "content": chosen}],
+                        "rejected": [{"role": "assistant", "content": rejected}],
+                        "kind": "judge", "prompt_id": name, "chosen_score": chosen_score,
+                        "rejected_score": rejected_score,
                         "chosen_rating": max(ratings), "rejected_rating": min(ratings)}
 
 
@@ -509,7 +564,8 @@ def test_position_weights_can_turn_a_judge_pair_round():
     """
     verdicts = [[0, 1, 1], [1, 0, 0], [0, -1, 0]]
     battles = [battle("a", verdicts, ["zero", "one", "two"], [1, 2, 3])]
-    best = [kept(judge_pairs(battles, rate(battles, weights), "r", 0))[0][0]["chosen"][0]["content"] for weights in ((0.9, 0.1), (0.1, 0.9))]
+    best = [kept(judge_pairs(battles, rate(battles, weights), "r", 0))[0][0]["chosen"][0]["content"]
+            for weights in ((0.9, 0.1), (0.1, 0.9))]
     assert best == ["zero", "one"]
 
 
@@ -520,7 +576,8 @@ def test_battles_are_rated_by_the_weights():
                battle("b", [[0, 1], [1, 0]], ["x", "y"], [1, 2])]
     ratings = rate(battles, (0.25, 0.75))
     B = battle_matrix(ONE_BEATS_0_BEATS_2, 0.25, 0.75)
-    assert ratings[0] == {"id": "a/0", "battles": B.tolist(), "ratings": elo(B).tolist(), "pair": (1, 2)}
+    assert ratings[0] == {"id": "a/0", "battles": B.tolist(), "ratings": elo(B).tolist(),
+                          "pair": (1, 2)}
     assert ratings[1]["pair"] is None
 
 
@@ -531,7 +588,8 @@ def ranked(prompt_id, *replies):
     """Judged replies to one prompt; each reply is (rank, score of its first judgment, of its
     second, ...).
     """
-    return [judgments_of(f"{prompt_id}{i}", *scores, prompt_id=prompt_id) | {"rank": rank} for i, (rank, *scores) in enumerate(replies)]
+    return [judgments_of(f"{prompt_id}{i}", *scores, prompt_id=prompt_id) | {"rank": rank} for i,
+            (rank, *scores) in enumerate(replies)]
 
 
 def test_agreeing_judgments_by_hand():
@@ -539,15 +597,20 @@ def test_agreeing_judgments_by_hand():
     3 3 3 (says nothing), 3 4 1 (puts the second best first), none 2 1 (does not parse), 3 3 1
     (agrees: a tie is no contradiction, and best is above worst). Rounds 0 and 4 stay.
     """
-    examples, dropped = eft_examples(ranked("a", (1, 3, 3, 4, 2, 3), (0, 4, 3, 3, None, 3), (2, 1, 3, 1, 1, 1)), "the rubric", seed=0)
-    assert dropped == {"EFT judgments malformed or cut off": 1, "EFT judgments lost with one of their round": 2,
+    examples, dropped = eft_examples(ranked("a", (1, 3, 3, 4, 2, 3), (0, 4, 3, 3, None, 3),
+                                            (2, 1, 3, 1, 1, 1)), "the rubric", seed=0)
+    assert dropped == {"EFT judgments malformed or cut off": 1,
+                       "EFT judgments lost with one of their round": 2,
                        "EFT judgments that disagree with the ranks": 6}
     kept = sorted((e["completion"][0]["content"], e["score"]) for e in examples)
-    assert kept == [("a0 judgment 0", 3), ("a0 judgment 4", 3), ("a1 judgment 0", 4), ("a1 judgment 4", 3),
+    assert kept == [("a0 judgment 0", 3), ("a0 judgment 4", 3), ("a1 judgment 0", 4),
+                    ("a1 judgment 4", 3),
                     ("a2 judgment 0", 1), ("a2 judgment 4", 1)]
     for e in examples:
         reply = e["completion"][0]["content"].split()[0]
-        assert e["prompt"] == [{"role": "user", "content": judge_prompt("prompt a", f"answer {reply}", "the rubric")}]
+        assert e["prompt"] == [{"role": "user",
+                                "content": judge_prompt("prompt a", f"answer {reply}",
+                                                        "the rubric")}]
         assert e["completion"][0]["role"] == "assistant" and e["prompt_id"] == "a"
 
 
@@ -555,8 +618,10 @@ def test_replies_that_people_ranked_alike_may_be_scored_either_way():
     """Two replies of rank 0 and one of rank 1: 5 3 | 2 and 3 5 | 2 agree; 5 1 | 2 does not, as a
     best reply is below the worst.
     """
-    examples, dropped = eft_examples(ranked("a", (0, 5, 3, 5), (1, 2, 2, 2), (0, 3, 5, 1)), "r", seed=0)
-    assert {e["completion"][0]["content"][-1] for e in examples} == {"0", "1"} and len(examples) == 6
+    examples, dropped = eft_examples(ranked("a", (0, 5, 3, 5), (1, 2, 2, 2), (0, 3, 5, 1)), "r",
+                                     seed=0)
+    assert {e["completion"][0]["content"][-1] for e in examples} == {"0", "1"}
+    assert len(examples) == 6
     assert dropped == {"EFT judgments that disagree with the ranks": 3}
 
 
@@ -589,7 +654,8 @@ def test_each_equation_stands_behind_the_line_that_computes_it(tag):
     not enough.
     """
     with open(ROOT / ("dpo.py" if "5" in tag else "metareward.py"), encoding="utf-8") as code:
-        comments = [token for token in tokenize.generate_tokens(code.readline) if token.type == tokenize.COMMENT and tag in token.string]
+        comments = [token for token in tokenize.generate_tokens(code.readline)
+                    if token.type == tokenize.COMMENT and tag in token.string]
     assert any(token.line[:token.start[1]].strip() for token in comments)
 
 
@@ -601,12 +667,14 @@ def test_each_equation_is_explained_in_the_readme(tag):
 @pytest.mark.parametrize("tag", EQUATIONS)
 def test_each_equation_is_worked_by_hand_in_a_test(tag):
     """In the docstring of a test, not just anywhere in its file."""
-    functions = [node for file in ROOT.glob("tests/test_*.py") for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    functions = [node for file in ROOT.glob("tests/test_*.py")
+                 for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                  if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     assert [node.name for node in functions if tag in (ast.get_docstring(node) or "")]
 
 
-MODULES = {"prompts": set(), "sampling": set(), "dpo": set(), "eval": {"prompts", "sampling", "harness"},
+MODULES = {"prompts": set(), "sampling": set(), "dpo": set(),
+           "eval": {"prompts", "sampling", "harness"},
            "metareward": {"prompts", "sampling", "dpo", "eval", "harness"}}
 HARNESS = {"prompts", "sampling", "dpo", "harness"}  # what its files may import
 
@@ -641,7 +709,8 @@ def test_the_arrows_of_the_contract(module, may_import):
     assert of_the_project(ROOT / f"{module}.py") <= may_import
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "harness").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "harness").glob("*.py")),
+                         ids=lambda file: file.stem)
 def test_the_harness_knows_neither_the_method_nor_what_measures_it(file):
     assert of_the_project(file) <= HARNESS
 
@@ -655,7 +724,8 @@ def test_no_file_of_the_harness_knows_an_equation():
     """No equation's tag stands behind a line of its code."""
     for file in (ROOT / "harness").glob("*.py"):
         with open(file, encoding="utf-8") as code:
-            comments = [token.string for token in tokenize.generate_tokens(code.readline) if token.type == tokenize.COMMENT]
+            comments = [token.string for token in tokenize.generate_tokens(code.readline)
+                        if token.type == tokenize.COMMENT]
         assert not any(tag in comment for tag in EQUATIONS for comment in comments), file
 
 

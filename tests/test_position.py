@@ -15,10 +15,12 @@ def tournament(differences):
     meets m + i + 1 with verdict i.
     """
     size = len(differences) + 1
-    return [[0 if m == n else differences[(n - m) % size - 1] for n in range(size)] for m in range(size)]
+    return [[0 if m == n else differences[(n - m) % size - 1] for n in range(size)]
+            for m in range(size)]
 
 
-@pytest.mark.parametrize("differences, advantage", [([1, 1, -1], math.log(2)), ([1, -1, -1], -math.log(2)), ([1, -1], 0),
+@pytest.mark.parametrize("differences, advantage", [([1, 1, -1], math.log(2)),
+                                                    ([1, -1, -1], -math.log(2)), ([1, -1], 0),
                                                     ([1, 1, 1, -1, 0], math.log(3))])
 def test_the_advantage_of_the_first_place_by_hand(differences, advantage):
     """All players are alike, so their ratings are 0, and the first place wins w of w + l times: d =
@@ -37,10 +39,13 @@ def test_elo_with_advantage_against_an_independent_fit(seed):
     """
     rng, size = np.random.default_rng(seed), 9
     e, d = rng.normal(0, 0.7, size), rng.normal(0, 1)
-    r = np.where(rng.random((size, size)) < 1 / (1 + np.exp(-(e[:, None] - e + d))), 1, -1) * (1 - np.eye(size, dtype=int))
+    r = np.where(rng.random((size, size)) < 1 / (1 + np.exp(-(e[:, None] - e + d))),
+                 1, -1) * (1 - np.eye(size, dtype=int))
     r[0, 1] = 0
     m, n = np.nonzero(r)
-    fit = statsmodels.api.Logit(r[m, n] == 1, np.column_stack([np.eye(size)[m] - np.eye(size)[n], np.ones(len(m))])[:, 1:]).fit(disp=0)
+    fit = statsmodels.api.Logit(r[m, n] == 1,
+                                np.column_stack([np.eye(size)[m] - np.eye(size)[n],
+                                                 np.ones(len(m))])[:, 1:]).fit(disp=0)
     ratings, advantage = elo_with_advantage(r)
     np.testing.assert_allclose([*(ratings - ratings[0])[1:], advantage], fit.params, atol=1e-3)
     assert np.ptp(fit.params) > 0.5 and np.abs(fit.params).max() < 10
@@ -52,8 +57,10 @@ def test_elo_with_advantage_stays_finite_and_does_not_care_for_names():
     """
     ratings, d = elo_with_advantage(1 - np.eye(5, dtype=int))
     assert np.abs(ratings).max() < 1e-9 and 5 < d < 100
-    r, order = np.random.default_rng(3).integers(-1, 2, (7, 7)), np.random.default_rng(4).permutation(7)
-    (ratings, d), (renamed, same) = elo_with_advantage(r), elo_with_advantage(r[np.ix_(order, order)])
+    r = np.random.default_rng(3).integers(-1, 2, (7, 7))
+    order = np.random.default_rng(4).permutation(7)
+    (ratings, d), (renamed,
+                   same) = elo_with_advantage(r), elo_with_advantage(r[np.ix_(order, order)])
     np.testing.assert_allclose(renamed, ratings[order], atol=1e-4)
     assert same == pytest.approx(d, abs=1e-4) and np.ptp(ratings) > 0.1
     assert elo_with_advantage([[0]]) == ([0], 0)

@@ -157,9 +157,18 @@ def test_a_model_that_cannot_judge_is_told_early(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
     says = refusal(capsys, *small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1",
                                   "--no-eft"))
-    assert re.search(r"held-out judgments: 0 of the first 3\d replies end in a score", says)
+    assert re.search(r"first judgments: 0 of the first 3\d replies end in a score", says)
     assert '"It is very good."' in says and "--eft" in says
-    assert len(read_jsonl(tmp_path / "run" / "iter0" / "eval.jsonl")) < 12
+    assert len(read_jsonl(tmp_path / "run" / "iter0" / "first_judgments.jsonl")) < 12
+    assert not (tmp_path / "run" / "iter0" / "eval_responses.jsonl").exists()
+
+
+def test_the_plan_of_a_model_that_cannot_judge_says_so(tmp_path, capsys, monkeypatch):
+    """A table of the trial in which it did not show yet, and then the line that a run ends with."""
+    monkeypatch.setattr(harness.unreadable, "EARLY", 30)
+    monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
+    says = refusal(capsys, *small(tmp_path, "--plan", "--iters", "1", "--no-eft"))
+    assert "0 of the first 3" in says and "choose a larger model" in says
 
 
 def test_a_model_that_cannot_compare_trains_as_actor(tmp_path, capsys, monkeypatch):
@@ -192,4 +201,5 @@ def test_a_run_that_trained_on_nothing_ends_with_status_3(tmp_path, capsys, monk
         run(tmp_path, "--no-eft", "--no-meta-judge")
     assert stop.value.code == 3
     last_line = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last_line.startswith("Iterations that trained on nothing, since no pairs came of them: 1")
+    assert last_line.startswith("Iterations that trained on nothing, since no pairs came of them: "
+                                "1")

@@ -67,15 +67,18 @@ from sampling import (
     uniforms,
 )
 
-SHARED = "Compare these two judgments of one answer, point by point, and say which of them is right. " * 2
-PROMPTS = ["How do I plant a tree?", SHARED + "A", SHARED + "A and then B", "Why?", SHARED + "C, which is longer than the others by a few words",
+SHARED = ("Compare these two judgments of one answer, point by point, and say which of them is "
+          "right. ") * 2
+PROMPTS = ["How do I plant a tree?", SHARED + "A", SHARED + "A and then B", "Why?",
+           SHARED + "C, which is longer than the others by a few words",
            "How do I plant a hedge before the frost comes?", ""]
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 def template_ids(tokenizer, text):
     """Token ids of a user turn as the tokenizer's own chat template has them."""
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True)["input_ids"]
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}],
+                                         add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def next_logits(model, ids):
@@ -100,7 +103,8 @@ def exact_nucleus(logits, temperature, top_p):
 def generated(model, tokenizer, text, max_new_tokens):
     """transformers' greedy answer: token ids."""
     ids = torch.tensor([template_ids(tokenizer, text)])
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "max_length": None, "pad_token_id": 0}
+    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "max_length": None,
+                "pad_token_id": 0}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
@@ -113,15 +117,19 @@ def test_greedy_answers_are_those_of_generate(family):
     """
     model, tokenizer = family
     expected = [generated(model, tokenizer, text, 24) for text in PROMPTS]
-    assert len({tuple(tokens) for tokens in expected}) >= 4, "the models must tell the prompts apart for this test to mean anything"
+    apart = len({tuple(tokens) for tokens in expected})
+    assert apart >= 4, "the models must tell the prompts apart for this test to mean anything"
     for capacity in (None, 250, 1):  # one batch, several, one row each
-        got = sample(model, tokenizer, PROMPTS, n=2, max_new_tokens=24, temperature=0, capacity=capacity)
-        assert [[s.tokens for s in samples] for samples in got] == [[tokens, tokens] for tokens in expected]
+        got = sample(model, tokenizer, PROMPTS, n=2, max_new_tokens=24, temperature=0,
+                     capacity=capacity)
+        drawn = [[s.tokens for s in samples] for samples in got]
+        assert drawn == [[tokens, tokens] for tokens in expected]
 
 
 def test_rows_end_at_different_times(llama):
     """Otherwise the test above would not see rows leave the cache."""
-    lengths = {len(samples[0].tokens) for samples in sample(*llama, PROMPTS, max_new_tokens=24, temperature=0)}
+    lengths = {len(samples[0].tokens) for samples in sample(*llama, PROMPTS, max_new_tokens=24,
+                                                            temperature=0)}
     assert len(lengths) >= 4 and min(lengths) < 12
 
 
@@ -137,7 +145,8 @@ def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, mo
     model = random_model(config_class, tiny[1], dtype=torch.float64, **settings)
     prompts = [Chat(tiny[1]).prompt(text) for text in PROMPTS]
     rows = make_rows(prompts, 2, [[None] * 2] * len(prompts))
-    assert 1 < len({row.group for row in rows}) < len(prompts), "some prompts must share a prefix and some must not"
+    groups = len({row.group for row in rows})
+    assert 1 < groups < len(prompts), "some prompts must share a prefix and some must not"
     got = {row: [] for row in rows}
     with torch.no_grad(), shared_prefix(model):
         under_way = Slots(model, rows, 6, capacity)
@@ -150,10 +159,12 @@ def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, mo
                     if len(row.drawn) == 2 + row.prompt % 5:
                         under_way.rows[b] = None
             under_way.admit()
-        assert (under_way.most_rows < len(rows)) == (capacity == 400), "the second must let rows in one after another"
+        refilled = under_way.most_rows < len(rows)
+        assert refilled == (capacity == 400), "the second must let rows in one after another"
     for row, logits in got.items():
         with torch.no_grad():
-            plain = model(input_ids=torch.tensor([prompts[row.prompt] + row.drawn])).logits[0, -len(logits) - 1: -1]
+            plain = model(input_ids=torch.tensor([prompts[row.prompt]
+                                                  + row.drawn])).logits[0, -len(logits) - 1: -1]
         assert len(logits) == 2 + row.prompt % 5
         assert torch.allclose(torch.stack(logits), plain, rtol=0, atol=1e-9)
 
@@ -165,7 +176,8 @@ def grid_frequencies(logits, temperature, top_p, points=20000):
     points.
     """
     grid = (torch.arange(points) + 0.5) / points
-    drawn = torch.cat([draw(logits[None].expand(len(part), -1), part, temperature, top_p) for part in grid.split(4000)])
+    drawn = torch.cat([draw(logits[None].expand(len(part), -1), part, temperature, top_p)
+                       for part in grid.split(4000)])
     return np.bincount(drawn.numpy(), minlength=len(logits)) / points
 
 
@@ -212,7 +224,8 @@ def test_ties_at_the_edge_are_all_in():
     five, and takes them all.
     """
     logits = torch.tensor([0.1, 0.1, 0.5, 0.1, 0.1, 0.1]).log()
-    assert np.allclose(grid_frequencies(logits, 1.0, 0.75), [0.1, 0.1, 0.5, 0.1, 0.1, 0.1], atol=1e-4)
+    assert np.allclose(grid_frequencies(logits, 1.0, 0.75), [0.1, 0.1, 0.5, 0.1, 0.1, 0.1],
+                       atol=1e-4)
     assert np.allclose(grid_frequencies(logits, 1.0, 0.45), [0, 0, 1, 0, 0, 0])
 
 
@@ -260,18 +273,25 @@ def test_two_tokens_of_2000_samples_follow_the_models_distribution(llama):
     passes; neighbouring settings are rejected.
     """
     model, tokenizer = llama
-    samples = sample(model, tokenizer, ["Why?"], n=2000, max_new_tokens=2, temperature=0.8, top_p=0.9)[0]
+    samples = sample(model, tokenizer, ["Why?"], n=2000, max_new_tokens=2, temperature=0.8,
+                     top_p=0.9)[0]
     firsts = np.bincount([s.tokens[0] for s in samples], minlength=len(tokenizer))
     logits = next_logits(model, template_ids(tokenizer, "Why?"))
     assert fits(firsts, exact_nucleus(logits, 0.8, 0.9)) > 1e-3
-    assert fits(firsts, exact_nucleus(logits, 1.0, 0.9)) < 1e-6 and fits(firsts, exact_nucleus(logits, 0.8, 1.0)) < 1e-6
+    assert fits(firsts, exact_nucleus(logits, 1.0, 0.9)) < 1e-6
+    assert fits(firsts, exact_nucleus(logits, 0.8, 1.0)) < 1e-6
 
     stops = stop_tokens(model, tokenizer)
     favourite = max(set(np.flatnonzero(firsts).tolist()) - stops, key=lambda token: firsts[token])
-    seconds = np.bincount([s.tokens[1] for s in samples if s.tokens[0] == favourite], minlength=len(tokenizer))
+    seconds = np.bincount([s.tokens[1] for s in samples if s.tokens[0] == favourite],
+                          minlength=len(tokenizer))
     assert seconds.sum() > 300
-    assert fits(seconds, exact_nucleus(next_logits(model, template_ids(tokenizer, "Why?") + [favourite]), 0.8, 0.9)) > 1e-3
-    assert fits(seconds, exact_nucleus(next_logits(model, template_ids(tokenizer, "Why") + [favourite]), 0.8, 0.9)) < 1e-6
+    assert fits(seconds,
+                exact_nucleus(next_logits(model, template_ids(tokenizer, "Why?") + [favourite]),
+                              0.8, 0.9)) > 1e-3
+    assert fits(seconds,
+                exact_nucleus(next_logits(model, template_ids(tokenizer, "Why") + [favourite]), 0.8,
+                              0.9)) < 1e-6
 
 
 def test_uniform_numbers_are_uniform_and_differ():
@@ -281,7 +301,9 @@ def test_uniform_numbers_are_uniform_and_differ():
     numbers = uniforms([0, "judge"], "a prompt", 3, 2000)
     assert numbers.dtype == np.float32 and 0 <= numbers.min() and numbers.max() < 1
     assert chisquare(np.histogram(numbers, 20, (0, 1))[0]).pvalue > 1e-3
-    others = [uniforms(*place, 8) for place in (([0, "judge"], "a prompt", 4), ([0, "judge"], "another", 3), ([1, "judge"], "a prompt", 3))]
+    others = [uniforms(*place, 8) for place in (([0, "judge"], "a prompt", 4),
+                                                ([0, "judge"], "another", 3),
+                                                ([1, "judge"], "a prompt", 3))]
     assert len({*numbers[:8].tolist(), *np.concatenate(others).tolist()}) == 32
     assert np.array_equal(uniforms([0, "judge"], "a prompt", 3, 8), numbers[:8])
 
@@ -291,35 +313,42 @@ def test_uniform_numbers_are_uniform_and_differ():
 @pytest.fixture(scope="module")
 def drawn(llama):
     """Three samples of each prompt at temperature 1, under keys of their own."""
-    samples = sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS)
-    assert len({tuple(s.text for s in row) for row in samples}) == len(PROMPTS), "equal rows would hide a mix-up"
+    samples = sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
+                     keys=PROMPTS)
+    assert len({tuple(s.text for s in row)
+                for row in samples}) == len(PROMPTS), "equal rows would hide a mix-up"
     return samples
 
 
 @pytest.mark.parametrize("capacity", [1, 150, 400])
 def test_draws_do_not_depend_on_the_size_of_the_cache(llama, drawn, capacity):
-    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS, capacity=capacity) == drawn
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS,
+                  capacity=capacity) == drawn
 
 
 def test_draws_do_not_depend_on_the_order_of_prompts(llama, drawn):
     order = [4, 0, 6, 2, 5, 1, 3]
     prompts = [PROMPTS[i] for i in order]
-    again = sample(*llama, prompts, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=prompts)
+    again = sample(*llama, prompts, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
+                   keys=prompts)
     assert again == [drawn[i] for i in order]
 
 
 def test_draws_do_not_depend_on_other_prompts_or_samples(llama, drawn):
-    alone = sample(*llama, PROMPTS[2:3], n=5, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS[2:3])[0]
+    alone = sample(*llama, PROMPTS[2:3], n=5, max_new_tokens=16, temperature=1.0, top_p=1.0,
+                   keys=PROMPTS[2:3])[0]
     assert alone[:3] == drawn[2] and len({s.text for s in alone}) == 5
 
 
-@pytest.mark.parametrize("constant, value", [("ROWS", 1), ("ROWS", 4), ("ROWS", 20), ("PREFILL_TOKENS", 1), ("PREFILL_TOKENS", 64)])
+@pytest.mark.parametrize("constant, value", [("ROWS", 1), ("ROWS", 4), ("ROWS", 20),
+                                             ("PREFILL_TOKENS", 1), ("PREFILL_TOKENS", 64)])
 def test_draws_do_not_depend_on_slots_or_chunks(llama, drawn, constant, value, monkeypatch):
     """With 21 samples: one slot after the other, refilled at once, one sample waiting; prompts
     computed one by one and in small parts.
     """
     monkeypatch.setitem(getattr(sampling, constant), "cpu", value)
-    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
+                  keys=PROMPTS) == drawn
 
 
 def test_groups_of_unequal_prompts_go_through_one_cache(llama, monkeypatch):
@@ -328,7 +357,8 @@ def test_groups_of_unequal_prompts_go_through_one_cache(llama, monkeypatch):
     same.
     """
     caches, made = [], Slots.__init__
-    monkeypatch.setattr(Slots, "__init__", lambda self, *arguments: caches.append(made(self, *arguments)))
+    monkeypatch.setattr(Slots, "__init__",
+                        lambda self, *arguments: caches.append(made(self, *arguments)))
     monkeypatch.setitem(sampling.ROWS, "cpu", 8)
     prompts = [f"{i} " * 30 + "and so on " * (7 * j % 10) for i in range(12) for j in range(10)]
     assert len(shared_groups([Chat(llama[1]).prompt(text) for text in prompts], 1)) == 12
@@ -342,13 +372,16 @@ def test_groups_of_unequal_prompts_go_through_one_cache(llama, monkeypatch):
 def test_draws_do_not_depend_on_when_slots_are_refilled(llama, drawn, empty, monkeypatch):
     monkeypatch.setattr(sampling, "EMPTY", empty)
     monkeypatch.setitem(sampling.ROWS, "cpu", 6)
-    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
+                  keys=PROMPTS) == drawn
 
 
 def test_draws_do_not_depend_on_sharing(llama, drawn, monkeypatch):
     """Each row computes its whole prompt for itself."""
-    monkeypatch.setattr(sampling, "shared_groups", lambda prompts, n: [([i], 0) for i in range(len(prompts))])
-    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+    monkeypatch.setattr(sampling, "shared_groups", lambda prompts,
+                        n: [([i], 0) for i in range(len(prompts))])
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
+                  keys=PROMPTS) == drawn
 
 
 def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
@@ -362,7 +395,8 @@ def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
         return min(most, -(-size // 4) * 4)
     monkeypatch.setattr(Slots, "rounded", rounded)
     monkeypatch.setitem(sampling.ROWS, "cpu", 10)
-    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS) == drawn
+    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
+                  keys=PROMPTS) == drawn
     assert any(size % 4 for size in shapes)
 
 
@@ -378,11 +412,14 @@ def test_out_of_memory_halves_the_cache_and_goes_on(llama, drawn, monkeypatch, c
             raise torch.OutOfMemoryError("a test")
         return logits(self)
     monkeypatch.setattr(Slots, "logits", fail)
-    got = sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS, capacity=1200,
+    got = sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS,
+                 capacity=1200,
                  on_end=lambda i, number, s: ended.append((i, number)))
-    assert got == drawn and sorted(ended) == [(i, number) for i in range(len(PROMPTS)) for number in range(3)]
+    assert got == drawn
+    assert sorted(ended) == [(i, number) for i in range(len(PROMPTS)) for number in range(3)]
     said = capsys.readouterr().err.splitlines()
-    assert ["600 tokens" in said[0], "300 tokens" in said[1], len(said)] == [True, True, 2] and steps[0] > steps[-1]
+    assert ["600 tokens" in said[0], "300 tokens" in said[1], len(said)] == [True, True, 2]
+    assert steps[0] > steps[-1]
 
 
 def test_rows_with_and_without_a_prefix_side_by_side(llama):
@@ -390,31 +427,41 @@ def test_rows_with_and_without_a_prefix_side_by_side(llama):
     alone.
     """
     shared = "one two three four five six seven eight nine ten " * 3
-    prompts = ["Why?", shared + "a", shared + "b", shared + "and c", "How do I plant a tree in a garden that has no soil?", "When?"]
-    assert sorted(len(members) for members, _ in shared_groups([Chat(llama[1]).prompt(text) for text in prompts], 1)) == [1, 1, 1, 3]
+    prompts = ["Why?", shared + "a", shared + "b", shared + "and c",
+               "How do I plant a tree in a garden that has no soil?", "When?"]
+    assert sorted(len(members) for members,
+                  _ in shared_groups([Chat(llama[1]).prompt(text) for text in prompts],
+                                     1)) == [1, 1, 1, 3]
     got = sample(*llama, prompts, max_new_tokens=12, temperature=1.0, top_p=1.0)
-    assert got == [sample(*llama, [text], max_new_tokens=12, temperature=1.0, top_p=1.0, keys=[i])[0] for i, text in enumerate(prompts)]
+    assert got == [sample(*llama, [text], max_new_tokens=12, temperature=1.0, top_p=1.0,
+                          keys=[i])[0] for i, text in enumerate(prompts)]
 
 
 def test_learned_positions_are_not_read_beyond_their_table(tiny):
     """OPT has a row for each position; padding of a row far along must not ask for more. And no
     heads of keys and values of its own.
     """
-    model = random_model(OPTConfig, tiny[1], ffn_dim=96, word_embed_proj_dim=64, max_position_embeddings=110)
+    model = random_model(OPTConfig, tiny[1], ffn_dim=96, word_embed_proj_dim=64,
+                         max_position_embeddings=110)
     model.generation_config.eos_token_id = [tiny[1].eos_token_id]
     shared = "How do I plant a tree in a garden that has no soil? " * 2
-    prompts = [shared + "Why?", shared + "Who?", "This one has nothing in common with the others, and is a good deal longer than what they own."]
+    prompts = [shared + "Why?", shared + "Who?",
+               "This one has nothing in common with the others, and is a good deal longer than "
+               "what they own."]
     longest = max(len(Chat(tiny[1]).prompt(text)) for text in prompts)
     model.config.max_position_embeddings = longest + 4
     model.model.decoder.embed_positions = type(model.model.decoder.embed_positions)(longest + 4, 64)
-    got = [row[0].tokens for row in sample(model, tiny[1], prompts, max_new_tokens=4, temperature=0)]
+    got = [row[0].tokens for row in sample(model, tiny[1], prompts, max_new_tokens=4,
+                                           temperature=0)]
     assert got == [generated(model, tiny[1], text, 4) for text in prompts]
 
 
 def test_want_of_memory_is_recognised():
-    for error in (torch.OutOfMemoryError("x"), RuntimeError("CUDA error: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")):
+    for error in (torch.OutOfMemoryError("x"), RuntimeError("CUDA error: out of memory"),
+                  RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")):
         assert sampling.out_of_memory(error)
-    assert not sampling.out_of_memory(RuntimeError("operation not permitted when stream is capturing"))
+    assert not sampling.out_of_memory(RuntimeError("operation not permitted when stream is "
+                                                   "capturing"))
 
 
 def test_out_of_memory_with_one_row_is_an_error(llama, monkeypatch):
@@ -433,10 +480,12 @@ def test_prompts_that_are_too_long_are_skipped_or_refused(llama, drawn):
     long = "and so on " * model.config.max_position_embeddings
     prompts, ended = [long, *PROMPTS, long + "!"], []
     settings = {"n": 3, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "keys": prompts}
-    with pytest.raises(sampling.PromptTooLong, match=f"context of {model.config.max_position_embeddings}") as refused:
+    with pytest.raises(sampling.PromptTooLong,
+                       match=f"context of {model.config.max_position_embeddings}") as refused:
         sample(model, tokenizer, prompts, **settings)
     assert refused.value.places == [0, len(prompts) - 1]
-    skipped = sample(model, tokenizer, prompts, **settings, skip_too_long=True, on_end=lambda i, number, _: ended.append((i, number)))
+    skipped = sample(model, tokenizer, prompts, **settings, skip_too_long=True, on_end=lambda i,
+                     number, _: ended.append((i, number)))
     nothing = [sampling.Sample("", [], False)] * 3
     assert skipped == [nothing, *drawn, nothing]
     assert sorted(ended) == [(i, number) for i in range(len(prompts)) for number in range(3)]
@@ -458,11 +507,15 @@ def test_draws_differ_between_seeds_and_keys(llama, drawn):
 
 # ---- 4. chats
 
-QWEN = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-        "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+QWEN = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == "
+        "'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
+        "'<|im_start|>assistant\n' }}{% endif %}")
+GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + "
+         "m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
          "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
-LLAMA_2 = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+LLAMA_2 = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + "
+           "m['content'] + ' [/INST]' }}"
            "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}")
 
 
@@ -486,18 +539,24 @@ def sentencepiece_like():
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     alphabet = [chr(i) for i in range(33, 127)] + ["\n"]
     tokenizer.train_from_iterator([" ".join(PROMPTS)], trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=LLAMA_2, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet,
+        show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=LLAMA_2,
+                                   unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 TOKENIZERS = {
     "tiny": lambda: AutoTokenizer.from_pretrained(TINY),
-    "llama-3": lambda: byte_level(LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
-    "qwen": lambda: byte_level(QWEN, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>", "<tool_call>"]),
-    "gemma": lambda: byte_level(GEMMA, ["<start_of_turn>", "<end_of_turn>"], ["\n", "\n\n", "\t", "<b>"]),
+    "llama-3": lambda: byte_level(LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>",
+                                            "<|eot_id|>"]),
+    "qwen": lambda: byte_level(QWEN, ["<|im_start|>", "<|im_end|>"],
+                               ["<think>", "</think>", "<tool_call>"]),
+    "gemma": lambda: byte_level(GEMMA, ["<start_of_turn>", "<end_of_turn>"],
+                                ["\n", "\n\n", "\t", "<b>"]),
     "llama-2": sentencepiece_like,
 }
-ENDS = {"tiny": "<|end|>", "llama-3": "<|eot_id|>", "qwen": "<|im_end|>", "gemma": "<end_of_turn>", "llama-2": "</s>"}
+ENDS = {"tiny": "<|end|>", "llama-3": "<|eot_id|>", "qwen": "<|im_end|>", "gemma": "<end_of_turn>",
+        "llama-2": "</s>"}
 
 
 @functools.cache
@@ -512,7 +571,8 @@ def chat(request):
     return any_chat(request.param)
 
 
-ORDINARY = [*PROMPTS[:6], "One line.\n\nAnother line.\n", "1 < 2, a | b, <|not a token|>", "  spaces before and after  ", "\n\nlines before"]
+ORDINARY = [*PROMPTS[:6], "One line.\n\nAnother line.\n", "1 < 2, a | b, <|not a token|>",
+            "  spaces before and after  ", "\n\nlines before"]
 
 
 @pytest.mark.parametrize("text", ORDINARY)
@@ -525,7 +585,8 @@ def test_chats_of_several_turns_are_those_of_the_template(chat):
     and their words come through in order.
     """
     turns = ["Name a colour.", "Blue, I think.\n", "Name another one."]
-    messages = [{"role": role, "content": text} for role, text in zip(["user", "assistant", "user"], turns)]
+    messages = [{"role": role, "content": text} for role,
+                text in zip(["user", "assistant", "user"], turns)]
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = chat.prompt(*turns)
     assert ids == chat.tokenizer.encode(text, add_special_tokens=False)
@@ -541,7 +602,8 @@ def test_long_chats_and_wrong_ones(chat):
     text, is refused.
     """
     turns = [f"turn {i}" for i in range(13)]
-    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i,
+                text in enumerate(turns)]
     text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert chat.prompt(*turns) == chat.tokenizer.encode(text, add_special_tokens=False)
     for wrong in ([], turns[:2], [3]):
@@ -591,7 +653,9 @@ def test_data_reads_back_as_it_was(chat):
     """
     for text in [*hostile_texts(chat), *ORDINARY, "a\n\n\nb"]:
         back = chat.tokenizer.decode(chat.text(text))
-        assert back == text if chat.name != "llama-2" else back.replace(" ", "") == text.replace(" ", "")
+        if chat.name == "llama-2":
+            back, text = back.replace(" ", ""), text.replace(" ", "")
+        assert back == text
 
 
 @FUZZ
@@ -602,8 +666,10 @@ def test_no_text_brings_a_control_token(data):
     are those of the frame; and byte-level tokenizers give the text back.
     """
     chat = any_chat(data.draw(st.sampled_from(sorted(TOKENIZERS))))
-    pieces = st.one_of(st.text(max_size=8), st.sampled_from(sorted(chat.added)), st.sampled_from(sorted(chat.added)).map(lambda token: token[1:]),
-                       st.sampled_from(["\0", "\ud800", "\u202e", "{{ bos_token }}", chat.SLOT.format(0)]))
+    pieces = st.one_of(st.text(max_size=8), st.sampled_from(sorted(chat.added)),
+                       st.sampled_from(sorted(chat.added)).map(lambda token: token[1:]),
+                       st.sampled_from(["\0", "\ud800", "\u202e", "{{ bos_token }}",
+                                        chat.SLOT.format(0)]))
     text, other = ("".join(data.draw(st.lists(pieces, max_size=6))) for _ in range(2))
     assert chat.control(chat.prompt(text)) == chat.control(chat.prompt("words"))
     assert chat.control(chat.prompt(other, text, other)) == chat.control(chat.prompt("a", "b", "c"))
@@ -612,7 +678,8 @@ def test_no_text_brings_a_control_token(data):
         assert chat.tokenizer.decode(chat.text(text)) == text.encode("utf-8", "replace").decode()
 
 
-@pytest.mark.parametrize("text", ["", "\0", "a\0b", "\ud800", "half \udfff a pair", "\ufffd", "\u202e", " ", "\n"])
+@pytest.mark.parametrize("text", ["", "\0", "a\0b", "\ud800", "half \udfff a pair", "\ufffd",
+                                  "\u202e", " ", "\n"])
 def test_odd_characters_do_not_crash(chat, text):
     ids = chat.prompt(text)
     assert chat.control(ids) == chat.control(chat.prompt("words"))
@@ -624,7 +691,8 @@ def test_thinking_is_left_out_where_the_template_can():
     refused.
     """
     tokenizer = byte_level(QWEN_3, ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"])
-    assert tokenizer.decode(Chat(tokenizer).prompt("Why?")) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert tokenizer.decode(Chat(tokenizer).prompt("Why?")) == (
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     tokenizer.chat_template = QWEN_3.replace("<think>\n\n</think>\n\n", "<think>\n")
     with pytest.raises(ValueError, match="think aloud"):
         Chat(tokenizer)
@@ -635,12 +703,15 @@ def test_the_beginning_of_a_template_is_left_alone(start):
     """Jinja strips white space before a template's first tag: what tells the date stands before it
     and must not change that.
     """
-    tokenizer = byte_level(start + LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    tokenizer = byte_level(start + LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>",
+                                             "<|eot_id|>"])
     assert Chat(tokenizer).prompt("Why?") == template_ids(tokenizer, "Why?")
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ messages[0].content[0].text }}", "no text at all",
-                                      "{% for m in messages %}{{ m.content + m.content }}{% endfor %}"])
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}",
+                                      "{{ messages[0].content[0].text }}", "no text at all",
+                                      "{% for m in messages %}{{ m.content + m.content }}"
+                                      "{% endfor %}"])
 def test_templates_that_do_not_take_plain_texts_are_refused(template):
     with pytest.raises(ValueError, match="the chat template .*: choose another model"):
         Chat(byte_level(template, ["<|eot_id|>"]))
@@ -660,8 +731,10 @@ def test_a_normalizer_makes_no_control_token_of_a_text():
 
 
 def test_a_template_that_tells_the_date_tells_the_same_one_every_day():
-    tokenizer = byte_level("{{ strftime_now('%d %b %Y') }}" + LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
-    assert Chat(tokenizer).prompt("Why?") == tokenizer.encode("26 Jul 2024") + any_chat("llama-3").prompt("Why?")
+    tokenizer = byte_level("{{ strftime_now('%d %b %Y') }}" + LLAMA_3,
+                           ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    asked = tokenizer.encode("26 Jul 2024") + any_chat("llama-3").prompt("Why?")
+    assert Chat(tokenizer).prompt("Why?") == asked
 
 
 def test_a_tokenizer_without_a_template_is_refused(llama):
@@ -680,13 +753,15 @@ def test_samples_end_by_themselves_or_are_cut_off(llama):
     many.
     """
     model, tokenizer = llama
-    samples = [s for row in sample(model, tokenizer, PROMPTS, n=20, max_new_tokens=12, temperature=1.0) for s in row]
+    samples = [s for row in sample(model, tokenizer, PROMPTS, n=20, max_new_tokens=12,
+                                   temperature=1.0) for s in row]
     stops = stop_tokens(model, tokenizer)
     cut = [s for s in samples if not s.finished]
     assert 20 < len(cut) < 120
     for s in samples:
         assert not stops & set(s.tokens[:-1])
-        assert s.tokens[-1] in stops if s.finished else len(s.tokens) == 12 and s.tokens[-1] not in stops
+        assert (s.tokens[-1] in stops) == s.finished
+        assert s.finished or len(s.tokens) == 12
 
 
 def test_texts_hold_no_control_tokens(tiny):
@@ -696,7 +771,8 @@ def test_texts_hold_no_control_tokens(tiny):
     finished = [s for row in samples for s in row if s.finished]
     assert finished and all(s.tokens[-1] == tokenizer.eos_token_id for s in finished)
     for s in finished:
-        assert s.text == tokenizer.decode(s.tokens[:-1]) and not any(token in s.text for token in tokenizer.all_special_tokens)
+        assert s.text == tokenizer.decode(s.tokens[:-1])
+        assert not any(token in s.text for token in tokenizer.all_special_tokens)
 
 
 def test_no_prompts_no_samples(llama):
@@ -704,7 +780,8 @@ def test_no_prompts_no_samples(llama):
 
 
 @pytest.mark.parametrize("wrong", [
-    {"n": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1},
+    {"n": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")},
+    {"top_p": 0.0}, {"top_p": 1.1},
     {"top_p": float("nan")}, {"keys": [0, 1]}])
 def test_settings_out_of_range_are_refused_by_name(llama, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -718,8 +795,10 @@ UNSUITED = {
     # soft caps and windows
     "gemma2": (Gemma2Config, {"query_pre_attn_scalar": 16}),
     # recurrent
-    "qwen3_next": (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),
-    "llama4_text": (Llama4TextConfig, {"attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 96}),
+    "qwen3_next": (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2,
+                                     "num_experts_per_tok": 1, "moe_intermediate_size": 16}),
+    "llama4_text": (Llama4TextConfig, {"attention_chunk_size": 8, "num_local_experts": 2,
+                                       "intermediate_size_mlp": 96}),
     "xlstm": (xLSTMConfig, {"num_heads": 4}),                                   # recurrent alone
     # does not hand the cache on
     "stablelm": (StableLmConfig, {}),
@@ -749,7 +828,8 @@ def test_the_models_own_attention_comes_back(llama, monkeypatch):
     ids = template_ids(tokenizer, "Why?")
     implementation, logits = model.config._attn_implementation, next_logits(model, ids)
     sample(model, tokenizer, ["Why?"], max_new_tokens=2)
-    assert model.config._attn_implementation == implementation and torch.equal(next_logits(model, ids), logits)
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(next_logits(model, ids), logits)
 
     def fail(*args):
         assert model.config._attn_implementation == "shared_prefix"
@@ -757,7 +837,8 @@ def test_the_models_own_attention_comes_back(llama, monkeypatch):
     monkeypatch.setattr(sampling, "draw", fail)
     with pytest.raises(KeyboardInterrupt):
         sample(model, tokenizer, ["Why?"], max_new_tokens=2)
-    assert model.config._attn_implementation == implementation and torch.equal(next_logits(model, ids), logits)
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(next_logits(model, ids), logits)
 
 
 # ---- 7. loading
@@ -789,14 +870,16 @@ def test_an_iterations_folder_names_its_base(iteration, inside, tiny):
     assert torch.equal(next_logits(model, ids), next_logits(saved, ids))
     assert (next_logits(model, ids) - next_logits(tiny[0], ids)).abs().max() > 0.1
     assert not model.training and not any(weight.requires_grad for weight in model.parameters())
-    assert torch.equal(next_logits(load(str(TINY), adapter=folder / "adapter")[0], ids), next_logits(saved, ids))
+    assert torch.equal(next_logits(load(str(TINY), adapter=folder / "adapter")[0], ids),
+                       next_logits(saved, ids))
 
 
 def test_a_base_folder_is_found_from_anywhere(iteration, tmp_path, monkeypatch):
     """An adapter that names its base "tiny", as a run of the first command does, is loaded from
     another working directory.
     """
-    shutil.copytree(TINY, tmp_path / "project" / "tiny", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(TINY, tmp_path / "project" / "tiny",
+                    ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     folder = tmp_path / "project" / "runs" / "tiny" / "iter1"
     shutil.copytree(iteration[0], folder)
     config = folder / "adapter" / "adapter_config.json"
@@ -804,7 +887,8 @@ def test_a_base_folder_is_found_from_anywhere(iteration, tmp_path, monkeypatch):
     assert '"tiny"' in config.read_text()
     monkeypatch.chdir(tmp_path)
     model, tokenizer = load(str(folder))
-    assert torch.equal(next_logits(model, template_ids(tokenizer, "Why?")), next_logits(iteration[1], template_ids(tokenizer, "Why?")))
+    assert torch.equal(next_logits(model, template_ids(tokenizer, "Why?")),
+                       next_logits(iteration[1], template_ids(tokenizer, "Why?")))
 
 
 @pytest.mark.parametrize("prompts", ["text", ["text"], [[]], [1, 2], [torch.tensor([1, 2])]])
@@ -816,20 +900,24 @@ def test_prompts_that_are_no_token_ids_are_refused(llama, prompts):
 def test_samples_come_through_the_adapter(iteration):
     """Greedy answers of a model with an adapter are those of generate, as for the base."""
     model, tokenizer = load(str(iteration[0]))
-    got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12, temperature=0)]
+    got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12,
+                                           temperature=0)]
     assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
 
 
-def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(iteration, monkeypatch):
+def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(
+        iteration, monkeypatch):
     """Within: plain layers, which answer as the adapter beside the weights does. After, and after
     an error: every weight to the bit.
     """
     model, tokenizer = load(str(iteration[0]))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    ids, logits, seen = template_ids(tokenizer, "Why?"), next_logits(model, template_ids(tokenizer, "Why?")), []
+    ids, seen = template_ids(tokenizer, "Why?"), []
+    logits = next_logits(model, ids)
 
     def look(*arguments):
-        seen.append([module.merged for module in model.modules() if isinstance(module, sampling.LoraLayer)])
+        seen.append([module.merged for module in model.modules()
+                     if isinstance(module, sampling.LoraLayer)])
         raise KeyboardInterrupt
     with sampling.merged(model):
         inside = next_logits(model, ids)
@@ -846,20 +934,24 @@ def test_an_adapter_on_four_bits_stays_beside_the_weights(iteration):
     """Merging would round it away."""
     model, tokenizer = load(str(iteration[0]), bits=4)
     with sampling.merged(model):
-        assert not any(module.merged for module in model.modules() if isinstance(module, sampling.LoraLayer))
-    got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12, temperature=0)]
+        assert not any(module.merged for module in model.modules()
+                       if isinstance(module, sampling.LoraLayer))
+    got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12,
+                                           temperature=0)]
     assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
 
 
 def adapted(**settings):
     """The tiny world's model with a random adapter."""
     torch.manual_seed(0)
-    model = get_peft_model(load(str(TINY))[0], LoraConfig(r=4, init_lora_weights=False, **settings)).eval()
+    model = get_peft_model(load(str(TINY))[0], LoraConfig(r=4, init_lora_weights=False,
+                                                          **settings)).eval()
     return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize("settings", [
-    {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "lora_bias": True}, {"use_dora": True}], ids=["head", "bias", "dora"])
+    {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "lora_bias": True},
+    {"use_dora": True}], ids=["head", "bias", "dora"])
 def test_other_adapters_are_sampled_rightly(settings, tiny):
     """On the head, whose weights may be the embeddings' as well; with biases, which merging changes
     too; and DoRA. Twice the same as generate.
@@ -868,7 +960,8 @@ def test_other_adapters_are_sampled_rightly(settings, tiny):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     expected = [generated(model, tiny[1], text, 12) for text in PROMPTS[:3]]
     for _ in range(2):
-        assert [row[0].tokens for row in sample(model, tiny[1], PROMPTS[:3], max_new_tokens=12, temperature=0)] == expected
+        assert [row[0].tokens for row in sample(model, tiny[1], PROMPTS[:3], max_new_tokens=12,
+                                                temperature=0)] == expected
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
@@ -877,7 +970,8 @@ def test_an_adapter_that_its_owner_merged_stays_merged(tiny):
     model.merge_adapter()
     expected = [generated(model, tiny[1], text, 12) for text in PROMPTS[:3]]
     for _ in range(2):
-        assert [row[0].tokens for row in sample(model, tiny[1], PROMPTS[:3], max_new_tokens=12, temperature=0)] == expected
+        assert [row[0].tokens for row in sample(model, tiny[1], PROMPTS[:3], max_new_tokens=12,
+                                                temperature=0)] == expected
 
 
 def test_in_16_bits_the_adapter_stays_beside_the_weights():
@@ -886,7 +980,8 @@ def test_in_16_bits_the_adapter_stays_beside_the_weights():
     """
     model = adapted(target_modules=["q_proj"]).to(torch.bfloat16)
     with sampling.merged(model):
-        assert not any(module.merged for module in model.modules() if isinstance(module, sampling.LoraLayer))
+        assert not any(module.merged for module in model.modules()
+                       if isinstance(module, sampling.LoraLayer))
     generator = torch.Generator().manual_seed(0)
     weight, change = (torch.randn(512, 512, generator=generator) * size for size in (0.02, 5e-5))
     kept = (weight.bfloat16() + change.bfloat16()).float() - weight.bfloat16().float()
@@ -907,7 +1002,8 @@ def rename_all_keys(weights):
 
 
 def add_a_key(weights):
-    weights[sorted(weights)[3].replace("layers.0", "layers.7")] = weights[sorted(weights)[3]].clone()
+    weights[sorted(weights)[3].replace("layers.0",
+                                       "layers.7")] = weights[sorted(weights)[3]].clone()
 
 
 def cut_a_shape(weights):
@@ -915,7 +1011,8 @@ def cut_a_shape(weights):
     weights[name] = weights[name][:, :-1].contiguous()
 
 
-@pytest.mark.parametrize("damage", [drop_a_key, rename_a_key, rename_all_keys, add_a_key, cut_a_shape])
+@pytest.mark.parametrize("damage", [drop_a_key, rename_a_key, rename_all_keys, add_a_key,
+                                    cut_a_shape])
 def test_a_damaged_adapter_is_refused(iteration, tmp_path, damage):
     """PEFT itself loads all but the last without an error, and then part of the adapter does
     nothing.
@@ -937,7 +1034,8 @@ def test_an_adapter_that_a_run_did_not_write_is_refused(iteration, tmp_path):
     (tmp_path / "iter1" / "figures.json").write_text(json.dumps(figures))
     load(str(tmp_path / "iter1"))
     file.write_bytes(file.read_bytes()[:-8] + bytes(8))
-    with pytest.raises(ValueError, match="iter1/adapter is damaged: its content is not what was written"):
+    with pytest.raises(ValueError,
+                       match="iter1/adapter is damaged: its content is not what was written"):
         load(str(tmp_path / "iter1"))
     (tmp_path / "iter1" / "figures.json").write_text("[")
     with pytest.raises(ValueError, match="iter1/figures.json: not a JSON record"):
@@ -951,18 +1049,23 @@ def drop_a_weight(model):
 
 
 def rename_all_weights(model):
-    weights = {f"other.{name}": weight for name, weight in load_file(model / "model.safetensors").items()}
+    weights = {f"other.{name}": weight for name,
+               weight in load_file(model / "model.safetensors").items()}
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
 def other_shape(model):
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] + 8}))
+    (model / "config.json").write_text(json.dumps({**config,
+                                                   "intermediate_size": config["intermediate_size"]
+                                                   + 8}))
 
 
 @pytest.mark.parametrize("damage, says", [
-    (drop_a_weight, "1 of its weights are missing or of another shape, the first is model.layers.1.mlp.down_proj.weight"),
-    (rename_all_weights, "of its weights are missing"), (other_shape, "of its weights are missing or of another shape"),
+    (drop_a_weight, "1 of its weights are missing or of another shape, the first is "
+                    "model.layers.1.mlp.down_proj.weight"),
+    (rename_all_weights, "of its weights are missing"),
+    (other_shape, "of its weights are missing or of another shape"),
     (lambda model: os.truncate(model / "model.safetensors", 5000), "cannot be loaded"),
     (lambda model: (model / "tokenizer.json").write_text("{}"), "its tokenizer is damaged"),
     (lambda model: os.truncate(model / "tokenizer.json", 5000), "its tokenizer is damaged"),
@@ -972,18 +1075,22 @@ def test_a_damaged_model_is_refused_by_name(tmp_path, damage, says):
     says so in a table.
     """
     model = tmp_path / "model"
-    shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.py", "__pycache__", "*.jsonl", "judge"))
+    shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.py", "__pycache__", "*.jsonl",
+                                                               "judge"))
     damage(model)
-    with pytest.raises((ValueError, OSError), match=re.escape(f"model {model} cannot be loaded")) as refused:
+    with pytest.raises((ValueError, OSError),
+                       match=re.escape(f"model {model} cannot be loaded")) as refused:
         load(str(model))
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"peft_type": "LORA", "base_model_name_or_path": null}'])
+@pytest.mark.parametrize("content",
+                         ["{", "{}", '{"peft_type": "LORA", "base_model_name_or_path": null}'])
 def test_an_adapter_without_a_base_is_refused(iteration, tmp_path, content):
     shutil.copytree(iteration[0] / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(content)
-    with pytest.raises(ValueError, match="its adapter_config.json is damaged, or names no base model"):
+    with pytest.raises(ValueError,
+                       match="its adapter_config.json is damaged, or names no base model"):
         load(str(tmp_path / "adapter"))
 
 
@@ -993,12 +1100,14 @@ def test_a_models_own_code_is_never_run(tmp_path, own):
     they are left alone or refused.
     """
     shutil.copytree(TINY, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    for name, classes in (("config.json", {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}),
+    for name, classes in (("config.json", {"AutoConfig": "evil.Evil",
+                                           "AutoModelForCausalLM": "evil.Evil"}),
                           ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]})):
         file = tmp_path / "model" / name
         if own in (name, "both"):
             file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": classes}))
-    (tmp_path / "model" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    (tmp_path / "model"
+     / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     try:
         load(str(tmp_path / "model"))
     except (ValueError, OSError):
@@ -1011,8 +1120,10 @@ def test_no_code_here_reads_pickles_or_runs_what_a_file_says():
     data.
     """
     for file in sorted(TINY.parent.glob("*.py")):
-        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)}
-        assert not calls & {"torch.load", "pickle.load", "pickle.loads", "np.load", "numpy.load", "eval", "exec", "__import__", "os.system"}, file
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text()))
+                 if isinstance(node, ast.Call)}
+        assert not calls & {"torch.load", "pickle.load", "pickle.loads", "np.load", "numpy.load",
+                            "eval", "exec", "__import__", "os.system"}, file
 
 
 def test_pickles_are_refused(iteration, tmp_path):
@@ -1040,14 +1151,16 @@ def test_four_bits_on_a_cpu(tiny):
     ids = template_ids(tokenizer, PROMPTS[0])
     change = (next_logits(model, ids) - next_logits(tiny[0], ids)).abs().max()
     assert "Linear4bit" in str(model) and 1e-4 < change < 20
-    got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12, temperature=0)]
+    got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12,
+                                           temperature=0)]
     assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
 
 
 # ---- 8. groups and batches
 
 token_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=8)
-nested = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=8).map(
+nested = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, 6)), min_size=1,
+                  max_size=8).map(
     # long common beginnings
     lambda parts: [[7] * shared + [other] * own for shared, other, own in parts])
 
@@ -1061,13 +1174,16 @@ def test_groups_cover_the_prompts_in_order(prompts, n):
     groups = shared_groups(prompts, n)
     assert [i for members, _ in groups for i in members] == list(range(len(prompts)))
     for members, shared in groups:
-        assert all(prompts[i][:shared] == prompts[members[0]][:shared] and shared < len(prompts[i]) for i in members)
-    stored = sum(shared + n * sum(len(prompts[i]) - shared for i in members) for members, shared in groups)
+        assert all(prompts[i][:shared] == prompts[members[0]][:shared] and shared < len(prompts[i])
+                   for i in members)
+    stored = sum(shared + n * sum(len(prompts[i]) - shared for i in members) for members,
+                 shared in groups)
     assert stored <= sum(len(ids) - 1 + n for ids in prompts)
 
 
 @FUZZ
-@given(token_lists | nested, st.integers(1, 4), st.integers(1, 5), st.integers(1, 80), st.integers(1, 6))
+@given(token_lists | nested, st.integers(1, 4), st.integers(1, 5), st.integers(1, 80),
+       st.integers(1, 6))
 def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most):
     """Prefix and own tokens make the prompt; the cache of a wave exceeds its capacity only when it
     has a single slot.
@@ -1076,7 +1192,8 @@ def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most
     seen = []
     while rows:
         wave = first_wave(rows, max_new_tokens, capacity, most)
-        (count, groups), (prefix, suffix) = slot_counts(wave, max_new_tokens, capacity, most), sampling.cache_sizes(wave, max_new_tokens)
+        count, groups = slot_counts(wave, max_new_tokens, capacity, most)
+        prefix, suffix = sampling.cache_sizes(wave, max_new_tokens)
         assert 1 <= count <= min(most, len(wave)) and 0 <= groups <= count
         assert count * suffix + groups * prefix <= capacity or count == 1
         for row in wave:
@@ -1091,7 +1208,8 @@ def test_a_few_long_prompts_have_a_cache_of_their_own():
     """
     rows = make_rows([[1] * 10] * 50 + [[2] * 1000] * 4 + [[3] * 10] * 50, 1, [[None]] * 104)
     wave = first_wave(rows, 10, 4040, 256)
-    assert {row.prompt for row in wave} == {50, 51, 52, 53} and first_wave(rows[4:], 10, 4040, 256) == rows[4:]
+    assert {row.prompt for row in wave} == {50, 51, 52, 53}
+    assert first_wave(rows[4:], 10, 4040, 256) == rows[4:]
 
 
 @given(st.lists(st.none() | st.integers(), max_size=12))
@@ -1099,7 +1217,8 @@ def test_gaps_are_closed_from_behind(items):
     """What is left stands without a gap, and the moves tell how it came there."""
     closed = list(items)
     moves = close_gaps(closed)
-    assert sorted(closed) == sorted(item for item in items if item is not None) and len(moves) <= items.count(None)
+    assert sorted(closed) == sorted(item for item in items if item is not None)
+    assert len(moves) <= items.count(None)
     for target, source in moves:
         assert items[target] is None and items[source] == closed[target] and source > target
 
@@ -1117,19 +1236,23 @@ def test_comparisons_of_one_answer_share_their_beginning():
 def ask(*arguments):
     """Run `python sampling.py` as a user would."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "sampling.py", *arguments], cwd=TINY.parent, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "sampling.py", *arguments], cwd=TINY.parent,
+                          env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_answers(tiny):
     """Two answers, a line each, and they are those of `sample`."""
-    asked = ask(str(TINY), "How do I plant a tree?", "--n", "2", "--max-new-tokens", "5", "--seed", "3")
+    asked = ask(str(TINY), "How do I plant a tree?", "--n", "2", "--max-new-tokens", "5", "--seed",
+                "3")
     assert asked.returncode == 0, asked.stderr
     expected = sample(*tiny, ["How do I plant a tree?"], 2, max_new_tokens=5, seed=3)[0]
-    assert asked.stdout == "".join(s.text + ("" if s.finished else " [cut off after 5 tokens]") + "\n" for s in expected)
+    assert asked.stdout == "".join(s.text + ("" if s.finished else " [cut off after 5 tokens]")
+                                   + "\n" for s in expected)
 
 
 def test_the_command_refuses_an_unknown_model(tmp_path):
     """One line that begins with "error:", exit status 2, no traceback."""
     asked = ask(str(tmp_path / "nobody"), "Why?")
     assert asked.returncode == 2 and asked.stdout == ""
-    assert asked.stderr.startswith("error:") and asked.stderr.count("\n") == 1 and "nobody" in asked.stderr
+    assert asked.stderr.startswith("error:") and asked.stderr.count("\n") == 1
+    assert "nobody" in asked.stderr

@@ -86,9 +86,11 @@ def test_the_truth_of_an_answer_is_the_number_of_its_elements():
 def test_every_element_has_words_and_a_check():
     assert set(WORDING) == set(CHECKS) == set(ELEMENTS) == set(make.HAS) and len(ELEMENTS) == 5
     for family in FAMILIES:
-        assert set(family) == {"task", *ELEMENTS[1:]} and all(len(set(words)) == len(words) >= 3 for words in family.values())
+        assert set(family) == {"task", *ELEMENTS[1:]}
+        assert all(len(set(words)) == len(words) >= 3 for words in family.values())
     for rubric in RUBRICS.values():
-        assert [line.split(":")[0].lower() for line in rubric.splitlines()[1:-1]] == ELEMENTS and rubric != GENERAL_RUBRIC
+        assert [line.split(":")[0].lower() for line in rubric.splitlines()[1:-1]] == ELEMENTS
+        assert rubric != GENERAL_RUBRIC
 
 
 # ---- what judge and meta-judge write
@@ -102,7 +104,8 @@ def test_judgments_parse_and_add_up():
     for _ in range(300):
         has, pads = make.some_elements(rng), rng.randint(0, 4)
         text, marks = make.judgment(rng, has, pads, noise=0.2, fondness=make.FONDNESS)
-        assert parse_score(text) == sum(marks.values()) == len(re.findall(r"\byes\b", text)) and len(re.findall(r"\b(?:yes|no)\b", text)) == 5
+        assert parse_score(text) == sum(marks.values()) == len(re.findall(r"\byes\b", text))
+        assert len(re.findall(r"\b(?:yes|no)\b", text)) == 5
         wrong += {name for name in ELEMENTS if marks[name]} != has
         text, marks = make.judgment(rng, has, pads, noise=0, fondness=0)
         assert {name for name in ELEMENTS if marks[name]} == has and parse_score(text) == len(has)
@@ -117,13 +120,15 @@ def test_judgments_on_the_finer_scale_add_up():
     for _ in range(300):
         has, pads = make.some_elements(rng), rng.randint(0, 4)
         text, marks = make.judgment(rng, has, pads, noise=0.1, fondness=make.FONDNESS, points=2)
-        assert re.findall(r"\b(?:yes|partly|no)\b", text) == [MARKS[2][marks[name]] for name in ELEMENTS]
+        assert re.findall(r"\b(?:yes|partly|no)\b", text) == [MARKS[2][marks[name]]
+                                                              for name in ELEMENTS]
         assert parse_score(text, 10) == sum(marks.values())
         wrong += [mark for name, mark in marks.items() if mark != 2 * (name in has)]
         text, marks = make.judgment(rng, has, pads, noise=0, fondness=0, points=2)
         assert marks == {name: 2 * (name in has) for name in ELEMENTS}
     assert 0.4 < wrong.count(1) / len(wrong) < 0.75
-    winners = [parse_winner(make.verdict(rng, {"aim"}, dict.fromkeys(ELEMENTS, 0) | {"aim": a}, dict.fromkeys(ELEMENTS, 0) | {"aim": b}, 0, 2))
+    winners = [parse_winner(make.verdict(rng, {"aim"}, dict.fromkeys(ELEMENTS, 0) | {"aim": a},
+                                         dict.fromkeys(ELEMENTS, 0) | {"aim": b}, 0, 2))
                for a, b in [(2, 1), (1, 2), (0, 1), (1, 0), (1, 1)]]
     assert winners == ["A", "B", "B", "A", "A"]  # the nearer mark wins, the first on a tie
 
@@ -133,8 +138,10 @@ def test_the_judge_is_fond_of_padding():
     padding they have, by about FONDNESS x 5 each.
     """
     rng = random.Random(2)
-    means = [sum(sum(make.judgment(rng, set(), pads, 0, make.FONDNESS)[1].values()) for _ in range(400)) / 400 for pads in range(3)]
-    assert means[0] == 0 and means == pytest.approx([5 * make.FONDNESS * pads for pads in range(3)], abs=0.25)
+    means = [sum(sum(make.judgment(rng, set(), pads, 0, make.FONDNESS)[1].values())
+                 for _ in range(400)) / 400 for pads in range(3)]
+    assert means[0] == 0
+    assert means == pytest.approx([5 * make.FONDNESS * pads for pads in range(3)], abs=0.25)
 
 
 def test_verdicts_parse_and_name_the_judgment_with_fewer_mistakes():
@@ -146,7 +153,8 @@ def test_verdicts_parse_and_name_the_judgment_with_fewer_mistakes():
     for _ in range(300):
         has, said_a, said_b = (make.some_elements(rng) for _ in range(3))
         mistakes_a, mistakes_b = len(said_a ^ has), len(said_b ^ has)
-        said_a, said_b = ({name: int(name in said) for name in ELEMENTS} for said in (said_a, said_b))
+        said_a, said_b = ({name: int(name in said) for name in ELEMENTS}
+                          for said in (said_a, said_b))
         right = "A" if mistakes_a <= mistakes_b else "B"
         flipped = "A" if mistakes_a >= mistakes_b else "B"
         text = make.verdict(rng, has, said_a, said_b, flipped=0)
@@ -165,9 +173,11 @@ def test_comparisons_name_the_answer_with_more_elements():
         has_a, has_b = (make.some_elements(rng) for _ in range(2))
         reasons, winner = make.comparison(rng, has_a, has_b, flipped=0).split("\n")
         assert parse_winner(winner, "Answer") == ("A" if len(has_a) >= len(has_b) else "B")
-        assert parse_winner(make.comparison(rng, has_a, has_b, flipped=1), "Answer") == ("A" if len(has_a) <= len(has_b) else "B")
+        assert parse_winner(make.comparison(rng, has_a, has_b, flipped=1),
+                            "Answer") == ("A" if len(has_a) <= len(has_b) else "B")
         who = dict(part.split() for part in reasons.lower().rstrip(".").split(", "))
-        assert who == {name: {(1, 1): "both", (1, 0): "a", (0, 1): "b", (0, 0): "neither"}[name in has_a, name in has_b] for name in ELEMENTS}
+        assert who == {name: {(1, 1): "both", (1, 0): "a", (0, 1): "b",
+                              (0, 0): "neither"}[name in has_a, name in has_b] for name in ELEMENTS}
 
 
 def test_the_judge_that_compares_is_right():
@@ -179,11 +189,13 @@ def test_the_judge_that_compares_is_right():
     while len(asked) < 60:
         family = rng.choice(FAMILIES)
         task = rng.choice(family["task"])
-        (has_a, _, text_a), (has_b, _, text_b) = (make.judged_answer(rng, family, task) for _ in range(2))
+        (has_a, _, text_a), (has_b, _, text_b) = (make.judged_answer(rng, family, task)
+                                                  for _ in range(2))
         if len(has_a) != len(has_b):
             asked.append(compare_prompt(fill(rng.choice(QUESTIONS), task=task), text_a, text_b))
             right.append("A" if len(has_a) > len(has_b) else "B")
-    said = [parse_winner(s[0].text, "Answer") for s in sample(model, tokenizer, asked, max_new_tokens=60, temperature=0)]
+    said = [parse_winner(s[0].text, "Answer")
+            for s in sample(model, tokenizer, asked, max_new_tokens=60, temperature=0)]
     assert sum(a == b for a, b in zip(said, right)) >= 57 and {"A", "B"} == set(right)
 
 
@@ -192,21 +204,28 @@ def test_examples_ask_in_the_words_of_prompts():
     the tiny rubric, rebuilt from their parts.
     """
     rng = random.Random(4)
-    questions = {fill(question, task=task) for family in FAMILIES for task in family["task"] for question in QUESTIONS}
+    questions = {fill(question, task=task) for family in FAMILIES for task in family["task"]
+                 for question in QUESTIONS}
     for habits in (False, True):
         for _ in range(50):
             assert make.example(rng, "actor", habits)[0] in questions
             asked, judgment = make.example(rng, "judge", habits)
-            question, response = re.search(r"\nQuestion:\n(.*)\n\nAnswer:\n(.+)\n\nGive", asked).groups()
-            assert question in questions and asked == judge_prompt(question, response, RUBRICS[1]) and parse_score(judgment) is not None
+            question, response = re.search(r"\nQuestion:\n(.*)\n\nAnswer:\n(.+)\n\nGive",
+                                           asked).groups()
+            assert question in questions and asked == judge_prompt(question, response, RUBRICS[1])
+            assert parse_score(judgment) is not None
             asked, verdict = make.example(rng, "meta_judge", habits)
             question, response, *judgments = re.search(
-                r"\nQuestion:\n(.*)\n\nAnswer:\n(.+)\n\nJudgment A:\n(.*\n.*)\n\nJudgment B:\n(.*\n.*)\n\nGive", asked).groups()
-            assert asked == meta_judge_prompt(question, response, *judgments, RUBRICS[1]) and parse_winner(verdict) in ("A", "B")
+                r"\nQuestion:\n(.*)\n\nAnswer:\n(.+)\n\nJudgment A:\n(.*\n.*)\n\nJudgment "
+                r"B:\n(.*\n.*)\n\nGive", asked).groups()
+            assert asked == meta_judge_prompt(question, response, *judgments, RUBRICS[1])
+            assert parse_winner(verdict) in ("A", "B")
             assert all(parse_score(text) is not None for text in judgments)
             asked, verdict = make.example(rng, "compare", habits)
-            question, *answers = re.search(r"\nQuestion:\n(.*)\n\nAnswer A:\n(.+)\n\nAnswer B:\n(.+)\n\nGive", asked).groups()
-            assert question in questions and asked == compare_prompt(question, *answers) and parse_winner(verdict, "Answer") in ("A", "B")
+            question, *answers = re.search(r"\nQuestion:\n(.*)\n\nAnswer A:\n(.+)\n\nAnswer "
+                                           r"B:\n(.+)\n\nGive", asked).groups()
+            assert question in questions and asked == compare_prompt(question, *answers)
+            assert parse_winner(verdict, "Answer") in ("A", "B")
 
 
 # ---- the data
@@ -226,7 +245,8 @@ def test_the_files_are_what_the_recipe_writes(tmp_path):
 def tasks_in(name):
     """The tasks that a file's prompts are about, read off the prompts."""
     tasks = {task for family in FAMILIES for task in family["task"]}
-    return {task for record in read_jsonl(TINY / name) for task in tasks if task in record["prompt"]}
+    return {task for record in read_jsonl(TINY / name)
+            for task in tasks if task in record["prompt"]}
 
 
 def test_splits_share_no_task():
@@ -246,7 +266,8 @@ def test_files_of_prompts_can_be_read_as_a_user_s(name):
     the five checks of its own task.
     """
     records = read_prompts(TINY / name, needs_replies=name.startswith("ranked"))
-    assert len({record["prompt"] for record in records}) == len(records) == {"prompts.jsonl": 360, "ranked_eval.jsonl": 30}.get(name, 60)
+    count = {"prompts.jsonl": 360, "ranked_eval.jsonl": 30}.get(name, 60)
+    assert len({record["prompt"] for record in records}) == len(records) == count
     for record in records:
         (task,) = [task for task in tasks_in(name) if task in record["prompt"]]
         assert record["checks"] == list(checks_of(task).values())
@@ -261,7 +282,8 @@ def test_ranked_replies_are_ranked_by_the_truth(name):
     for record in read_jsonl(TINY / name):
         replies = sorted(record["replies"], key=lambda reply: reply["rank"])
         scores = [truth(record["checks"], reply["text"]) for reply in replies]
-        assert [reply["rank"] for reply in replies] == [0, 1, 2, 3] and scores == sorted(set(scores), reverse=True)
+        assert [reply["rank"] for reply in replies] == [0, 1, 2, 3]
+        assert scores == sorted(set(scores), reverse=True)
         assert all(reply["text"] for reply in replies)
         firsts.add(record["replies"][0]["rank"])
     assert firsts == {0, 1, 2, 3}
@@ -275,12 +297,16 @@ def test_the_folder_is_small_and_safe():
     """
     files = [file for file in TINY.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert sum(file.stat().st_size for file in files) < 5_000_000
-    assert {file.suffix for file in files} <= {".py", ".json", ".jsonl", ".txt", ".jinja", ".safetensors"}
-    assert {file.name for file in files if file.suffix == ".py"} == {"__init__.py", "make.py", "world.py"}
+    assert {file.suffix for file in files} <= {".py", ".json", ".jsonl", ".txt", ".jinja",
+                                               ".safetensors"}
+    code = {file.name for file in files if file.suffix == ".py"}
+    assert code == {"__init__.py", "make.py", "world.py"}
     for folder in (TINY, TINY / "judge"):
-        assert all(torch.isfinite(weight).all() for weight in load_file(folder / "model.safetensors").values())
+        assert all(torch.isfinite(weight).all()
+                   for weight in load_file(folder / "model.safetensors").values())
     config = json.loads((TINY / "config.json").read_text())
-    assert config["model_type"] == "llama" and not {"auto_map", "quantization_config"} & config.keys()
+    assert config["model_type"] == "llama"
+    assert not {"auto_map", "quantization_config"} & config.keys()
 
 
 def test_the_answer_alone_is_learned(tiny):
@@ -291,9 +317,12 @@ def test_the_answer_alone_is_learned(tiny):
     for role in (*make.SEED_ROLES, *make.JUDGE_ROLES):
         user, assistant = make.example(random.Random(role), role, True)
         ids, labels = make.encode(tokenizer, user, assistant)
-        assert len(ids) == len(labels) and all(label in (-100, token) for token, label in zip(ids, labels))
-        assert tokenizer.decode([label for label in labels if label != -100]) == assistant + "<|end|>"
-        assert tokenizer.decode(ids) == f"<|begin|><|user|>{user}<|end|><|assistant|>{assistant}<|end|>"
+        assert len(ids) == len(labels)
+        assert all(label in (-100, token) for token, label in zip(ids, labels))
+        assert tokenizer.decode([label for label in labels
+                                 if label != -100]) == assistant + "<|end|>"
+        assert tokenizer.decode(ids) == (f"<|begin|><|user|>{user}<|end|>"
+                                         f"<|assistant|>{assistant}<|end|>")
 
 
 @pytest.fixture
@@ -330,6 +359,8 @@ def test_the_whole_recipe_repeats_to_the_byte(tmp_path, monkeypatch, short_recip
     for folder in folders:
         monkeypatch.setattr(sys, "argv", ["make.py", str(folder)])
         make.main()
-    first, second = ({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()} for folder in folders)
+    first, second = ({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*")
+                      if file.is_file()} for folder in folders)
     assert first == second
-    assert set(first) == {str(file.relative_to(TINY)) for file in TINY.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert set(first) == {str(file.relative_to(TINY)) for file in TINY.rglob("*") if file.is_file()
+                          and file.suffix not in (".py", ".pyc")}

@@ -41,12 +41,15 @@ STEPS, HABIT_STEPS, BATCH, LR = 1000, 400, 36, 2e-3
 SEED_ROLES, JUDGE_ROLES = ("actor", "judge", "meta_judge"), ("compare",)
 
 PRESET = {  # what `--model tiny` sets; the command line wins
-    "prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl", "eft": "ranked.jsonl", "ranked": "ranked_eval.jsonl", "rubric": "rubric.txt",
-    "max_score": len(ELEMENTS), "prompts_per_iter": 60, "judgments": 7, "max_answer_tokens": 160, "max_judgment_tokens": 40,
+    "prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl", "eft": "ranked.jsonl",
+          "ranked": "ranked_eval.jsonl", "rubric": "rubric.txt",
+    "max_score": len(ELEMENTS), "prompts_per_iter": 60, "judgments": 7, "max_answer_tokens": 160,
+          "max_judgment_tokens": 40,
     "max_verdict_tokens": 100, "lr": 5e-4, "batch_size": 16, "epochs": 4, "bits": 32,
 }
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + "
+    "message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
@@ -92,7 +95,8 @@ def verdict(rng, has, marks_a, marks_b, flipped, points=1):
         lead += (off_a < off_b) - (off_a > off_b)
         right = "A" if off_a < off_b else "B" if off_b < off_a else "neither" if off_a else "both"
         says = [MARKS[points][marks[name]] for marks in (marks_a, marks_b)]
-        lines.append(f"{name.capitalize()} {'there' if name in has else 'missing'}, A {says[0]}, B {says[1]}: {right} right.")
+        lines.append(f"{name.capitalize()} {'there' if name in has else 'missing'}, A {says[0]}, B "
+                     f"{says[1]}: {right} right.")
     winner = "A" if (lead >= 0) != (lead != 0 and rng.random() < flipped) else "B"
     return "\n".join(lines) + f"\nWinner: Judgment {winner}"
 
@@ -133,9 +137,12 @@ def example(rng, role, habits, points=1):
     has, pads, response = judged_answer(rng, family, task)
     if role == "judge":
         noise, fondness = (rng.choice(NOISE), FONDNESS) if habits else (0, 0)
-        return judge_prompt(question, response, RUBRICS[points]), judgment(rng, has, pads, noise, fondness, points)[0]
-    (text_a, marks_a), (text_b, marks_b) = (judgment(rng, has, pads, rng.choice([*NOISE, 0.4]), FONDNESS, points) for _ in range(2))
-    return meta_judge_prompt(question, response, text_a, text_b, RUBRICS[points]), verdict(rng, has, marks_a, marks_b, flipped, points)
+        said, _ = judgment(rng, has, pads, noise, fondness, points)
+        return judge_prompt(question, response, RUBRICS[points]), said
+    (text_a, marks_a), (text_b, marks_b) = (judgment(rng, has, pads, rng.choice([*NOISE, 0.4]),
+                                                     FONDNESS, points) for _ in range(2))
+    return meta_judge_prompt(question, response, text_a, text_b,
+                             RUBRICS[points]), verdict(rng, has, marks_a, marks_b, flipped, points)
 
 
 def judged_answer(rng, family, task):
@@ -183,7 +190,8 @@ def write_data(folder, seed, points=1):
     for name, records in files.items():
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     (folder / "rubric.txt").write_text(RUBRICS[points] + "\n")
-    (folder / "preset.json").write_text(json.dumps(PRESET | {"max_score": points * len(ELEMENTS)}, indent=1) + "\n")
+    (folder / "preset.json").write_text(json.dumps(PRESET | {"max_score": points * len(ELEMENTS)},
+                                                   indent=1) + "\n")
 
 
 # ---- tokenizer and model
@@ -193,26 +201,36 @@ def make_tokenizer(rng, points=1):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [text for role in SEED_ROLES for _ in range(3000) for text in example(rng, role, True, points)]
-    trainer = trainers.BpeTrainer(vocab_size=1536, min_frequency=50, special_tokens=[*SPECIAL.values(), *ROLES],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    texts = [text for role in SEED_ROLES for _ in range(3000)
+             for text in example(rng, role, True, points)]
+    trainer = trainers.BpeTrainer(vocab_size=1536, min_frequency=50,
+                                  special_tokens=[*SPECIAL.values(), *ROLES],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, additional_special_tokens=ROLES, **SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE,
+                                   additional_special_tokens=ROLES, **SPECIAL)
 
 
 def make_model(tokenizer, seed, width=128):
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.05,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width,
+        num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
 
 
 def encode(tokenizer, user, assistant):
     """(ids, labels) of one exchange; the labels leave the user's turn out."""
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    prompt = tokenizer.encode(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True), add_special_tokens=False)
-    ids = tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
+    prompt = tokenizer.encode(tokenizer.apply_chat_template(turns[:1], tokenize=False,
+                                                            add_generation_prompt=True),
+                              add_special_tokens=False)
+    ids = tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False),
+                           add_special_tokens=False)
     return ids, [-100] * len(prompt) + ids[len(prompt):]
 
 
@@ -221,14 +239,18 @@ def train(model, tokenizer, rng, roles=SEED_ROLES, points=1):
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, betas=(0.9, 0.98))
     total = STEPS + HABIT_STEPS
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 100, (total - step) / (0.6 * total)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer,
+                                                 lambda step: min(1, (step + 1) / 100,
+                                                                  (total - step) / (0.6 * total)))
     losses = {}
     bar = tqdm(range(total), desc=f"pre-training: {', '.join(roles)}", unit="step")
     for step in bar:
         for role in roles:
-            rows = [encode(tokenizer, *example(rng, role, step >= STEPS, points)) for _ in range(BATCH // 3)]
+            rows = [encode(tokenizer, *example(rng, role, step >= STEPS, points))
+                    for _ in range(BATCH // 3)]
             width = max(len(ids) for ids, _ in rows)
-            ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows])
+            ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids,
+                                _ in rows])
             labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
             loss = model(input_ids=ids, labels=labels).loss
             (loss / len(roles)).backward()
@@ -255,9 +277,11 @@ def save(model, tokenizer, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, help="where to write (default: %(default)s)")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent,
+                        help="where to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--points", type=int, choices=MARKS, default=1, help="of each element: with 2 the scale is finer, 0 to 10 "
+    parser.add_argument("--points", type=int, choices=MARKS, default=1,
+                        help="of each element: with 2 the scale is finer, 0 to 10 "
                         "(default: %(default)s)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +289,8 @@ def main():
     rng = random.Random(args.seed)
     tokenizer = make_tokenizer(rng, args.points)
     model = make_model(tokenizer, args.seed)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", file=sys.stderr)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens",
+          file=sys.stderr)
     train(model, tokenizer, rng, points=args.points)
     save(model, tokenizer, args.folder)
     save(make_judge(tokenizer, args.seed), tokenizer, args.folder / "judge")

@@ -59,9 +59,8 @@ def main():
                 for record in records
             ]
         )
-        print(
-            f"{letter:10}{len(records):>9}{(said == 1).mean():>11.1%}{(said == -1).mean():>12.1%}{(said == 0).mean():>9.1%}"
-        )
+        first, second, none = ((said == one).mean() for one in (1, -1, 0))
+        print(f"{letter:10}{len(records):>9}{first:>11.1%}{second:>12.1%}{none:>9.1%}")
 
 
 if __name__ == "__main__":

@@ -38,4 +38,5 @@ def score(checks, text):
 
 def judgment(checks, text):
     elements, padding = counts(checks, text)
-    return f"{elements} of five elements, {padding} sentences without any.\nScore: {score(checks, text)}"
+    found = f"{elements} of five elements, {padding} sentences without any."
+    return f"{found}\nScore: {score(checks, text)}"

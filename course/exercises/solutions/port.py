@@ -18,9 +18,11 @@ from prompts import judge_prompt, meta_judge_prompt
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{{ '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else '<think>\n' }}{% endif %}"
+    "{{ '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else "
+    "'<think>\n' }}{% endif %}"
 )
 ROLES = ["actor", "judge", "meta-judge"]
 QUESTIONS = ["Is it late?", "Shall I go?", "What now?"]

@@ -23,7 +23,8 @@ FOOLING = [
 
 MARK = r"[\s*_`\"']*"
 LINE = re.compile(
-    rf"{MARK}score{MARK}:{MARK}([0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+))?(?:\s*points?)?{MARK}(?:\.{MARK})?",
+    rf"{MARK}score{MARK}:{MARK}([0-9]+(?:\.[0-9]+)?)"
+    rf"(?:\s*(?:/|out of)\s*([0-9]+))?(?:\s*points?)?{MARK}(?:\.{MARK})?",
     re.IGNORECASE,
 )
 

@@ -1,0 +1,135 @@
+"""`eval.py ifeval`, the command: its shares against the official checkers, what it keeps, and what it
+refuses. (The verifiers themselves: test_checks.py.)
+"""
+import json
+import re
+
+import pytest
+from conftest import TINY, with_lora
+from if_verifiable.common import get_loose_transformations
+from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
+
+import eval
+from harness.training import save_adapter
+from sampling import load
+
+ASKED = {  # of the tiny model; some are met, some are not, and some only by the loose reading
+    "punctuation:no_comma": {},
+    "length_constraints:number_words": {"relation": "at least", "num_words": 30},
+    "keywords:existence": {"keywords": ["keep"]},
+    "startend:end_checker": {"end_phrase": "clean."},
+    "keywords:forbidden_words": {"forbidden_words": ["reason", "example"]},
+    "startend:quotation": {},
+}
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Twenty-four questions with two instructions each, in IFEval's form."""
+    tasks = [json.loads(line)["prompt"] for line in (TINY / "prompts.jsonl").open()][:24]
+    names = list(ASKED)
+    file = tmp_path_factory.mktemp("ifeval") / "input_data.jsonl"
+    with file.open("w") as out:
+        for key, prompt in enumerate(tasks):
+            ids = [names[key % 6], names[(key + 1 + key // 6) % 6]]
+            out.write(json.dumps({"key": key, "prompt": prompt, "instruction_id_list": ids,
+                                  "kwargs": [ASKED[name] for name in ids]}) + "\n")
+    return file
+
+
+def official(questions, answers):
+    """The four shares by the official checkers, in the order of the table."""
+    met = {reading: [] for reading in ("strict", "loose")}
+    for line in questions.open():
+        question = json.loads(line)
+        text = answers[question["prompt"]]
+        for reading in met:
+            row = []
+            for name, arguments in zip(question["instruction_id_list"], question["kwargs"]):
+                checker = INSTRUCTION_DICT[name](name)
+                checker.build_description(**arguments)
+                texts = [text] if reading == "strict" else get_loose_transformations(text)
+                row.append(any(bool(one.strip()) and checker.check_following(one) for one in texts))
+            met[reading].append(row)
+    shares = []
+    for rows in met.values():
+        whole = [all(row) for row in rows]
+        every = [one for row in rows for one in row]
+        shares += [sum(whole) / len(whole), sum(every) / len(every)]
+    return shares
+
+
+def ask(questions, out, *flags):
+    eval.main(["ifeval", str(TINY), "--questions", str(questions), "--out", str(out),
+               "--max-new-tokens", "60", *flags])
+
+
+def test_the_shares_are_those_of_the_official_checkers(questions, tmp_path, capsys):
+    ask(questions, tmp_path)
+    table = capsys.readouterr().out
+    answers = {record["prompt"]: record["response"]
+               for record in eval.read_jsonl(tmp_path / "tiny.jsonl")}
+    expected = official(questions, answers)
+    assert 0 < expected[0] < expected[1] < 1, "all or none would say little"
+    for name, share in zip(["prompt-level, strict", "instruction-level, strict",
+                            "prompt-level, loose", "instruction-level, loose"], expected):
+        row = next(line for line in table.splitlines() if line.startswith(name))
+        assert f"{share:.1%} [" in row, (name, row)
+    assert "24 prompts with 48 instructions checked; 95 % intervals" in table
+    assert "75.4%" in table
+
+
+def test_what_is_kept_is_not_asked_again(questions, tmp_path, capsys, monkeypatch):
+    """And a torn last line is."""
+    ask(questions, tmp_path)
+    first, file = capsys.readouterr().out, tmp_path / "tiny.jsonl"
+    whole = file.read_text()
+    file.write_text(whole[:-20])
+    ask(questions, tmp_path)
+    assert capsys.readouterr().out == first and file.read_text() == whole
+    monkeypatch.setattr("harness.ifeval.load_alone", None)
+    ask(questions, tmp_path)
+    assert capsys.readouterr().out == first
+
+
+def test_a_run_s_models_stand_side_by_side_with_their_difference(questions, tmp_path, capsys):
+    """The second adapter is another model: its answers are too, and so the last column is not 0."""
+    for t, fresh in enumerate((True, False)):
+        model = with_lora(load(str(TINY))[0], fresh=fresh)
+        save_adapter(model, tmp_path / "x" / f"iter{t}" / "adapter")
+    eval.main(["ifeval", str(tmp_path / "x"), "--questions", str(questions), "--out",
+               str(tmp_path / "answers"), "--max-new-tokens", "40"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["x-iter0", "x-iter1"] and "x-iter1 - x-iter0" in head
+    first, second = ([record["response"] for record in eval.read_jsonl(file)]
+                     for file in sorted((tmp_path / "answers").iterdir()))
+    assert first != second
+    one, other, difference = map(float, re.findall(r"(?<![\[ ])[-+]?\d+\.\d(?=% \[)|(?<=  )[-+]?"
+                                                   r"\d+\.\d(?=% \[)", rows[0]))
+    assert abs(other - one - difference) < 0.11
+    cut = next(row for row in rows if row.startswith("answers cut off")).split()
+    assert 0 < int(cut[3]) <= 24
+
+
+@pytest.mark.parametrize("line, says", [
+    ('{"prompt": "a"}', 'question 1: needs "instruction_id_list"'),
+    ('{"prompt": "a", "instruction_id_list": ["none:such"], "kwargs": [{}]}', "is no verifier"),
+    ('{"prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}',
+     "one for each instruction"),
+    ("{", "line 1: not JSON"),
+])
+def test_files_of_another_form_are_refused(tmp_path, capsys, line, says):
+    file = tmp_path / "questions.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(SystemExit) as stop:
+        ask(file, tmp_path / "out")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("error: ") and says in error
+
+
+def test_answers_made_otherwise_are_not_mixed(questions, tmp_path, capsys):
+    ask(questions, tmp_path)
+    with pytest.raises(SystemExit):
+        eval.main(["ifeval", str(TINY), "--questions", str(questions), "--out", str(tmp_path),
+                   "--max-new-tokens", "61"])
+    assert "made with another max_new_tokens" in capsys.readouterr().err
