@@ -1,5 +1,6 @@
-"""`eval.py ifeval`, the command: its shares against the official checkers, what it keeps, and what it
-refuses. (The verifiers themselves: test_checks.py.)
+"""`eval.py ifeval`, the command: its shares by the official checkers, what it keeps and refuses.
+
+The verifiers themselves are tested in test_checks.py.
 """
 import json
 import re
@@ -98,7 +99,7 @@ def test_a_run_s_models_stand_side_by_side_with_their_difference(questions, tmp_
         model = with_lora(load(str(TINY))[0], fresh=fresh)
         save_adapter(model, tmp_path / "x" / f"iter{t}" / "adapter")
     eval.main(["ifeval", str(tmp_path / "x"), "--questions", str(questions), "--out",
-               str(tmp_path / "answers"), "--max-new-tokens", "40"])
+               str(tmp_path / "answers"), "--max-new-tokens", "20"])
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["x-iter0", "x-iter1"] and "x-iter1 - x-iter0" in head
     first, second = ([record["response"] for record in eval.read_jsonl(file)]

@@ -153,11 +153,11 @@ NO_WINNER = {"meta_judge": lambda i, k: ("Both are good.", True)}
 
 def test_a_model_that_cannot_judge_is_told_early(tmp_path, capsys, monkeypatch):
     """With exit status 2, and one line that has a reply and what to do."""
-    monkeypatch.setattr(harness.unreadable, "EARLY", 30)
+    monkeypatch.setattr(harness.unreadable, "EARLY", 20)
     monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
     says = refusal(capsys, *small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1",
                                   "--no-eft"))
-    assert re.search(r"first judgments: 0 of the first 3\d replies end in a score", says)
+    assert re.search(r"first judgments: 0 of the first 2\d replies end in a score", says)
     assert '"It is very good."' in says and "--eft" in says
     assert len(read_jsonl(tmp_path / "run" / "iter0" / "first_judgments.jsonl")) < 12
     assert not (tmp_path / "run" / "iter0" / "eval_responses.jsonl").exists()
@@ -165,10 +165,10 @@ def test_a_model_that_cannot_judge_is_told_early(tmp_path, capsys, monkeypatch):
 
 def test_the_plan_of_a_model_that_cannot_judge_says_so(tmp_path, capsys, monkeypatch):
     """A table of the trial in which it did not show yet, and then the line that a run ends with."""
-    monkeypatch.setattr(harness.unreadable, "EARLY", 30)
+    monkeypatch.setattr(harness.unreadable, "EARLY", 20)
     monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
     says = refusal(capsys, *small(tmp_path, "--plan", "--iters", "1", "--no-eft"))
-    assert "0 of the first 3" in says and "choose a larger model" in says
+    assert "0 of the first 2" in says and "choose a larger model" in says
 
 
 def test_a_model_that_cannot_compare_trains_as_actor(tmp_path, capsys, monkeypatch):
