@@ -152,7 +152,7 @@ def run(args, seed, kind):
             print(f"    judge, {name:16} " + " ".join("    -" if figure is None else f"{figure:.3f}"
                                                       for figure in figures))
         for name, rights in marks_right(out, range(args.iters + 1), args.out).items():
-            print(f"    its marks right, {name:12} " + " ".join(f"{x:.2f}" for x in rights),
+            print(f"    its marks right, {name:18} " + " ".join(f"{x:.2f}" for x in rights),
                   flush=True)
     return np.array(shares)
 
@@ -160,7 +160,7 @@ def run(args, seed, kind):
 def marks_right(out, iterations, inputs):
     """How often the judge's mark of a demand is right, by kind of demand: {kind: a share each}.
 
-    And beside it, as "always", what saying the more frequent mark of each kind would give for M_0.
+    Beside it, "always ...": what the more frequent mark would give, said of every answer.
     """
     prompts = {str(i): record for i, record in enumerate(read_jsonl(inputs / "held_out.jsonl"))}
     rights = {}
@@ -173,18 +173,23 @@ def marks_right(out, iterations, inputs):
                 if one["score"] is None or len(lines) != len(checks) + 1:
                     continue
                 for line, check in zip(lines, checks):
-                    right = meets(check, answer["text"]) != line.endswith("not met")
-                    marks.setdefault(kind_of(check), []).append(right)
-        for name, right in marks.items():
-            rights.setdefault(name, []).append(np.mean(right))
+                    met = meets(check, answer["text"])
+                    right = met != line.endswith("not met")
+                    marks.setdefault(kind_of(check), []).append((right, met))
+        for name, pairs in sorted(marks.items()):
+            right, met = np.mean(pairs, axis=0)
+            rights.setdefault(name, []).append(right)
+            rights.setdefault(f"always {name}", []).append(max(met, 1 - met))
     return rights
 
 
 def kind_of(check):
-    """What a check demands, in a word or two."""
+    """What a check of `prompts` demands, in a word or two."""
     if isinstance(check, dict):
-        return f"{check['id']}, {check['relation']}" if "relation" in check else check["id"]
-    return {r"\?": "question", r"(?": "word"}[check[:2]] if "A" not in check[:6] else "first"
+        return check.get("relation", check["id"])
+    if check.endswith(r"\Z"):
+        return "question"
+    return "first word" if r"\A" in check else "word"
 
 
 def table(results, iters):

@@ -1,0 +1,73 @@
+"""benchmarks/real_model.py: the judgments it makes for the warm start, and how it counts marks."""
+import json
+import random
+
+import numpy as np
+import pytest
+
+from benchmarks.real_model import DEMANDS, judgment, kind_of, marks_right, prompts, ranked_reply
+from data import make
+from harness.checks import meets
+from prompts import parse_score
+
+RECORDS = prompts(make.TASKS, random.Random(0))
+SHORT = "Today a simple thing."
+LONG = "Once there was a bright morning, and a careful friend, and a bridge, and a song. " * 3
+
+
+def true_score(record, text):
+    return sum(meets(check, text) for check in record["checks"])
+
+
+@pytest.mark.parametrize("text, long", [(SHORT, False), (LONG, True)])
+def test_made_judgments_are_a_hurried_reader_s(text, long):
+    """One mark in ten is wrong; of a long answer a quarter of what is missing is seen as there."""
+    rng, wrong, seen, missing = random.Random(1), [], [], []
+    for record in RECORDS:
+        said, score = judgment(record, text, long, rng)
+        *lines, last = said.splitlines()
+        assert len(lines) == DEMANDS and parse_score(said, DEMANDS) == score
+        assert all(line.startswith("- ") for line in lines) and last == f"Score: {score}"
+        for line, check in zip(lines, record["checks"]):
+            met, mark = meets(check, text), not line.endswith("not met")
+            if met:
+                wrong.append(not mark)
+            else:
+                (seen if long else wrong).append(mark)
+                missing.append(mark)
+    assert abs(np.mean(wrong) - 0.1) < 0.04
+    if long:  # 0.1 + 0.9 * 0.25
+        assert abs(np.mean(seen) - 0.325) < 0.06
+
+
+def test_the_better_of_two_made_judgments_is_mostly_nearer_to_the_truth():
+    rng, nearer = random.Random(2), []
+    for record in RECORDS:
+        reply = ranked_reply(record, LONG, True, rng)
+        assert reply["rank"] == DEMANDS - true_score(record, LONG)
+        for comparison in reply.get("comparisons", []):
+            off = [abs(parse_score(said, DEMANDS) - true_score(record, LONG))
+                   for said in comparison["judgments"]]
+            nearer.append(off[comparison["better"]] < off[1 - comparison["better"]])
+    assert len(nearer) > 100 and abs(np.mean(nearer) - 0.9) < 0.05
+
+
+def test_every_kind_of_demand_has_a_name():
+    kinds = {kind_of(check) for record in RECORDS for check in record["checks"]}
+    assert kinds == {"less than", "at least", "no_comma", "question", "first word", "word"}
+
+
+def test_marks_are_counted_by_demand(tmp_path):
+    """Of two judgments, one says that the first demand is met, which it is, and one that it is not;
+    a third has no score, and does not count."""
+    record = {"prompt": "Say it. Do not use commas. Use the word \"warm\".",
+              "checks": [{"id": "no_comma"}, r"(?i)\bwarm\b"]}
+    (tmp_path / "held_out.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "iter0").mkdir()
+    judgments = [{"text": "- a: met\n- b: not met\nScore: 1", "score": 1},
+                 {"text": "- a: not met\n- b: not met\nScore: 0", "score": 0},
+                 {"text": "- a: not met\n- b: met", "score": None}]
+    answer = {"prompt_id": "0", "text": "It is cold.", "judgments": judgments}
+    (tmp_path / "iter0" / "eval.jsonl").write_text(json.dumps(answer) + "\n")
+    assert marks_right(tmp_path, [0], tmp_path) == {
+        "no_comma": [0.5], "always no_comma": [1.0], "word": [1.0], "always word": [1.0]}
