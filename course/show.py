@@ -21,7 +21,7 @@ def judgment(folder, number):
     print(f"Question: {record['prompt']}\nAnswer: {record['text']}\n\nIts judgments:")
     for judged in record["judgments"]:
         print(" / ".join(judged["text"].splitlines()))
-    print(f"\nmean score {record['score']:.2f}, true score {record['truth']}")
+    print(f"\nmean score {record['score']:.2f}, true score {record['truth']:g}")
 
 
 def answers(folder, number):
@@ -37,7 +37,7 @@ def answers(folder, number):
             ]
             score = "-" if record["score"] is None else f"{record['score']:.2f}"
             print(
-                f"{score:>6}{record['truth']:6}{len(record['text']):12}  {' '.join(role)}".rstrip()
+                f"{score:>6}{record['truth']:6g}{len(record['text']):12}  {' '.join(role)}".rstrip()
             )
 
 
@@ -45,10 +45,8 @@ def battle(folder, number):
     record, rating = (
         read_jsonl(folder / f"{name}.jsonl")[number] for name in ("battles", "ratings")
     )
-    print(
-        f"Answer: {record['text']}  (true score {record['truth']})\n\nverdicts r: row shown first, "
-        f"column second"
-    )
+    print(f"Answer: {record['text']}  (true score {record['truth']:g})\n")
+    print("verdicts r: row shown first, column second")
     for row in record["verdicts"]:
         print("".join(f"{v:+3d}" if v else "  ." for v in row))
     print("battles B")

@@ -322,12 +322,9 @@ class Run:
                          f"iteration {t}: training", lr=mine.lr, batch_size=mine.batch_size,
                          seed=mine.seed, **settings)
 
-    def tokens_of(self, t):
-        """Tokens of iteration t by stage: those drawn, and those that training went over."""
-        tokens = {stage: count for (i, stage), count in self.tokens.items() if i == t and count}
-        steps = read_jsonl(self.folder(t) / "train.jsonl")
-        trained = sum(step.get("tokens", 0) for step in steps)
-        return tokens | ({"training": trained} if trained else {})
+    def drawn_tokens(self, t):
+        """Tokens that this process has drawn for iteration t, by stage."""
+        return {stage: count for (i, stage), count in self.tokens.items() if i == t and count}
 
     # ---- the models M_0, M_1, ...
 
@@ -345,8 +342,11 @@ class Run:
         """Iteration t is trained: write down its figures, and what its adapter's file holds."""
         if rank() == 0:
             adapter = sha256(self.folder(t) / "adapter" / "adapter_model.safetensors")
+            steps, tokens = read_jsonl(self.folder(t) / "train.jsonl"), self.drawn_tokens(t)
+            if steps:
+                tokens["training"] = sum(step.get("tokens", 0) for step in steps)
             figures["pairs"]["dropped"] = dict(self.dropped)
-            figures = figures | {"tokens": self.tokens_of(t), "adapter": adapter}
+            figures = figures | {"tokens": tokens, "adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))
             (self.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
         barrier()
@@ -358,7 +358,7 @@ class Run:
     def add_record(self, t, measured):
         """Add M_t's record to summary.json, draw the report, and say on the screen how it is."""
         figures, records = self.made(t), self.records()
-        figures["tokens"] |= self.tokens_of(t)
+        figures["tokens"] |= self.drawn_tokens(t)
         record = {"iteration": t, **measured, **figures, "seconds": self.seconds(t)}
         records = [*records, record]
         barrier()  # all processes have read before one writes

@@ -347,6 +347,18 @@ FAULTS = {
 }
 
 
+def test_the_log_of_a_training_that_is_over_is_not_read_again(whole, tmp_path):
+    """Its tokens are in figures.json: a log cut while the model is measured changes none."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    records = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(records[:-1]))
+    log = run / "iter2" / "train.jsonl"
+    os.truncate(log, log.stat().st_size // 2)
+    metareward.main([*whole[1], "--out", str(run)])
+    assert json.loads((run / "summary.json").read_text())[-1]["tokens"] == records[-1]["tokens"]
+
+
 MENDED = {"an adapter removed", "a summary cut", "a checkpoint cut", "a line that is not JSON",
           "a settings file removed"}
 
