@@ -102,7 +102,7 @@ def elo(battles, ridge=1e-6):
     The model is Bradley and Terry's: m wins against n with probability sigmoid(e_m - e_n). Newton's
     method maximises sum_mn B_mn log sigmoid(e_m - e_n) - ridge/2 sum_m e_m^2, with B scaled to a
     mean of one battle per pair. The ridge keeps ratings finite where a judgment won every battle
-    (they are then about 12 apart) and moves regular ratings by about 1e-5. For example [[0, 3],
+    (they are then 12 or more apart) and moves regular ratings by about 1e-5. For example [[0, 3],
     [1, 0]], three wins to one, gives ratings log 3 apart.
     """
     B = np.asarray(battles, dtype=float)
@@ -252,7 +252,7 @@ def meta_judge(run, t, varied):
                     "comparisons", needed=False)
 
 
-# ---- four selections, which yield records, and a sentence for each thing they drop; their helpers
+# ---- selections, which yield records, and a sentence for each thing they drop; and their helpers
 
 def finished_answers(records, max_score=5):
     """The different finished answers to each prompt."""
@@ -368,6 +368,8 @@ def unread_verdicts(record):
     yield from ["judgments too long to be compared"] * too_long
 
 
+# ---- rating
+
 def diagnostic_sample(varied, seed):
     """A few of the answers: where no judge trains, they are compared for the figures alone."""
     count = min(DIAGNOSED, len(varied))
@@ -386,9 +388,8 @@ def rate(compared, weights):
     for record in compared:
         B = battle_matrix(record["verdicts"], *weights)  # [E3]
         e = elo(B)  # [E4]
-        pair = judge_pair(e, [len(text) for text in record["texts"]])
         ratings.append({"id": record["id"], "battles": B.tolist(), "ratings": e.tolist(),
-                        "pair": pair})
+                        "pair": judge_pair(e, [len(text) for text in record["texts"]])})
     return ratings
 
 
@@ -403,7 +404,7 @@ def warm_start(run):
     figures = {"meta_judge": None, "pairs": {"actor": 0, "judge": 0}}
     if s.no_eft:
         first_look(run, answer, judge)  # the run of a model that cannot judge ends here
-        return figures | {"train": run.train(0, train_sft, [])}
+        return figures | {"train": run.train(0, train_sft, [])}  # none: M_0 is the seed as it is
     if carries_judgments(run.replies):
         examples = run.keep(given_examples(run.replies, run.rubric, s.max_score))
     else:
@@ -532,7 +533,7 @@ def iterate(run, t):
     weights = EQUAL if s.no_position_weights else position_weights(*wins_by_place(compared))
     ratings = rate(compared, weights)
     run.save(t, "ratings.jsonl", ratings)
-    # {"id": "7/2", "battles": [[0, 0.9, ...], ...], "ratings": [1.2, -0.7, ...], "pair": [0, 4]}
+    # {"id": "7/2", "battles": [[0, 1.0, ...], ...], "ratings": [1.2, -0.7, ...], "pair": [0, 4]}
 
     # Pairs of judgments: the highest rated over the lowest.
     if trains_judge:

@@ -9,7 +9,7 @@ Each sample owns only its suffix. Attention runs over both parts separately and 
 
     B rows, one per sample under way     S tokens of the longest suffix     H heads of queries
     G prefixes that rows share           P tokens of the longest prefix     Hkv heads of keys
-    R rows at most of one prefix         T tokens of a prompt's part        Hq = H / Hkv
+    R rows at most of one prefix         T tokens of a prompt's part        h = H / Hkv
     X rows or prefixes, Q queries, K keys of any number; V vocabulary       D a head's width
 
 A draw is a function of (seed, key of the prompt, number of the sample, step): one uniform number
@@ -381,17 +381,17 @@ class SharedPrefixCache:
             self.prefix_bias = bias(has_prefix)[:, None, None, None]                 # (B, 1, 1, 1)
 
     def by_prefix(self, query):
-        """Queries (B, Hkv, Hq, D) of rows, put side by side by their prefix."""
+        """Queries (B, Hkv, h, D) of rows, put side by side by their prefix."""
         G, R = self.shape.G, self.shape.R
-        cells = query[self.rows_of_prefix[: G * R]]       # (G * R, Hkv, Hq, D)
-        cells = cells.view(G, R, *query.shape[1:])        # (G, R, Hkv, Hq, D)
-        return cells.transpose(1, 2).flatten(2, 3)        # (G, Hkv, R * Hq, D)
+        cells = query[self.rows_of_prefix[: G * R]]       # (G * R, Hkv, h, D)
+        cells = cells.view(G, R, *query.shape[1:])        # (G, R, Hkv, h, D)
+        return cells.transpose(1, 2).flatten(2, 3)        # (G, Hkv, R * h, D)
 
-    def by_row(self, results, Hq):
-        """What `by_prefix` queries gave, (G, Hkv, R * Hq, any), put back in the order of rows."""
-        cells = results.unflatten(2, (self.shape.R, Hq))  # (G, Hkv, R, Hq, any)
-        cells = cells.transpose(1, 2).flatten(0, 1)       # (G * R, Hkv, Hq, any)
-        return cells[self.cell_of_row[: self.shape.B]]    # (B, Hkv, Hq, any)
+    def by_row(self, results, h):
+        """What `by_prefix` queries gave, (G, Hkv, R * h, any), put back in the order of rows."""
+        cells = results.unflatten(2, (self.shape.R, h))  # (G, Hkv, R, h, any)
+        cells = cells.transpose(1, 2).flatten(0, 1)       # (G * R, Hkv, h, any)
+        return cells[self.cell_of_row[: self.shape.B]]    # (B, Hkv, h, any)
 
 
 def bias(seen):
@@ -417,19 +417,19 @@ def attend_prompts(query, key, value, shared, layer, scaling):
 
     query (X, H, T, D), key and value (X, Hkv, T, D) -> (X, H, T, D), X prefixes or rows.
     """
-    prefill, Hq, T = shared.prefill, query.shape[1] // key.shape[1], query.shape[2]
+    prefill, h, T = shared.prefill, query.shape[1] // key.shape[1], query.shape[2]
     whole_k, whole_v = shared.buffers(prefill.kind, layer, key, value)
     whole_k[prefill.slots, :, :T] = key
     whole_v[prefill.slots, :, :T] = value
     if prefill.mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling,
-                                              enable_gqa=Hq > 1)
+                                              enable_gqa=h > 1)
     P = prefill.mask.shape[-1] - T
     prefix_k, prefix_v = shared.prefix[layer]
     key = torch.cat([prefix_k[prefill.after, :, :P], key], 2)      # (X, Hkv, P + T, D)
     value = torch.cat([prefix_v[prefill.after, :, :P], value], 2)
     # Fast kernels take either a mask or fewer heads of keys than of queries, not both.
-    key, value = (x.repeat_interleave(Hq, 1) for x in (key, value))  # (X, H, P + T, D)
+    key, value = (x.repeat_interleave(h, 1) for x in (key, value))  # (X, H, P + T, D)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=prefill.mask, scale=scaling)
 
 
@@ -440,11 +440,11 @@ def attend_step(query, key, value, shared, layer, scaling):
     """
     B, S, G, R, P = shared.shape
     H, Hkv = query.shape[1], key.shape[1]
-    Hq = H // Hkv
+    h = H // Hkv  # heads of queries that share one of keys
     suffix_k, suffix_v = shared.buffers("suffix", layer, key, value)
     suffix_k[shared.rows, :, shared.length[:B]] = key[:, :, 0]
     suffix_v[shared.rows, :, shared.length[:B]] = value[:, :, 0]
-    query = query.view(B, Hkv, Hq, -1)                             # (B, Hkv, Hq, D)
+    query = query.view(B, Hkv, h, -1)                             # (B, Hkv, h, D)
     keys, values = suffix_k[:B, :, :S], suffix_v[:B, :, :S]        # (B, Hkv, S, D)
     if P == 0:
         mask = shared.own_bias.to(query.dtype)
@@ -453,12 +453,12 @@ def attend_step(query, key, value, shared, layer, scaling):
     own, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
     keys, values = (whole[:G, :, :P] for whole in shared.prefix[layer])  # (G, Hkv, P, D)
     common, common_total = (
-        shared.by_row(x, Hq) for x in attend_part(shared.by_prefix(query), keys, values,
+        shared.by_row(x, h) for x in attend_part(shared.by_prefix(query), keys, values,
                                                   shared.common_bias, scaling))
     # One softmax over both parts is (e^own_total own + e^common_total common) divided by
     # (e^own_total + e^common_total): the share of `own` is the sigmoid of the totals' difference.
     # For a row without a prefix, where prefix_bias is -1e30, it is 1.
-    share = (own_total - common_total - shared.prefix_bias).sigmoid()    # (B, Hkv, Hq, 1)
+    share = (own_total - common_total - shared.prefix_bias).sigmoid()    # (B, Hkv, h, 1)
     return common.lerp(own, share.to(own.dtype)).reshape(B, H, 1, -1)
 
 

@@ -66,8 +66,8 @@ def run(out, variant, seed, model):
                "characters": [r["actor"]["mean_length"] for r in records],
                "judge": [100 * r["judge"]["truth_agreement"] for r in records],
                "ties": [100 * r["judge"]["ties"] for r in records]}
-    shown = [f"{name} " + " ".join(format(x, form) for x in figures[name]) for name,
-             form in FORMS.items()]
+    shown = [f"{name} " + " ".join(format(x, form) for x in figures[name])
+             for name, form in FORMS.items()]
     print(f"{variant:26} seed {seed}  " + "   ".join(shown), file=sys.stderr, flush=True)
     return figures
 
@@ -128,7 +128,8 @@ def plot(lines, file, ylabel, most=None):
     with matplotlib.rc_context(look):
         figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
         axis = figure.subplots()
-        for (name, values), color in zip(lines.items(), ("#2f74c0", "#d1662a", "#3f9e57")):
+        colors = ("#2f74c0", "#d1662a", "#3f9e57", "#7a4fb5")[:len(lines)]
+        for (name, values), color in zip(lines.items(), colors, strict=True):
             mean, models = values.mean(axis=0), range(values.shape[1])
             axis.plot(models, values.T, color=color, alpha=0.35, linewidth=1)
             axis.plot(models, mean, color=color, marker="o", linewidth=2.5)
@@ -161,8 +162,8 @@ def main():
                                          / f"{variant.replace(' ', '-').replace(',', '')}-{seed}",
                                          variant, seed, args.model)
                              for seed in args.seeds] for variant in args.variants}
-        results = {variant: [future.result() for future in runs] for variant,
-                   runs in futures.items()}
+        results = {variant: [future.result() for future in runs]
+                   for variant, runs in futures.items()}
     if args.plot:
         lines = {variant: np.array([figures["truth"] for figures in seeds])
                  for variant, seeds in results.items()}

@@ -128,8 +128,8 @@ def check(model, small):
     ids = torch.tensor(prompts, device=DEVICE)
     theirs = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
                             max_new_tokens=30, pad_token_id=0)[:, 40:].tolist()
-    agree = [next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), 30) for x,
-             y in zip(greedy, theirs)]
+    agree = [next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), 30)
+             for x, y in zip(greedy, theirs)]
     print(f"  graphs and plain steps: {same} of 30 samples the same; greedy tokens until one "
           f"differs from generate's, of 30: {agree}", flush=True)
 
@@ -210,8 +210,8 @@ def smaller_cards(model, small):
 
 def pairs(model, prompt, answer, count):
     """Token ids as train_dpo takes them, of different lengths: from these down."""
-    columns = [[ids[: length - i % (length // 2)] for i,
-                ids in enumerate(tokens(model, count, length))]
+    columns = [[ids[: length - i % (length // 2)]
+                for i, ids in enumerate(tokens(model, count, length))]
                for length in (prompt, answer, answer)]
     return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row)) for row in zip(*columns)]
 

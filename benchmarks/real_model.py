@@ -10,14 +10,15 @@ words or more, without which one word would soon be the answer to everything. Fo
     checks           the reward is the truth (`--reward checks`)
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: it must not rise
-    judge            the whole method: the judge is the model, after a warm start
+    judge            the judge is the model, after a warm start: the method without length control,
+                     for which the limit of 64 tokens a reply leaves little to do
     no-meta-judge    the same without the meta-judge
 
 The warm start's judgments and comparisons are made from the truth, of answers of M itself, with
-the faults of a hurried reader: one mark in ten is wrong, and of a long answer a quarter of what is
-missing is seen as there. Measured is the share of demands met on held-out prompts that share no
-task with the training's, four answers each; intervals are 95 %, by bootstrap over these prompts.
-Resumable: what is there is not run again.
+the faults of a hurried reader: one mark in ten is wrong, of a long answer a quarter of what is
+missing is seen as there, and one comparison in ten is turned round. Measured is the share of
+demands met on held-out prompts that share no task with the training's, four answers each;
+intervals are 95 %, by bootstrap over these prompts. Resumable: what is there is not run again.
 """
 import argparse
 import json
@@ -98,6 +99,11 @@ def ranked_reply(record, text, long, rng):
     return reply
 
 
+def replies_of(args):
+    """The warm start's file, which belongs to the model."""
+    return args.out / f"eft-{Path(args.model).name}.jsonl"
+
+
 def warm_start(args, file):
     """Write replies of the model, with judgments and comparisons, as --eft reads them."""
     rng = random.Random("warm start")
@@ -129,7 +135,7 @@ def run(args, seed, kind):
              "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
              **SETTINGS}
     if judges:
-        flags |= {**JUDGING, "eft": args.out / "eft.jsonl", "rubric": args.out / "rubric.txt"}
+        flags |= {**JUDGING, "eft": replies_of(args), "rubric": args.out / "rubric.txt"}
     command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
@@ -158,28 +164,33 @@ def run(args, seed, kind):
 
 
 def marks_right(out, iterations, inputs):
-    """How often the judge's mark of a demand is right, by kind of demand: {kind: a share each}.
+    """How often the judge's mark of a demand is right: {kind of demand: a share for each model}.
 
-    Beside it, "always ...": what the more frequent mark would give, said of every answer.
+    All judge M_0's answers. Beside it, "always ...": what the more frequent mark would give, said
+    of every answer; and "judgments read": the share with a mark for each demand.
     """
     prompts = {str(i): record for i, record in enumerate(read_jsonl(inputs / "held_out.jsonl"))}
-    rights = {}
+    kinds = sorted({kind_of(check) for record in prompts.values() for check in record["checks"]})
+    rights = {name: [] for kind in kinds for name in (kind, f"always {kind}")}
+    rights["judgments read"] = []
     for t in iterations:
-        marks = {}
-        for answer in read_jsonl(out / f"iter{t}" / "eval.jsonl"):
+        marks, read = {kind: [(np.nan, np.nan)] for kind in kinds}, []
+        name = "eval_judge.jsonl" if t > 0 else "eval.jsonl"
+        for answer in read_jsonl(out / f"iter{t}" / name):
             checks = prompts[answer["prompt_id"]]["checks"]
             for one in answer["judgments"]:
-                lines = one["text"].splitlines()
-                if one["score"] is None or len(lines) != len(checks) + 1:
-                    continue
-                for line, check in zip(lines, checks):
+                *lines, _ = one["text"].splitlines() or [""]
+                whole = len(lines) == len(checks) and all(line.endswith((": met", ": not met"))
+                                                          for line in lines)
+                read.append(whole)
+                for line, check in zip(lines, checks) if whole else ():
                     met = meets(check, answer["text"])
-                    right = met != line.endswith("not met")
-                    marks.setdefault(kind_of(check), []).append((right, met))
-        for name, pairs in sorted(marks.items()):
-            right, met = np.mean(pairs, axis=0)
-            rights.setdefault(name, []).append(right)
-            rights.setdefault(f"always {name}", []).append(max(met, 1 - met))
+                    marks[kind_of(check)].append((met == line.endswith(": met"), met))
+        for kind, pairs in marks.items():
+            right, met = np.mean(pairs[1:] or pairs, axis=0)
+            rights[kind].append(right)
+            rights[f"always {kind}"].append(max(met, 1 - met))
+        rights["judgments read"].append(np.mean(read))
     return rights
 
 
@@ -222,8 +233,8 @@ def main():
     write_jsonl(args.out / "prompts.jsonl", prompts(make.TASKS, rng))
     write_jsonl(args.out / "held_out.jsonl", prompts(make.HELD_OUT, rng)[:HELD_OUT])
     (args.out / "rubric.txt").write_text(RUBRIC)
-    if {"judge", "no-meta-judge"} & set(args.kinds) and not (args.out / "eft.jsonl").exists():
-        warm_start(args, args.out / "eft.jsonl")
+    if {"judge", "no-meta-judge"} & set(args.kinds) and not replies_of(args).exists():
+        warm_start(args, replies_of(args))
     results = {(kind, seed): run(args, seed, kind) for seed in args.seeds for kind in args.kinds}
     print("\n".join(table(results, args.iters)))
     if args.plot:

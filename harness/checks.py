@@ -50,7 +50,8 @@ def time_limit(check):
     """
     def give_up(*_):
         raise ValueError(f"the check {check!r} takes more than {PATIENCE} s on one answer: write "
-                         "it without a repetition inside of a repetition")
+                         "it so that no two repetitions can match the same text, and choose "
+                         "another --out")
 
     if threading.current_thread() is not threading.main_thread():
         yield  # alarms come to the main thread only

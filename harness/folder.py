@@ -323,7 +323,7 @@ class Run:
                          seed=mine.seed, **settings)
 
     def drawn_tokens(self, t):
-        """Tokens that this process has drawn for iteration t, by stage."""
+        """Tokens of iteration t by stage, of those this process went through, whoever drew them."""
         return {stage: count for (i, stage), count in self.tokens.items() if i == t and count}
 
     # ---- the models M_0, M_1, ...

@@ -13,7 +13,7 @@ import torch
 from harness.folder import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
-from harness.unreadable import FIRST, Unreadable
+from harness.unreadable import Unreadable, first_prompts
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take
@@ -84,7 +84,7 @@ def units(run, t, stage):
     """How many prompts a stage of iteration t works on."""
     prompts = run.settings.prompts_per_iter
     if stage.startswith("first"):
-        return min(FIRST, len(run.eval_prompts))
+        return len(first_prompts(run))
     if stage.startswith("held-out"):
         return len(run.eval_prompts)
     if stage == "judgments of replies ranked by people":

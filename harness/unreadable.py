@@ -1,6 +1,5 @@
 """A model that cannot give a stage what it asks for is told so early, not after a day."""
 
-FIRST = 6    # held-out prompts of which a few answers are judged before all else
 EARLY = 200  # replies after which a stage's first ones are looked at
 LEAST = 0.05  # share of them that must be readable
 WANTED = {  # stage: what its replies must end in, and what to do if they do not
@@ -13,17 +12,25 @@ WANTED = {  # stage: what its replies must end in, and what to do if they do not
 
 
 def first_look(run, answer, judge):
-    """Have the seed judge a few of its own answers, which says soon whether it can.
+    """Have the seed judge a few of its own answers; raise Unreadable if it cannot.
 
     answer, judge: the two roles, as metareward has them. Does nothing if no judge is wanted.
     """
     if run.settings.reward != "judge":
         return
-    answers = answer(run, 0, run.eval_prompts[:FIRST], "first_responses.jsonl",
-                     label="first answers")
+    answers = answer(run, 0, first_prompts(run), "first_responses.jsonl", label="first answers")
     items = [{"id": f"{record['id']}/{i}", "prompt": record["prompt"], "text": response["text"]}
              for record in answers for i, response in enumerate(record["responses"])]
-    judge(run, 0, items, "first_judgments.jsonl", "first judgments")
+    records = judge(run, 0, items, "first_judgments.jsonl", "first judgments")
+    # A process that has drawn few of them itself, or none anew, has not looked at them yet.
+    texts = [one["text"] for record in records for one in record["judgments"] if one["text"]]
+    check_readable("first judgments", "judgments", sum(map(replies_read, records)), texts)
+
+
+def first_prompts(run):
+    """As many held-out prompts as it takes for EARLY judgments."""
+    of_prompt = run.settings.responses * run.settings.judgments
+    return run.eval_prompts[:-(-EARLY // of_prompt)]
 
 
 class Unreadable(ValueError):
@@ -35,22 +42,27 @@ class FirstReplies:
 
     def __init__(self, t, label):
         """t, label: the iteration, and the stage. A later model is measured whatever it says."""
-        self.label, self.seen, self.read = label, 0, 0
+        self.label, self.texts, self.read = label, [], 0
         stages = [stage for stage in WANTED if stage == label or t == 0 and stage in label]
         self.stage = stages[0] if stages else None  # answers can always be read
 
     def add(self, record, samples):
         """Count a record's replies. samples: a list for each of its prompts."""
-        if self.stage is None or self.seen >= EARLY:
+        if self.stage is None or len(self.texts) >= EARLY:
             return
         replies = [one for of_prompt in samples for one in of_prompt if one.tokens]
-        self.seen += len(replies)
         self.read += replies_read(record)
-        if self.seen >= EARLY and self.read < LEAST * self.seen:
-            what, advice = WANTED[self.stage]
-            raise Unreadable(f"{self.label}: {self.read} of the first {self.seen} replies end in "
-                             f"{what}, and so nothing could be learned: {advice}. One of them: "
-                             f"{shortened(replies[0].text)}")
+        self.texts += [one.text for one in replies]
+        check_readable(self.label, self.stage, self.read, self.texts)
+
+
+def check_readable(label, stage, read, texts):
+    """Raise Unreadable if hardly any of the first replies, at least EARLY, could be read."""
+    if len(texts) >= EARLY and read < LEAST * len(texts):
+        what, advice = WANTED[stage]
+        raise Unreadable(f"{label}: {read} of the first {len(texts)} replies end in {what}, and so "
+                         f"nothing could be learned: {advice}. One of them: "
+                         f"{shortened(texts[-1])}")
 
 
 def replies_read(record):

@@ -606,8 +606,8 @@ def test_passes_keep_order_and_limit(tiny, monkeypatch):
     sizes = [3, 3, 5, 1, 9, 2]
     monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 7)
     runs = Budget(tiny[0], []).passes(len, [{"answer_ids": [0] * size} for size in sizes])
-    assert [([len(example["answer_ids"]) for example in run], count) for run,
-            count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
+    assert [([len(example["answer_ids"]) for example in run], count)
+            for run, count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
 
 
 def out_of_memory(monkeypatch, *when):
@@ -679,8 +679,8 @@ def test_libraries_report_a_lack_of_memory_in_their_own_ways(tiny, says):
         if len(sizes) == 1:
             raise RuntimeError(says)
         return part
-    assert sum(len(part) for part,
-               _ in Budget(tiny[0], []).passes(work, [{"answer_ids": [1]}] * 4)) == 4
+    assert sum(len(part)
+               for part, _ in Budget(tiny[0], []).passes(work, [{"answer_ids": [1]}] * 4)) == 4
     assert sizes == [4, 2, 2]
 
 
@@ -841,8 +841,8 @@ def test_the_epoch_that_is_best_on_held_out_examples_is_kept(fresh_tiny, held_ou
     assert state.best == {"epoch": best + 1, "held_out_loss": held_out_losses[best]}
     assert not any(torch.equal(snapshots[best][name], snapshots[best - 1][name])
                    for name in snapshots[0])
-    assert all(torch.equal(weight, snapshots[best][name]) for name,
-               weight in trainable(model).items())
+    assert all(torch.equal(weight, snapshots[best][name])
+               for name, weight in trainable(model).items())
     assert [record["held_out_loss"] for record in records
             if "step" not in record] == held_out_losses
     assert not model.training
@@ -922,5 +922,5 @@ def test_dpo_starts_from_its_reference(fresh_tiny, tiny):
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["margin"] == pytest.approx(0, abs=1e-5)
     assert np.isfinite(first["chosen_logp"])
-    assert first["tokens"] == sum(len(p) + len(c) + len(r) for p, c,
-                                  r in zip(*columns(tokenized(tiny[1]))))
+    assert first["tokens"] == sum(len(p) + len(c) + len(r)
+                                  for p, c, r in zip(*columns(tokenized(tiny[1]))))

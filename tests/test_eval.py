@@ -191,8 +191,8 @@ def counted_by_hand(ours, theirs):
     def order(x, y):
         return (x > y) - (x < y)
 
-    pairs = [(order(ours[i], ours[j]), order(theirs[i], theirs[j])) for i,
-             j in combinations(range(len(ours)), 2)]
+    pairs = [(order(ours[i], ours[j]), order(theirs[i], theirs[j]))
+             for i, j in combinations(range(len(ours)), 2)]
     untied = [a == b for a, b in pairs if a and b]
     return sum(a == b for a, b in pairs) / len(pairs), sum(untied) / len(untied) if untied else None
 
@@ -328,8 +328,8 @@ def test_measure_judge_of_nothing():
 
 
 def replies(prompt_id, *scores_and_ranks):
-    return [{"prompt_id": prompt_id, "score": score, "rank": rank} for score,
-            rank in scores_and_ranks]
+    return [{"prompt_id": prompt_id, "score": score, "rank": rank}
+            for score, rank in scores_and_ranks]
 
 
 def test_measure_people_by_hand():
@@ -805,8 +805,8 @@ def test_a_question_that_is_too_long_is_exported_empty_and_told(trained, tmp_pat
     """Its second turn, too, which no other question has. The other questions' answers are those
     without it.
     """
-    questions = [{"question_id": i, "turns": turns} for i,
-                 turns in enumerate([["How do I keep bread\u2028 fresh?"], [LONG, "Why?"]])]
+    questions = [{"question_id": i, "turns": turns}
+                 for i, turns in enumerate([["How do I keep bread\u2028 fresh?"], [LONG, "Why?"]])]
     texts = []
     for some in (questions, questions[:1]):
         (tmp_path / "question.jsonl").write_text("".join(json.dumps(question, ensure_ascii=False)
@@ -1088,8 +1088,8 @@ def check_self_contained(page):
                        for name in attributes)
         data = "data:image/svg+xml;base64,"
         assert attributes.get("src", data).startswith(data)
-        link = attributes.get("href", "#")
-        assert link == "#" or link[0] == "#" and link[1:] in places
+        link = attributes.get("href")
+        assert link is None or link[0] == "#" and link[1:] in places
     assert page.open == [], "a tag is never closed"
 
 

@@ -24,8 +24,8 @@ def test_hold_out_depends_on_the_seed_alone():
     process: the five are pinned, 1 choice of 2,118,760.
     """
     examples = [{"prompt_id": f"{i}"} for i in range(50)]
-    held = [{e["prompt_id"] for e in hold_out(given, seed)[1]} for given,
-            seed in ((examples, 3), (examples[::-1], 3), (examples, 4))]
+    held = [{e["prompt_id"] for e in hold_out(given, seed)[1]}
+            for given, seed in ((examples, 3), (examples[::-1], 3), (examples, 4))]
     assert held[0] == held[1] != held[2]
     assert held[0] == {"9", "12", "19", "21", "33"}
 

@@ -465,8 +465,8 @@ def test_actor_pairs_keep_their_own_numbers_when_others_are_dropped():
          "chosen": [{"role": "assistant", "content": chosen}],
          "rejected": [{"role": "assistant", "content": rejected}], "kind": "actor",
          "prompt_id": name,
-         "chosen_score": chosen_score, "rejected_score": rejected_score} for name, chosen,
-        chosen_score, rejected, rejected_score in [
+         "chosen_score": chosen_score, "rejected_score": rejected_score}
+         for name, chosen, chosen_score, rejected, rejected_score in [
             ("b", "b2........", 5, "b0".ljust(30, "."), 1.5),
             ("c", "c2.........", 4.75, "c1..........", 0.25),
             ("g", "g1".ljust(25, "."), 4.5, "g0".ljust(26, "."), 1)]]
@@ -588,8 +588,8 @@ def ranked(prompt_id, *replies):
     """Judged replies to one prompt; each reply is (rank, score of its first judgment, of its
     second, ...).
     """
-    return [judgments_of(f"{prompt_id}{i}", *scores, prompt_id=prompt_id) | {"rank": rank} for i,
-            (rank, *scores) in enumerate(replies)]
+    return [judgments_of(f"{prompt_id}{i}", *scores, prompt_id=prompt_id) | {"rank": rank}
+            for i, (rank, *scores) in enumerate(replies)]
 
 
 def test_agreeing_judgments_by_hand():

@@ -59,15 +59,24 @@ def test_every_kind_of_demand_has_a_name():
 
 def test_marks_are_counted_by_demand(tmp_path):
     """Of two judgments, one says that the first demand is met, which it is, and one that it is not;
-    a third has no score, and does not count."""
+    a third has no score and a fourth no mark, and do not count. M_1 has said nothing readable.
+    """
     record = {"prompt": "Say it. Do not use commas. Use the word \"warm\".",
               "checks": [{"id": "no_comma"}, r"(?i)\bwarm\b"]}
     (tmp_path / "held_out.jsonl").write_text(json.dumps(record) + "\n")
     (tmp_path / "iter0").mkdir()
     judgments = [{"text": "- a: met\n- b: not met\nScore: 1", "score": 1},
                  {"text": "- a: not met\n- b: not met\nScore: 0", "score": 0},
-                 {"text": "- a: not met\n- b: met", "score": None}]
+                 {"text": "- a: not met\n- b: met", "score": None},
+                 {"text": "- a: not met\n- b: unclear\nScore: 0", "score": 0}]
     answer = {"prompt_id": "0", "text": "It is cold.", "judgments": judgments}
     (tmp_path / "iter0" / "eval.jsonl").write_text(json.dumps(answer) + "\n")
-    assert marks_right(tmp_path, [0], tmp_path) == {
-        "no_comma": [0.5], "always no_comma": [1.0], "word": [1.0], "always word": [1.0]}
+    (tmp_path / "iter1").mkdir()
+    answer["judgments"] = [{"text": "Good.", "score": None}]
+    (tmp_path / "iter1" / "eval_judge.jsonl").write_text(json.dumps(answer) + "\n")
+    rights = marks_right(tmp_path, [0, 1], tmp_path)
+    assert rights.keys() == {"no_comma", "always no_comma", "word", "always word", "judgments read"}
+    assert rights["no_comma"][0] == 0.5 and rights["always no_comma"][0] == 1
+    assert rights["word"][0] == rights["always word"][0] == 1
+    assert rights["judgments read"] == [0.5, 0]
+    assert all(np.isnan(rights[name][1]) for name in rights if name != "judgments read")

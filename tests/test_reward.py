@@ -152,23 +152,25 @@ NO_WINNER = {"meta_judge": lambda i, k: ("Both are good.", True)}
 
 
 def test_a_model_that_cannot_judge_is_told_early(tmp_path, capsys, monkeypatch):
-    """With exit status 2, and one line that has a reply and what to do."""
-    monkeypatch.setattr(harness.unreadable, "EARLY", 20)
+    """With exit status 2, and one line that has a reply and what to do; each time it is started."""
     monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
-    says = refusal(capsys, *small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1",
-                                  "--no-eft"))
-    assert re.search(r"first judgments: 0 of the first 2\d replies end in a score", says)
-    assert '"It is very good."' in says and "--eft" in says
-    assert len(read_jsonl(tmp_path / "run" / "iter0" / "first_judgments.jsonl")) < 12
+    arguments = small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft",
+                      "--responses", "8", "--judgments", "9")
+    for _ in range(4):
+        says = refusal(capsys, *arguments)
+        assert re.search(r"first judgments: 0 of the first 2\d\d replies end in a score", says)
+        assert '"It is very good."' in says and "--eft" in says
     assert not (tmp_path / "run" / "iter0" / "eval_responses.jsonl").exists()
 
 
 def test_the_plan_of_a_model_that_cannot_judge_says_so(tmp_path, capsys, monkeypatch):
-    """A table of the trial in which it did not show yet, and then the line that a run ends with."""
-    monkeypatch.setattr(harness.unreadable, "EARLY", 20)
+    """The line that a run ends with."""
     monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
-    says = refusal(capsys, *small(tmp_path, "--plan", "--iters", "1", "--no-eft"))
-    assert "0 of the first 2" in says and "choose a larger model" in says
+    with pytest.raises(SystemExit) as stop:
+        metareward.main(small(tmp_path, "--plan", "--iters", "1", "--no-eft", "--responses", "8",
+                              "--judgments", "9"))
+    says = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and says.startswith("error: first judgments: 0 of the first 2")
 
 
 def test_a_model_that_cannot_compare_trains_as_actor(tmp_path, capsys, monkeypatch):

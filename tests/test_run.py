@@ -641,8 +641,8 @@ def test_a_run_of_another_version_is_refused(whole, tmp_path, capsys):
     """Its files may be others: what an older program left is not resumed silently."""
     shutil.copytree(whole[0], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps({key: value for key,
-                                                              value in config.items()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({key: value
+                                                              for key, value in config.items()
                                                               if key != "format"}))
     assert "another version" in refusal(capsys, *whole[1], "--out", tmp_path / "run")
 
@@ -983,8 +983,8 @@ def make_folder(folder, template, special, bos, eos, pad, config_class, settings
     tokenizer.train_from_iterator(texts * 5, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template,
                                         eos_token=special[eos],
-                                        **{name: special[i] for name,
-                                           i in (("bos_token", bos), ("pad_token", pad))
+                                        **{name: special[i]
+                                           for name, i in (("bos_token", bos), ("pad_token", pad))
                                            if i is not None})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_class(
@@ -1012,9 +1012,8 @@ def test_a_model_folder_goes_through_the_loop(kind, chat_model, tmp_path, capsys
     padding token. The frame of every prompt is the template's own, thinking switched off.
     """
     (tmp_path / "prompts.txt").write_text("\n".join(f"What now, number {i}?" for i in range(12)))
-    ranked = [{"prompt": f"Is it late, number {i}?", "replies": [{"text": r, "rank": rank} for rank,
-                                                                 r in enumerate(REPLIES[:2])]}
-              for i in range(6)]
+    replies = [{"text": text, "rank": rank} for rank, text in enumerate(REPLIES[:2])]
+    ranked = [{"prompt": f"Is it late, number {i}?", "replies": replies} for i in range(6)]
     (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
     (tmp_path / "eval.txt").write_text("Shall I go?\nIs it late?\n")
     run, iters = tmp_path / "run", 2 if kind == "llama-3" else 1

@@ -249,8 +249,8 @@ def train(model, tokenizer, rng, roles=SEED_ROLES, points=1):
             rows = [encode(tokenizer, *example(rng, role, step >= STEPS, points))
                     for _ in range(BATCH // 3)]
             width = max(len(ids) for ids, _ in rows)
-            ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids,
-                                _ in rows])
+            ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids))
+                                for ids, _ in rows])
             labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
             loss = model(input_ids=ids, labels=labels).loss
             (loss / len(roles)).backward()
