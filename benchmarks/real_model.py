@@ -18,7 +18,8 @@ The warm start's judgments and comparisons are made from the truth, of answers o
 the faults of a hurried reader: one mark in ten is wrong, of a long answer a quarter of what is
 missing is seen as there, and one comparison in ten is turned round. Measured is the share of
 demands met on held-out prompts that share no task with the training's, four answers each;
-intervals are 95 %, by bootstrap over these prompts. Resumable: what is there is not run again.
+intervals are 95 %, by bootstrap over these prompts: how far another run with another seed would
+differ is not in them. Resumable: what is there is not run again.
 """
 import argparse
 import json
@@ -150,8 +151,10 @@ def run(args, seed, kind):
                        for group in groups.values()])
     records = json.loads((out / "summary.json").read_text())
     minutes = sum(sum(record["seconds"].values()) for record in records) / 60
-    print(f"{kind:14} seed {seed}  " + " ".join(f"{np.mean(share):.3f}" for share in shares)
-          + f"   {minutes:.1f} min", flush=True)
+    told = " ".join(f"{np.mean(share):.3f}" for share in shares)
+    print(f"{f'{kind}, seed {seed}':32}{told}   {minutes:.1f} min", flush=True)
+    for name, met in demands_met(out, range(args.iters + 1), args.out).items():
+        print(f"    met, {name:22} " + " ".join(f"{x:5.2f}" for x in met), flush=True)
     if judges:
         for name in ("valid_rate", "truth_agreement", "human_agreement", "ties"):
             figures = [record["judge"].get(name) for record in records]
@@ -161,6 +164,22 @@ def run(args, seed, kind):
             print(f"    its marks right, {name:18} " + " ".join(f"{x:.2f}" for x in rights),
                   flush=True)
     return np.array(shares)
+
+
+def demands_met(out, iterations, inputs):
+    """{kind of demand: the share of held-out answers that meet it, for each model}, and words."""
+    prompts = {str(i): record for i, record in enumerate(read_jsonl(inputs / "held_out.jsonl"))}
+    met = {}
+    for t in iterations:
+        answers, found = read_jsonl(out / f"iter{t}" / "eval.jsonl"), {}
+        for answer in answers:
+            for check in prompts[answer["prompt_id"]]["checks"]:
+                found.setdefault(kind_of(check), []).append(meets(check, answer["text"]))
+        for kind in sorted(found):
+            met.setdefault(kind, []).append(np.mean(found[kind]))
+        met.setdefault("(words an answer)", []).append(np.mean([len(answer["text"].split())
+                                                               for answer in answers]))
+    return met
 
 
 def marks_right(out, iterations, inputs):
