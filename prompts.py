@@ -86,7 +86,7 @@ and in kind, and it must be possible to do it in writing, with nothing else at h
 with "Task:" and write nothing after the task."""
 
 MARKUP = r"[\s*_`\"']*"  # what models put around the words of their last line
-START = r"[\s*_`\"'#]*"  # the same, with a heading's marks
+START = r"[\s*_`\"'#•-]*"  # the same, with the marks of a heading and of a list
 # There are never two MARKUPs in a row, which would take quadratic time on a long run of stars.
 END = rf"{MARKUP}(?:\.{MARKUP})?"
 NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"

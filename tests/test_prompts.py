@@ -143,6 +143,7 @@ def test_fill_knows_its_places():
     ("Score: 4 out of 5", 4), ("Score: 4 points", 4), ("Score: 1 point.", 1),
     ("Score: 4\n\n  \n", 4), ("Reasons.\r\nScore: 4\r\n", 4),
     ("Total score: 4", 4), ("Final score: 4", 4), ("Overall Rating: 4/5", 4), ("### Score: 4", 4),
+    ("- Score: 4", 4), ("• Score: 4.", 4), ("- Score: -4", None),
     ("Score: [4]", 4), ("Score: [4/5]", 4),
     ("Score = 4", 4), ("Rating: 4", 4), ("[[4]]", 4), ("**[[4]]**", 4), ("[[4/5]]", 4),
     ("Score: 4\nI hope this helps.", 4),
