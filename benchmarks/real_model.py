@@ -38,6 +38,7 @@ from eval import bootstrap, by_prompt, read_jsonl
 from harness.checks import meets
 from harness.files import write_jsonl
 from harness.folder import Run
+from harness.inputs import read_prompts
 from sampling import load, sample
 
 KINDS = ("at most", "question", "first", "no comma", "word")  # of demands, see data/make.py
@@ -58,6 +59,7 @@ JUDGING = {  # settings of the runs that judge
 }
 FLAGS = {"checks": ["--reward", "checks"], "control": ["--reward", "checks"], "judge": [],
          "no-meta-judge": ["--no-meta-judge"]}
+JUDGED = ("judge", "no-meta-judge")
 
 
 def prompts(tasks, rng):
@@ -112,10 +114,10 @@ def warm_start(args, file):
     model, tokenizer = load(args.model, bits=SETTINGS["bits"])
     answers = sample(model, tokenizer, [record["prompt"] for record in records], REPLIES,
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
-    lengths = [len(one.text) for group in answers for one in group]
+    median = np.median([len(one.text) for group in answers for one in group])
     taught = []
     for record, group in zip(records, answers):
-        replies = [ranked_reply(record, one.text, len(one.text) > np.median(lengths), rng)
+        replies = [ranked_reply(record, one.text, len(one.text) > median, rng)
                    for one in group]
         taught.append({"prompt": record["prompt"], "replies": replies})
     write_jsonl(file, taught)
@@ -131,7 +133,7 @@ def random_reward(run, t, answers, label):
 
 def run(args, seed, kind):
     """The held-out prompts' shares of demands met, (models, prompts), of a run."""
-    out, judges = args.out / f"{kind}-{seed}", kind in ("judge", "no-meta-judge")
+    out, judges = args.out / f"{kind}-{seed}", kind in JUDGED
     flags = {"model": args.model, "out": out, "seed": seed, "iters": args.iters,
              "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
              **SETTINGS}
@@ -144,69 +146,76 @@ def run(args, seed, kind):
         done = subprocess.run(command, stdout=log, stderr=log)
     if done.returncode not in (0, 3):
         raise SystemExit(f"the run ended: see {out}.log")
-    shares, most = [], JUDGING["max-score"] if judges else 5
-    for t in range(args.iters + 1):
-        groups = by_prompt(read_jsonl(out / f"iter{t}" / "eval.jsonl"))
-        shares.append([np.mean([answer["truth"] for answer in group]) / most
-                       for group in groups.values()])
+    models = range(args.iters + 1)
+    checks = {record["prompt_id"]: record["checks"]
+              for record in read_prompts(args.out / "held_out.jsonl")}
+    answers = [read_jsonl(out / f"iter{t}" / "eval.jsonl") for t in models]
+    most = JUDGING["max-score"] if judges else 5
+    shares = np.array([[np.mean([answer["truth"] for answer in group]) / most
+                        for group in by_prompt(of_model).values()] for of_model in answers])
     records = json.loads((out / "summary.json").read_text())
     minutes = sum(sum(record["seconds"].values()) for record in records) / 60
-    told = " ".join(f"{np.mean(share):.3f}" for share in shares)
+    told = " ".join(f"{share:.3f}" for share in shares.mean(axis=1))
     print(f"{f'{kind}, seed {seed}':32}{told}   {minutes:.1f} min", flush=True)
-    for name, met in demands_met(out, range(args.iters + 1), args.out).items():
-        print(f"    met, {name:22} " + " ".join(f"{x:5.2f}" for x in met), flush=True)
+    tell("met", demands_met(answers, checks))
     if judges:
-        for name in ("valid_rate", "truth_agreement", "human_agreement", "ties"):
-            figures = [record["judge"].get(name) for record in records]
-            print(f"    judge, {name:16} " + " ".join("    -" if figure is None else f"{figure:.3f}"
-                                                      for figure in figures))
-        for name, rights in marks_right(out, range(args.iters + 1), args.out).items():
-            print(f"    its marks right, {name:18} " + " ".join(f"{x:.2f}" for x in rights),
-                  flush=True)
-    return np.array(shares)
+        figures = ("valid_rate", "truth_agreement", "human_agreement", "ties")
+        tell("judge", {name: [record["judge"].get(name) for record in records]
+                       for name in figures})
+        judged = [answers[0], *(read_jsonl(out / f"iter{t}" / "eval_judge.jsonl")
+                                for t in models[1:])]
+        tell("marks", marks_right(judged, checks))
+    return shares
 
 
-def demands_met(out, iterations, inputs):
-    """{kind of demand: the share of held-out answers that meet it, for each model}, and words."""
-    prompts = {str(i): record for i, record in enumerate(read_jsonl(inputs / "held_out.jsonl"))}
-    met = {}
-    for t in iterations:
-        answers, found = read_jsonl(out / f"iter{t}" / "eval.jsonl"), {}
-        for answer in answers:
-            for check in prompts[answer["prompt_id"]]["checks"]:
-                found.setdefault(kind_of(check), []).append(meets(check, answer["text"]))
-        for kind in sorted(found):
-            met.setdefault(kind, []).append(np.mean(found[kind]))
-        met.setdefault("(words an answer)", []).append(np.mean([len(answer["text"].split())
-                                                               for answer in answers]))
-    return met
+def tell(what, rows):
+    """Print rows {name: a figure for each model}; None: not measured."""
+    for name, figures in rows.items():
+        cells = ["    -" if figure is None else f"{figure:5.2f}" for figure in figures]
+        print(f"    {f'{what}, {name}':28}{' '.join(cells)}", flush=True)
 
 
-def marks_right(out, iterations, inputs):
+def demands_met(answers, checks):
+    """{kind of demand: the share of held-out answers that meet it, for each model}, and words.
+
+    answers: a list for each model. checks: {prompt_id: its checks}.
+    """
+    rows = {}
+    for of_model in answers:
+        met = {}
+        for answer in of_model:
+            for check in checks[answer["prompt_id"]]:
+                met.setdefault(kind_of(check), []).append(meets(check, answer["text"]))
+        met["words an answer"] = [len(answer["text"].split()) for answer in of_model]
+        for name, values in sorted(met.items()):
+            rows.setdefault(name, []).append(np.mean(values))
+    return rows
+
+
+def marks_right(judged, checks):
     """How often the judge's mark of a demand is right: {kind of demand: a share for each model}.
 
-    All judge M_0's answers. Beside it, "always ...": what the more frequent mark would give, said
-    of every answer; and "judgments read": the share with a mark for each demand.
+    judged: for each model M_0's answers with its "judgments". Beside each kind "always ...": what
+    the more frequent mark would give, said of every answer; and "judgments read": the share with a
+    mark for each demand. checks: {prompt_id: its checks}. A share of nothing is NaN.
     """
-    prompts = {str(i): record for i, record in enumerate(read_jsonl(inputs / "held_out.jsonl"))}
-    kinds = sorted({kind_of(check) for record in prompts.values() for check in record["checks"]})
+    kinds = sorted({kind_of(check) for of_prompt in checks.values() for check in of_prompt})
     rights = {name: [] for kind in kinds for name in (kind, f"always {kind}")}
     rights["judgments read"] = []
-    for t in iterations:
-        marks, read = {kind: [(np.nan, np.nan)] for kind in kinds}, []
-        name = "eval_judge.jsonl" if t > 0 else "eval.jsonl"
-        for answer in read_jsonl(out / f"iter{t}" / name):
-            checks = prompts[answer["prompt_id"]]["checks"]
+    for of_model in judged:
+        marks, read = {kind: [] for kind in kinds}, []
+        for answer in of_model:
+            demands = [(kind_of(check), meets(check, answer["text"]))
+                       for check in checks[answer["prompt_id"]]]
             for one in answer["judgments"]:
                 *lines, _ = one["text"].splitlines() or [""]
-                whole = len(lines) == len(checks) and all(line.endswith((": met", ": not met"))
-                                                          for line in lines)
+                whole = len(lines) == len(demands) and all(line.endswith((": met", ": not met"))
+                                                           for line in lines)
                 read.append(whole)
-                for line, check in zip(lines, checks) if whole else ():
-                    met = meets(check, answer["text"])
-                    marks[kind_of(check)].append((met == line.endswith(": met"), met))
+                for line, (kind, met) in zip(lines, demands) if whole else ():
+                    marks[kind].append((met == line.endswith(": met"), met))
         for kind, pairs in marks.items():
-            right, met = np.mean(pairs[1:] or pairs, axis=0)
+            right, met = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
             rights[kind].append(right)
             rights[f"always {kind}"].append(max(met, 1 - met))
         rights["judgments read"].append(np.mean(read))
@@ -252,7 +261,7 @@ def main():
     write_jsonl(args.out / "prompts.jsonl", prompts(make.TASKS, rng))
     write_jsonl(args.out / "held_out.jsonl", prompts(make.HELD_OUT, rng)[:HELD_OUT])
     (args.out / "rubric.txt").write_text(RUBRIC)
-    if {"judge", "no-meta-judge"} & set(args.kinds) and not replies_of(args).exists():
+    if set(JUDGED) & set(args.kinds) and not replies_of(args).exists():
         warm_start(args, replies_of(args))
     results = {(kind, seed): run(args, seed, kind) for seed in args.seeds for kind in args.kinds}
     print("\n".join(table(results, args.iters)))

@@ -51,8 +51,9 @@ def plan(settings, sample, loop):
             if whole or len(taken) > 1 and expected_next(taken) > PATIENCE:
                 break
         if trials:
-            show(run, totals(run, trials), loading, disk(run, trials[-1][0]))
-            if not all(record["train"] for record in trials[-1][1][1:]):
+            small, records = trials[-1]
+            show(run, totals(run, trials), loading, disk(run, small))
+            if not all(record["train"] for record in records[1:]):
                 print("Training is not counted, or not all of it: no pairs came of "
                       f"{SIZES[len(trials) - 1]} prompts.")
     if unreadable:

@@ -1,5 +1,4 @@
 """benchmarks/real_model.py: the judgments it makes for the warm start, and how it counts marks."""
-import json
 import random
 
 import numpy as np
@@ -57,24 +56,18 @@ def test_every_kind_of_demand_has_a_name():
     assert kinds == {"less than", "at least", "no_comma", "question", "first word", "word"}
 
 
-def test_marks_are_counted_by_demand(tmp_path):
+def test_marks_are_counted_by_demand():
     """Of two judgments, one says that the first demand is met, which it is, and one that it is not;
     a third has no score and a fourth no mark, and do not count. M_1 has said nothing readable.
     """
-    record = {"prompt": "Say it. Do not use commas. Use the word \"warm\".",
-              "checks": [{"id": "no_comma"}, r"(?i)\bwarm\b"]}
-    (tmp_path / "held_out.jsonl").write_text(json.dumps(record) + "\n")
-    (tmp_path / "iter0").mkdir()
+    checks = {"0": [{"id": "no_comma"}, r"(?i)\bwarm\b"]}
     judgments = [{"text": "- a: met\n- b: not met\nScore: 1", "score": 1},
                  {"text": "- a: not met\n- b: not met\nScore: 0", "score": 0},
                  {"text": "- a: not met\n- b: met", "score": None},
                  {"text": "- a: not met\n- b: unclear\nScore: 0", "score": 0}]
-    answer = {"prompt_id": "0", "text": "It is cold.", "judgments": judgments}
-    (tmp_path / "iter0" / "eval.jsonl").write_text(json.dumps(answer) + "\n")
-    (tmp_path / "iter1").mkdir()
-    answer["judgments"] = [{"text": "Good.", "score": None}]
-    (tmp_path / "iter1" / "eval_judge.jsonl").write_text(json.dumps(answer) + "\n")
-    rights = marks_right(tmp_path, [0, 1], tmp_path)
+    answer = {"prompt_id": "0", "text": "It is cold."}
+    rights = marks_right([[answer | {"judgments": judgments}],
+                          [answer | {"judgments": [{"text": "Good.", "score": None}]}]], checks)
     assert rights.keys() == {"no_comma", "always no_comma", "word", "always word", "judgments read"}
     assert rights["no_comma"][0] == 0.5 and rights["always no_comma"][0] == 1
     assert rights["word"][0] == rights["always word"][0] == 1
