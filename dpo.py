@@ -12,9 +12,11 @@
 
 A prompt and its answers stand in one row, `prompt chosen rejected prompt chosen ...`. The prompt
 is computed once, no answer sees another, and nothing is padded (prefix sharing, Wang and Hegde
-2024, arXiv 2410.20305). Logits exist for answers only, a few hundred rows at a time. The reference
-needs no second model: its log-probabilities are computed once, before the first step. Adapters
-never touch the base weights, so the base may be in 4 bits, on CUDA or a CPU.
+2024, arXiv 2410.20305). Logits exist for answers only, a few hundred rows at a time. Models whose
+layers do not fit a packed row, as recurrent ones, get one sequence a pass (`plain_logps`), which is
+slower and exact as well. The reference needs no second model: its log-probabilities are computed
+once, before the first step. Adapters never touch the base weights, so the base may be in 4 bits, on
+CUDA or a CPU.
 
 `train_dpo` and `train_sft` are generators: they yield what there is to say of each step, and write
 no files. Under torch.distributed several processes share every batch. Left out: other losses, and
@@ -26,6 +28,7 @@ import math
 import sys
 import time
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,69 +88,103 @@ class Layout:
     layers: int = 0  # how many have attended by it
 
 
+class CannotPack(Exception):
+    """A model's layers do not fit a packed row."""
+
+
 def packed_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *,
-                     layout=None, **kwargs):
+                     layout=None, sliding_window=None, **kwargs):
     """transformers' attention interface; without a layout it is sdpa.
 
     query (1, H, T, D), key and value (1, Hkv, T, D) -> (1, T, H, D). An answer attends to its
     prompt and to itself. Each of these is a plain causal attention, which fast kernels take, and
-    what no token may see is never computed.
+    what no token may see is never computed. Raises CannotPack.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       dropout=dropout, **kwargs)
-    for option in ("sliding_window", "softcap", "s_aux"):
+    for option in ("softcap", "s_aux"):
         if kwargs.get(option) is not None:
-            raise cannot_pack(module.config, f"attends with {option}")
+            raise CannotPack(f"attends with {option}")
     if not getattr(module, "is_causal", True):
-        raise cannot_pack(module.config, "attends in both directions")
+        raise ValueError(f"{module.config.model_type} attends in both directions: choose another "
+                         "model")
     layout.layers += 1
-    settings = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     lengths = list(itertools.chain(*layout.groups))  # of all pieces of the row, in order
     queries, keys, values = (x.split(lengths, 2) for x in (query, key, value))
     pieces = zip(queries, keys, values)
     out = []
     for _, *answers in layout.groups:
         q, prompt_k, prompt_v = next(pieces)  # (1, H or Hkv, length of the prompt, D)
-        out.append(F.scaled_dot_product_attention(q, prompt_k, prompt_v, is_causal=True,
-                                                  **settings))
+        out.append(causal_attention(q, prompt_k, prompt_v, scaling, sliding_window))
         for _ in answers:
             q, k, v = next(pieces)            # (1, H or Hkv, length of the answer, D)
             k, v = torch.cat([prompt_k, k], 2), torch.cat([prompt_v, v], 2)
-            mask = causal_lower_right(q.shape[2], k.shape[2])
-            out.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **settings))
+            out.append(causal_attention(q, k, v, scaling, sliding_window))
     return torch.cat(out, 2).transpose(1, 2), None  # (1, T, H, D)
+
+
+def causal_attention(query, key, value, scaling, window):
+    """The last Q of K tokens attend to those before them, at most `window` with themselves.
+
+    query (1, H, Q, D), key and value (1, Hkv, K, D) -> (1, H, Q, D).
+    """
+    Q, K = query.shape[2], key.shape[2]
+    mask = None if Q == K else causal_lower_right(Q, K)
+    if window and window < K:
+        here = torch.arange(K, device=key.device)
+        distance = here[K - Q:, None] - here  # (Q, K)
+        mask = (distance >= 0) & (distance < window)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
+                                          is_causal=mask is None, scale=scaling,
+                                          enable_gqa=query.shape[1] != key.shape[1])
 
 
 AttentionInterface.register("packed_answers", packed_attention)
 AttentionMaskInterface.register("packed_answers", sdpa_mask)
 
 
-def attend_packed(model, longest):
-    """Let the model attend by `packed_attention` from now on, in backward passes as well.
+fits_packing = weakref.WeakKeyDictionary()  # model -> what `can_pack` found
 
-    longest: the longest sequence, a prompt with one answer, in tokens. Raises ValueError that
-    names the model if its sequences cannot be packed.
+
+def can_pack(model):
+    """Whether packed rows give this model's own log-probabilities. If not, it says so, once.
+
+    If so, the model attends by `packed_attention` from now on, in backward passes as well.
     """
-    config = model.config
+    if model not in fits_packing:
+        before, training = model.config._attn_implementation, model.training
+        model.set_attn_implementation("packed_answers")  # older models keep their own
+        try:
+            try_packing(model.eval())
+            fits_packing[model] = True
+        except CannotPack as error:
+            model.set_attn_implementation(before)
+            fits_packing[model] = False
+            print(f"{model.config.model_type} {error}: it trains on one sequence a pass, which is "
+                  "slower", file=sys.stderr)
+        finally:
+            model.train(training)
+    return fits_packing[model]
+
+
+@torch.no_grad()
+def try_packing(model):
+    """Raise CannotPack unless a row of three tokens, a prompt and two answers, comes out right."""
+    config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds == {"full_attention"} and not model._is_stateful:
-        if config._attn_implementation != "packed_answers":
-            model.set_attn_implementation("packed_answers")  # older models keep their own
-    if config._attn_implementation != "packed_answers":
-        raise cannot_pack(config, "attends in a way")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        if longest > limit:
-            raise ValueError(f"{config.model_type} rotates all sequences of a pass in another way "
-                             f"when one has more than {limit} tokens, and there is one of "
-                             f"{longest}: shorten the prompts or the answers")
-
-
-def cannot_pack(config, how):
-    return ValueError(f"{config.model_type} {how} that this packing does not do: "
-                      "choose another model")
+    taken = model.config._attn_implementation == "packed_answers"
+    if not taken or model._is_stateful or kinds - {"full_attention", "sliding_attention"}:
+        raise CannotPack("attends in ways of its own")
+    layout = Layout([[1, 1, 1]])
+    row, positions = torch.tensor([[[2, 1, 0]], [[0, 1, 1]]], device=model.device)
+    hidden = packed_hidden(model, row, positions, layout)
+    if layout.layers != config.num_hidden_layers:
+        raise CannotPack("does not hand a row's layout on to all its layers")
+    logits = model(input_ids=row[:, :2], use_cache=False).logits[0].float()
+    ours = final_logits(model, hidden[:2]).float()
+    if not torch.allclose(ours, logits, rtol=0, atol=0.01 * logits.abs().max().item()):
+        raise CannotPack("changes its logits in a way of its own")
 
 
 def pack(prompt_ids, answers):
@@ -179,35 +216,62 @@ def answer_logps(model, prompt_ids, answers):
     number. Returns torch (number of answers,), prompt after prompt, in float64: of a sum of 4,000
     nats float32 keeps no more than three decimals, and the loss is a difference of such sums.
     Raises ValueError for an empty prompt, from which no first token could be predicted, for an
-    empty answer, for token ids that the model does not have, and for models whose sequences cannot
-    be packed or whose logits are changed after the head.
+    empty answer, and for token ids that the model does not have.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     check_ids(base, prompt_ids, answers)
-    check_logits(base)
-    packed = pack(prompt_ids, answers)
-    attend_packed(base, longest=max(packed[1]) + 1)
-    layout = Layout([[len(prompt), *map(len, group)]
-                     for prompt, group in zip(prompt_ids, answers)])
-    ids, positions, sources, targets, owners = (torch.tensor(x, device=model.device)
-                                                for x in packed)  # (T,) (T,) (N,) (N,) (N,)
+    way = packed_logps if can_pack(base) else plain_logps
     # Without autocast each adapter of a 16-bit model would keep a copy of its input in float32.
     half = base.dtype == torch.bfloat16
     with torch.autocast(model.device.type, base.dtype, enabled=half), \
             disable_input_dtype_casting(base, active=half):
-        hidden = base.base_model(
-            input_ids=ids[None], position_ids=positions[None],
-            attention_mask=torch.ones_like(ids)[None], use_cache=False,
-            layout=layout).last_hidden_state[0]  # (T, W)
-        hidden = hidden[sources]                 # (N, W)
-        chunks = math.ceil(len(targets) / LOGIT_ROWS)
-        logps = torch.cat([head_logps(base.get_output_embeddings(), h, t) for h, t in
-                           zip(hidden.chunk(chunks), targets.chunk(chunks))])  # (N,)
-    if not layout.layers and base.config.num_hidden_layers:
-        raise ValueError(f"{base.config.model_type} does not hand the packed row's layout on to "
-                         "its layers: choose another model")
+        return way(base, prompt_ids, answers)
+
+
+def packed_logps(model, prompt_ids, answers):
+    """`answer_logps` with all prompts and answers in one row."""
+    packed = pack(prompt_ids, answers)
+    check_rotation(model.config.get_text_config(), longest=max(packed[1]) + 1)
+    layout = Layout([[len(prompt), *map(len, group)]
+                     for prompt, group in zip(prompt_ids, answers)])
+    ids, positions, sources, targets, owners = (torch.tensor(x, device=model.device)
+                                                for x in packed)  # (T,) (T,) (N,) (N,) (N,)
+    hidden = packed_hidden(model, ids[None], positions[None], layout)[sources]  # (N, W)
+    chunks = math.ceil(len(targets) / LOGIT_ROWS)
+    logps = torch.cat([head_logps(model, h, t) for h, t in
+                       zip(hidden.chunk(chunks), targets.chunk(chunks))])       # (N,)
     sums = logps.new_zeros(sum(map(len, answers)), dtype=torch.float64)
     return sums.index_add(0, owners, logps.double())
+
+
+def packed_hidden(model, ids, positions, layout):
+    """What the head would be given: ids and positions (1, T) -> (T, W)."""
+    return model.base_model(input_ids=ids, position_ids=positions,
+                            attention_mask=torch.ones_like(ids), use_cache=False,
+                            layout=layout).last_hidden_state[0]
+
+
+def plain_logps(model, prompt_ids, answers):
+    """`answer_logps` with one forward pass for each answer, for any decoder."""
+    sums = []
+    for prompt, group in zip(prompt_ids, answers):
+        for answer in group:
+            ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, -len(answer):]
+            targets = torch.tensor(answer, device=model.device)[:, None]
+            sums.append(normalized(logits).gather(-1, targets).double().sum())
+    return torch.stack(sums)
+
+
+def check_rotation(config, longest):
+    """Raise ValueError for a sequence whose length changes how all others of a pass rotate."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if longest > limit:
+            raise ValueError(f"{config.model_type} rotates all sequences of a pass in another way "
+                             f"when one has more than {limit} tokens, and there is one of "
+                             f"{longest}: shorten the prompts or the answers")
 
 
 def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
@@ -233,43 +297,50 @@ def check_ids(model, prompt_ids, answers):
         raise ValueError(f"prompt_ids and answers must be token ids from 0 to {vocabulary - 1}")
 
 
-def check_logits(model):
-    """Raise ValueError for a model whose logits are more than its head's output."""
-    for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, option, None) is not None:
-            raise ValueError(f"{model.config.model_type} changes its logits by {option}, which "
-                             "this loss does not do: choose another model")
-
-
-def head_logps(head, hidden, targets):
+def head_logps(model, hidden, targets):
     """Log-probability of each target, in fp32 or better: hidden (N, W), targets (N,) -> (N,).
 
     The (N, V) logits do not outlive the call.
     """
-    if type(head) is torch.nn.Linear and not head.weight.requires_grad:
+    head = model.get_output_embeddings()
+    plain = not any(changes_of_logits(model.config.get_text_config()))
+    if plain and type(head) is torch.nn.Linear and not head.weight.requires_grad:
         return FrozenHead.apply(hidden, head, targets)
-    return checkpoint(token_logps, head, hidden, targets, use_reentrant=False)
+    return checkpoint(token_logps, model, hidden, targets, use_reentrant=False)
 
 
-def token_logps(head, hidden, targets):
-    return all_logps(head, hidden).gather(-1, targets[:, None])[:, 0]
+def token_logps(model, hidden, targets):
+    logps = normalized(final_logits(model, hidden))
+    return logps.gather(-1, targets[:, None])[:, 0]
 
 
-def all_logps(head, hidden):
+def final_logits(model, hidden):
+    """A model's logits from its last layer's output: hidden (N, W) -> (N, V)."""
+    cap, divisor, factor = changes_of_logits(model.config.get_text_config())
+    logits = model.get_output_embeddings()(hidden) / (divisor or 1) * (factor or 1)
+    return cap * (logits / cap).tanh() if cap else logits
+
+
+def changes_of_logits(config):
+    """What a model does to its head's output: (soft cap, divisor, factor), None where nothing."""
+    return [getattr(config, name, None)
+            for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")]
+
+
+def normalized(logits):
     """Log-probabilities of all tokens, (N, V), in fp32 or better."""
-    logits = head(hidden)
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 class FrozenHead(torch.autograd.Function):
-    """`token_logps` of a head that does not train.
+    """`token_logps` of a plain head that does not train.
 
     The gradient is taken while the logits are there, which then need not be computed again.
     """
 
     @staticmethod
     def forward(ctx, hidden, head, targets):
-        every = all_logps(head, hidden)  # (N, V)
+        every = normalized(head(hidden))  # (N, V)
         logps = every.gather(-1, targets[:, None])[:, 0]
         if ctx.needs_input_grad[0]:
             shares = every.exp_()  # d log p(target) / d logits = 1[target] - shares
@@ -289,10 +360,16 @@ class FrozenHead(torch.autograd.Function):
 def add_lora(model, rank):
     """Wrap a frozen model with a fresh LoRA adapter on all linear layers but the head.
 
-    A fresh adapter changes nothing yet.
+    A fresh adapter changes nothing yet. Left out are what sees pictures or hears, routers, which
+    return more than a product, and matrices that Mamba's kernels read themselves.
     """
+    left_out = [name for name, module in model.named_modules()
+                if any(sense in name for sense in ("vision", "audio", "multi_modal"))
+                or type(module).__name__.endswith("Router")
+                or model._is_stateful and name.endswith(("out_proj", "dt_proj"))]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0,
-                        target_modules="all-linear", task_type="CAUSAL_LM")
+                        target_modules="all-linear", task_type="CAUSAL_LM",
+                        exclude_modules=left_out or None)
     model = get_peft_model(model, config)
     config.target_modules = sorted(config.target_modules)  # a set is written in any order
     return model

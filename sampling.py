@@ -12,9 +12,12 @@ Each sample owns only its suffix. Attention runs over both parts separately and 
     R rows at most of one prefix         T tokens of a prompt's part        h = H / Hkv
     X rows or prefixes, Q queries, K keys of any number; V vocabulary       D a head's width
 
+Models with layers that this does not fit, as recurrent ones, are sampled one prompt at a time
+through their own caches (`decode_plain`), which is slower and draws the same.
+
 A draw is a function of (seed, key of the prompt, number of the sample, step): one uniform number
 through the inverse of the distribution function. Left out: beam search, stop strings, and models
-with sliding windows, soft-capped attention or an encoder, which are refused by name.
+with an encoder.
 """
 import argparse
 import dataclasses
@@ -22,13 +25,14 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import sys
 import warnings
 import weakref
 from collections import deque, namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +121,12 @@ def load_base(model, bits, device):
             ignore_mismatched_sizes=True, output_loading_info=True)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {model} cannot be loaded ({error})") from None
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        kind = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
+        raise ValueError(f"model {model}: {kind} is no decoder that takes and gives text alone: "
+                         "choose another model") from None
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:  # transformers has drawn these at random
         raise ValueError(f"model {model} cannot be loaded: {len(wrong)} of its weights are "
@@ -319,11 +329,27 @@ def visible(text):
 
 @dataclass
 class Prefill:
-    """Prompts' tokens that are being computed, T for each of some prefixes or rows."""
-    kind: str            # "prefix" or "suffix": what they become
-    slots: torch.Tensor  # where they are to stand
-    after: list          # slots of the prefixes that they come after
-    mask: torch.Tensor   # (number of them, 1, T, P + T), what they see; None: causal, no prefix
+    """Prompts' tokens that are being computed, T for each of X prefixes or rows."""
+    kind: str             # "prefix" or "suffix": what they become
+    slots: torch.Tensor   # (X,) where they are to stand
+    after: list           # slots of the prefixes that they come after
+    before: torch.Tensor  # (X, 1) these prefixes' lengths
+    P: int                # the longest of them
+    masks: dict = dataclasses.field(default_factory=dict)  # window -> what `mask` returns
+
+    def mask(self, T, window):
+        """What each token sees, (X, 1, T, P + T); None: all before it, and there is no prefix."""
+        if not self.P and (window is None or T <= window):
+            return None
+        if window not in self.masks:
+            here = torch.arange(T, device=self.before.device)
+            there = torch.arange(self.P, device=self.before.device)
+            distance = self.before[..., None] + here[:, None] - there      # (X, T, P)
+            prefix = (there < self.before[..., None]) & near(distance, window)
+            distance = here[:, None] - here                                # (T, T)
+            own = ((distance >= 0) & near(distance, window)).expand(len(prefix), -1, -1)
+            self.masks[window] = torch.cat([prefix, own], -1)[:, None]
+        return self.masks[window]
 
 
 Shape = namedtuple("Shape", "B S G R P")  # how much of the cache a step uses
@@ -353,6 +379,7 @@ class SharedPrefixCache:
         self.rows_of_prefix = numbers(groups * rows)  # (G * R,)
         self.shape = Shape(0, 0, 0, 0, 0)         # what is in use
         self.prefill = None                       # a Prefill; None: a step of all rows
+        self.masks = {}                           # window -> what `biases` returns
 
     def buffers(self, kind, layer, key, value):
         """The keys and values of a layer's prefixes or suffixes."""
@@ -369,16 +396,29 @@ class SharedPrefixCache:
 
     def prepare(self):
         """What all layers need to know of this step: who sees what."""
-        B, S, G, R, P = self.shape
-        device = self.length.device
-        self.rows = torch.arange(B, device=device)
-        own = torch.arange(S, device=device) <= self.length[:B, None]                # (B, S)
-        self.own_bias = bias(own)[:, None, None]                                     # (B, 1, 1, S)
+        B, P, device = self.shape.B, self.shape.P, self.length.device
+        self.rows, self.masks = torch.arange(B, device=device), {}
+        self.position = self.prefix_length[self.group[:B]] + self.length[:B]         # (B,)
         if P:
-            seen = torch.arange(P, device=device) < self.prefix_length[:G, None]     # (G, P)
-            self.common_bias = bias(seen)[:, None, None]                             # (G, 1, 1, P)
             has_prefix = self.group[:B] < self.prefix_size[0]                        # (B,)
             self.prefix_bias = bias(has_prefix)[:, None, None, None]                 # (B, 1, 1, 1)
+
+    def biases(self, window, h):
+        """Biases of a step's own and common scores in layers that see `window` tokens back.
+
+        None: all. (B, 1, 1, S) and (G, 1, 1 or R * h, P), None where no row has a prefix.
+        """
+        if (window, h) not in self.masks:
+            B, S, G, R, P = self.shape
+            steps = torch.arange(max(S, P), device=self.length.device)
+            distance = self.length[:B, None] - steps[:S]                             # (B, S)
+            own = bias((distance >= 0) & near(distance, window))[:, None, None]
+            common = (steps[:P] < self.prefix_length[:G, None])[:, None]             # (G, 1, P)
+            if window and P:  # how far the prefix is in sight depends on the row
+                cells = self.position[self.rows_of_prefix[: G * R]].view(G, R, 1)
+                common = (common & near(cells - steps[:P], window)).repeat_interleave(h, 1)
+            self.masks[window, h] = own, bias(common)[:, None] if P else None
+        return self.masks[window, h]
 
     def by_prefix(self, query):
         """Queries (B, Hkv, h, D) of rows, put side by side by their prefix."""
@@ -392,6 +432,11 @@ class SharedPrefixCache:
         cells = results.unflatten(2, (self.shape.R, h))  # (G, Hkv, R, h, any)
         cells = cells.transpose(1, 2).flatten(0, 1)       # (G * R, Hkv, h, any)
         return cells[self.cell_of_row[: self.shape.B]]    # (B, Hkv, h, any)
+
+
+def near(distance, window):
+    """Whether a token so many places back is in sight. window None: all are."""
+    return distance < (window or math.inf)
 
 
 def bias(seen):
@@ -412,7 +457,7 @@ def attend_part(query, key, value, bias, scaling):
     return shares.to(value.dtype) @ value, total
 
 
-def attend_prompts(query, key, value, shared, layer, scaling):
+def attend_prompts(query, key, value, shared, layer, scaling, window):
     """Store prompts' keys and values; attend to the prefixes they come after and to each other.
 
     query (X, H, T, D), key and value (X, Hkv, T, D) -> (X, H, T, D), X prefixes or rows.
@@ -421,19 +466,20 @@ def attend_prompts(query, key, value, shared, layer, scaling):
     whole_k, whole_v = shared.buffers(prefill.kind, layer, key, value)
     whole_k[prefill.slots, :, :T] = key
     whole_v[prefill.slots, :, :T] = value
-    if prefill.mask is None:
+    mask, P = prefill.mask(T, window), prefill.P
+    if mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling,
                                               enable_gqa=h > 1)
-    P = prefill.mask.shape[-1] - T
-    prefix_k, prefix_v = shared.prefix[layer]
-    key = torch.cat([prefix_k[prefill.after, :, :P], key], 2)      # (X, Hkv, P + T, D)
-    value = torch.cat([prefix_v[prefill.after, :, :P], value], 2)
+    if P:
+        prefix_k, prefix_v = shared.prefix[layer]
+        key = torch.cat([prefix_k[prefill.after, :, :P], key], 2)  # (X, Hkv, P + T, D)
+        value = torch.cat([prefix_v[prefill.after, :, :P], value], 2)
     # Fast kernels take either a mask or fewer heads of keys than of queries, not both.
     key, value = (x.repeat_interleave(h, 1) for x in (key, value))  # (X, H, P + T, D)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=prefill.mask, scale=scaling)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-def attend_step(query, key, value, shared, layer, scaling):
+def attend_step(query, key, value, shared, layer, scaling, window):
     """Store each row's latest token, and attend to the row's suffix and to its prefix.
 
     query (B, H, 1, D), key and value (B, Hkv, 1, D) -> (B, H, 1, D).
@@ -446,15 +492,16 @@ def attend_step(query, key, value, shared, layer, scaling):
     suffix_v[shared.rows, :, shared.length[:B]] = value[:, :, 0]
     query = query.view(B, Hkv, h, -1)                             # (B, Hkv, h, D)
     keys, values = suffix_k[:B, :, :S], suffix_v[:B, :, :S]        # (B, Hkv, S, D)
+    own_bias, common_bias = shared.biases(window, h)
     if P == 0:
-        mask = shared.own_bias.to(query.dtype)
+        mask = own_bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
         return out.reshape(B, H, 1, -1)
-    own, own_total = attend_part(query, keys, values, shared.own_bias, scaling)
+    own, own_total = attend_part(query, keys, values, own_bias, scaling)
     keys, values = (whole[:G, :, :P] for whole in shared.prefix[layer])  # (G, Hkv, P, D)
     common, common_total = (
         shared.by_row(x, h) for x in attend_part(shared.by_prefix(query), keys, values,
-                                                  shared.common_bias, scaling))
+                                                  common_bias, scaling))
     # One softmax over both parts is (e^own_total own + e^common_total common) divided by
     # (e^own_total + e^common_total): the share of `own` is the sigmoid of the totals' difference.
     # For a row without a prefix, where prefix_bias is -1e30, it is 1.
@@ -462,42 +509,79 @@ def attend_step(query, key, value, shared, layer, scaling):
     return common.lerp(own, share.to(own.dtype)).reshape(B, H, 1, -1)
 
 
+class CannotShare(Exception):
+    """A model's layers do not fit the attention to shared prefixes."""
+
+
 def shared_prefix_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *,
-                            shared=None, **kwargs):
+                            shared=None, sliding_window=None, **kwargs):
     """transformers' attention interface.
 
-    query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D).
+    query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D). Raises CannotShare.
     """
-    for option in ("sliding_window", "softcap", "s_aux"):
+    for option in ("softcap", "s_aux"):
         if kwargs.get(option) is not None:
-            raise ValueError(f"{module.config.model_type} attends with {option}, which this "
-                             "sampler does not do: choose another model")
+            raise CannotShare(f"attends with {option}")
     if shared is None:
-        raise ValueError(f"{module.config.model_type} does not hand the sampler's cache on to its "
-                         "layers: choose another model")
+        raise CannotShare("hands no cache of another kind on to its layers")
     attend = attend_prompts if shared.prefill else attend_step
-    out = attend(query, key, value, shared, module.layer_idx, scaling)
+    out = attend(query, key, value, shared, module.layer_idx, scaling, sliding_window)
     return out.transpose(1, 2), None
 
 
 AttentionInterface.register("shared_prefix", shared_prefix_attention)
 
 
+def base_model(model):
+    """A model without its adapter."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @contextmanager
 def shared_prefix(model):
     """Let the model attend through a SharedPrefixCache, and put its own attention back after."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    before = base.config._attn_implementation
-    base.set_attn_implementation("shared_prefix")  # older models keep their own
-    kinds = set(getattr(base.config, "layer_types", None) or ["full_attention"])
-    taken = base.config._attn_implementation == "shared_prefix"
+    before = model.config._attn_implementation
+    model.set_attn_implementation("shared_prefix")  # older models keep their own
     try:
-        if not taken or kinds != {"full_attention"} or base._is_stateful:
-            raise ValueError(f"{base.config.model_type} attends in a way that this sampler does "
-                             "not do: choose another model")
         yield
     finally:
-        base.set_attn_implementation(before)
+        model.set_attn_implementation(before)
+
+
+token_bytes = weakref.WeakKeyDictionary()  # model -> what `shared_bytes` found
+
+
+def shared_bytes(model):
+    """Bytes of a token's keys and values. None: the model cannot share prefixes, said once.
+
+    It can if it is made of attention layers alone, all of which take our function.
+    """
+    if model not in token_bytes:
+        try:
+            with shared_prefix(model):
+                token_bytes[model] = try_layers(model)
+        except CannotShare as error:
+            token_bytes[model] = None
+            print(f"{model.config.model_type} {error}: it is sampled one prompt at a time, which "
+                  "is slower", file=sys.stderr)
+    return token_bytes[model]
+
+
+@torch.no_grad()
+def try_layers(model):
+    """Let a token through a SharedPrefixCache: the bytes it takes. Raises CannotShare."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    taken = model.config._attn_implementation == "shared_prefix"
+    if not taken or model._is_stateful or kinds - {"full_attention", "sliding_attention"}:
+        raise CannotShare("attends in ways of its own")
+    zero = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    cache = SharedPrefixCache(0, 1, 0, 1, model.device)
+    cache.prefill = Prefill("suffix", zero[0], [0], zero, 0)
+    model(input_ids=zero, position_ids=zero, use_cache=False, shared=cache)
+    if len(cache.suffix) != config.num_hidden_layers:
+        raise CannotShare("has layers that do not attend")
+    return sum(x.nbytes for x in itertools.chain(*cache.suffix.values()))
 
 
 @contextmanager
@@ -671,10 +755,10 @@ def make_rows(prompts, n, numbers):
 
 def cache_capacity(model):
     """How many tokens' keys and values fit into 3/4 of free CUDA memory; elsewhere into 1 GiB."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize  # of one token
+    config = model.config.get_text_config()
+    # For a model with a cache of its own kind this is a guess.
+    size = (shared_bytes(base_model(model))
+            or 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)
     if model.device.type != "cuda":
         return 2**30 // size
     torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
@@ -800,16 +884,13 @@ class Slots:
         lengths = tensor([len(row) for row in ids])[:, None]                             # (X, 1)
         before = tensor([len(group.prefix) if group else 0 for group in groups])[:, None]  # (X, 1)
         ids = tensor([list(row) + [0] * (T - len(row)) for row in ids])                  # (X, T)
-        here, mask = torch.arange(T, device=self.device), None                           # (T,)
-        if P:
-            prefix = torch.arange(P, device=self.device) < before                        # (X, P)
-            prefix = prefix[:, None].expand(-1, T, -1)                                   # (X, T, P)
-            causal = (here <= here[:, None]).expand(len(ids), -1, -1)                    # (X, T, T)
-            mask = torch.cat([prefix, causal], -1)[:, None]
+        here = torch.arange(T, device=self.device)                                       # (T,)
         after = [group.slot if group and group.prefix else 0 for group in groups]
-        self.cache.prefill = Prefill(kind, tensor(slots), after, mask)
-        self.model(input_ids=ids, position_ids=before + here.minimum(lengths - 1),
-                   use_cache=False, logits_to_keep=1, shared=self.cache)
+        self.cache.prefill = Prefill(kind, tensor(slots), after, before, P)
+        # Without the head; told to keep one token's logits, Gemma 4 would skip the others' layers.
+        base_model(self.model).base_model(
+            input_ids=ids, position_ids=before + here.minimum(lengths - 1), use_cache=False,
+            shared=self.cache)
         self.cache.prefill = None
 
     def arrange(self):
@@ -863,11 +944,11 @@ class Slots:
         return self.forward()[: len(self.rows)]
 
     def forward(self):
-        cache, B = self.cache, self.cache.shape.B
+        cache = self.cache
         cache.prepare()
-        positions = cache.prefix_length[cache.group[:B]] + cache.length[:B]
-        return self.model(input_ids=cache.token[:B, None], position_ids=positions[:, None],
-                          use_cache=False, shared=cache).logits[:, -1]
+        return self.model(input_ids=cache.token[: cache.shape.B, None],
+                          position_ids=cache.position[:, None], use_cache=False,
+                          shared=cache).logits[:, -1]
 
 
 class CannotCapture(Exception):
@@ -956,6 +1037,45 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
         slots.admit()
 
 
+def decode_plain(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
+    """What `decode` does, for any decoder: prompt after prompt, through the model's own cache."""
+    for _, same in itertools.groupby(rows, key=lambda row: row.prompt):
+        same = list(same)
+        fitting = capacity // (same[0].prompt_length + max_new_tokens)
+        most = max(1, min(ROWS[model.device.type], fitting))
+        for start in range(0, len(same), most):
+            yield from decode_together(model, same[start: start + most], stops, max_new_tokens,
+                                       temperature, top_p)
+
+
+def decode_together(model, rows, stops, max_new_tokens, temperature, top_p):
+    """Draw samples of one prompt side by side until all have ended; yield each as it does.
+
+    Their tokens so far are equally many, so that nothing is padded.
+    """
+    kept = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+    ids = torch.tensor([rows[0].group.prefix + rows[0].own] * len(rows), device=model.device)
+    cache, ended = {}, set()
+    for step in range(max_new_tokens):
+        out = model(input_ids=ids, use_cache=True, **cache, **kept)
+        cache = {name: out[name] for name in ("past_key_values", "cache_params")  # Mamba's name
+                 if name in out}
+        if not cache:
+            raise ValueError(f"{model.config.model_type} keeps no cache: choose another model")
+        uniform = torch.tensor([row.uniform[step] for row in rows], device=model.device)
+        tokens = draw(out.logits[:, -1], uniform, temperature, top_p)
+        for row, token in zip(rows, tokens.tolist()):
+            if row in ended:
+                continue
+            row.drawn.append(token)
+            if token in stops or len(row.drawn) == max_new_tokens:
+                ended.add(row)
+                yield row
+        if len(ended) == len(rows):
+            return
+        ids = tokens[:, None]
+
+
 class PromptTooLong(ValueError):
     """Prompts leave no room for answers in the model's context; `places` are their indices."""
 
@@ -986,7 +1106,7 @@ def check_request(prompts, n, max_new_tokens, temperature, top_p, keys):
 
 def too_long_prompts(model, prompts, max_new_tokens, skip):
     """Indices of the prompts without room in the context; PromptTooLong unless to be skipped."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     too_long = [i for i, ids in enumerate(prompts)
                 if context and len(ids) + max_new_tokens > context]
     if too_long and not skip:
@@ -1020,13 +1140,14 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
         end(i, number, [])
     rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens)
                                    for number in range(n)] for key in keys])
-    with shared_prefix(model), merged(model):
+    shared = shared_bytes(base_model(model)) is not None
+    with shared_prefix(base_model(model)) if shared else nullcontext(), merged(model):
         capacity = capacity or cache_capacity(model)
         while rows := [row for row in rows if samples[row.prompt][row.number] is None]:
             wave = first_wave(rows, max_new_tokens, capacity, ROWS[model.device.type])
             try:
-                for row in decode(model, wave, stops, max_new_tokens, temperature, top_p,
-                                  capacity):
+                way = decode if shared else decode_plain
+                for row in way(model, wave, stops, max_new_tokens, temperature, top_p, capacity):
                     end(row.prompt, row.number, row.drawn)
             except RuntimeError as error:
                 one_row = sum(cache_sizes(wave, max_new_tokens))

@@ -20,7 +20,7 @@ import transformers
 from tqdm import tqdm
 
 import prompts as words
-from dpo import add_lora, check_logits, collect, rank, share, world
+from dpo import add_lora, collect, rank, share, world
 from harness.command import barrier
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, read_prompts, read_text, training_prompts
@@ -58,7 +58,6 @@ class Run:
         self.check_folder()
         if model is None:
             base, _ = load(settings.model, bits=settings.bits)
-            check_logits(base)
         self.claim_folder()
         if model is None:
             torch.manual_seed(settings.seed)  # each start of a run makes the same fresh adapter

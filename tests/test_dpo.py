@@ -16,15 +16,9 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     BertConfig,
-    BloomConfig,
-    CohereConfig,
-    Gemma2Config,
     GPT2Config,
-    GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    Qwen3NextConfig,
 )
 from trl import DPOConfig, DPOTrainer
 
@@ -33,8 +27,8 @@ from dpo import (
     Budget,
     State,
     answer_logps,
+    can_pack,
     dpo_loss,
-    head_logps,
     learning_rate,
     pair_logps,
     sft_loss,
@@ -322,6 +316,7 @@ def test_gradient_checkpointing_computes_layers_again_in_the_same_way(tiny):
     """
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False).train()
     weights, gradients, calls = list(trainable(model).values()), [], []
+    assert can_pack(model.get_base_model())  # which counts no calls
     model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
         if checkpointing:
@@ -345,23 +340,6 @@ def test_a_head_that_trains_gets_its_gradient(tiny, monkeypatch):
                                 list(model.parameters()))
     for a, b in zip(ours, plain, strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9) and b.abs().max() > 1e-6
-
-
-def test_heads_with_a_bias_and_in_bfloat16():
-    """Against autograd through log_softmax. In bfloat16 both round the same logits, and the
-    gradient to three digits.
-    """
-    torch.manual_seed(0)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.bfloat16, 1e-2)):
-        head = torch.nn.Linear(8, 50, dtype=dtype).requires_grad_(False)
-        hidden, targets = torch.randn(6, 8, dtype=dtype, requires_grad=True), torch.arange(6)
-        (ours,) = torch.autograd.grad((head_logps(head, hidden, targets) * torch.arange(6)).sum(),
-                                      hidden)
-        (theirs,) = torch.autograd.grad((dpo.token_logps(head, hidden,
-                                                         targets) * torch.arange(6)).sum(), hidden)
-        assert torch.allclose(head_logps(head, hidden, targets),
-                              dpo.token_logps(head, hidden, targets), rtol=1e-6)
-        assert ours.dtype == dtype and (ours - theirs).norm() < tolerance * theirs.norm()
 
 
 @pytest.mark.parametrize("prompts, answers", [([[]], [[[1]]]), ([[1]], [[[]]]),
@@ -439,18 +417,10 @@ def test_bfloat16_is_close_to_float64(tiny, checkpointing):
     assert checkpointing or len(inputs) == 4
 
 
-@pytest.mark.parametrize("config_class, settings, message", [
-    (MistralConfig, {"sliding_window": 8}, "mistral.*sliding_window"),
-    (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2, "num_experts_per_tok": 1,
-                       "moe_intermediate_size": 16}, "qwen3_next"),
-    (BloomConfig, {"n_head": 4}, "bloom"), (BertConfig, {}, "bert.*both directions")])
-def test_models_that_attend_in_other_ways_are_refused(tiny, config_class, settings, message):
-    """By name: windows, recurrent layers, an old model that does not take an attention function, an
-    encoder.
-    """
-    model = random_model(config_class, tiny[1], **settings)
+def test_an_encoder_is_refused_by_name(tiny):
+    model = random_model(BertConfig, tiny[1])
     for _ in range(2):  # the second time as well
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="bert.*both directions"):
             pair_logps(model, [[1]], [[2]], [[3]])
 
 
@@ -470,16 +440,6 @@ def test_a_rotation_that_depends_on_the_longest_sequence_is_refused_beyond_its_l
         pair_logps(model, *zip(short, ([1] * 20, [2] * 13, [3])))
 
 
-def test_a_model_that_keeps_the_layout_from_its_layers_is_refused(tiny, monkeypatch):
-    """Its answers would see each other, and nothing else would show it."""
-    model = random_model(LlamaConfig, tiny[1])
-    forward = model.model.forward
-    monkeypatch.setattr(model.model, "forward", lambda *args, layout,
-                        **kwargs: forward(*args, **kwargs))
-    with pytest.raises(ValueError, match="llama does not hand"):
-        pair_logps(model, [[1]], [[2]], [[3]])
-
-
 def test_logps_of_another_architecture(tiny):
     """GPT-2 keeps its layers under another name and its positions in a table."""
     torch.manual_seed(0)
@@ -491,16 +451,6 @@ def test_logps_of_another_architecture(tiny):
         expected = separate(model, prompts, [[y] for y in answers])
         assert torch.allclose(answer_logps(model, prompts, [[y] for y in answers]), expected,
                               rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("config_class, settings, message", [
-    (Gemma2Config, {"query_pre_attn_scalar": 16}, "gemma2.*final_logit_softcapping"),
-    (GraniteConfig, {"logits_scaling": 2.0}, "granite.*logits_scaling"),
-    (CohereConfig, {"logit_scale": 0.1}, "cohere.*logit_scale")])
-def test_models_that_change_their_logits_are_refused(tiny, config_class, settings, message):
-    """Their log-probabilities would come out finite, plausible and wrong."""
-    with pytest.raises(ValueError, match=message):
-        pair_logps(random_model(config_class, tiny[1], **settings), [[1]], [[2]], [[3]])
 
 
 # ---- 4. supervised fine-tuning

@@ -37,15 +37,8 @@ from tokenizers import (
 )
 from transformers import (
     AutoTokenizer,
-    Gemma2Config,
-    GPTJConfig,
-    Llama4TextConfig,
-    MistralConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
-    Qwen3NextConfig,
-    StableLmConfig,
-    xLSTMConfig,
 )
 
 import sampling
@@ -795,37 +788,7 @@ def test_settings_out_of_range_are_refused_by_name(llama, wrong):
         sample(*llama, ["Why?"], **{"max_new_tokens": 4, **wrong})
 
 
-# ---- 6. models this sampler cannot do
-
-UNSUITED = {
-    "mistral": (MistralConfig, {"sliding_window": 8}),
-    # soft caps and windows
-    "gemma2": (Gemma2Config, {"query_pre_attn_scalar": 16}),
-    # recurrent
-    "qwen3_next": (Qwen3NextConfig, {"num_hidden_layers": 4, "num_experts": 2,
-                                     "num_experts_per_tok": 1, "moe_intermediate_size": 16}),
-    "llama4_text": (Llama4TextConfig, {"attention_chunk_size": 8, "num_local_experts": 2,
-                                       "intermediate_size_mlp": 96}),
-    "xlstm": (xLSTMConfig, {"num_heads": 4}),                                   # recurrent alone
-    # does not hand the cache on
-    "stablelm": (StableLmConfig, {}),
-    # attends by code of its own
-    "gptj": (GPTJConfig, {"rotary_dim": 8}),
-}
-
-
-@pytest.mark.parametrize("name", UNSUITED)
-def test_unsuited_models_are_refused_by_name(name, tiny):
-    """Each of these would run and answer, wrongly: all but the first two ignore the cache without a
-    word.
-    """
-    config_class, settings = UNSUITED[name]
-    model = random_model(config_class, tiny[1], **settings)
-    before = model.config._attn_implementation
-    with pytest.raises(ValueError, match=name):
-        sample(model, tiny[1], ["Why?"], max_new_tokens=2)
-    assert model.config._attn_implementation == before
-
+# ---- 6. the model's own attention
 
 def test_the_models_own_attention_comes_back(llama, monkeypatch):
     """After a call, and after an error in the midst of one: a plain forward pass gives the same

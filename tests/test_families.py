@@ -1,0 +1,174 @@
+"""Every family of benchmarks/families.py against transformers' own generate and plain passes.
+
+Greedy samples must be generate's token for token, log-probabilities and gradients those of a plain
+forward pass of one sequence, whichever way a model goes. Windows of 6 tokens lie inside prompts,
+shared beginnings and answers.
+"""
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model, with_lora
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    LlamaConfig,
+    PhiConfig,
+    RwkvConfig,
+    T5Config,
+)
+
+import dpo
+import sampling
+from benchmarks.families import COMMON, FAMILIES, VOCABULARY, random_family, row
+from dpo import answer_logps, can_pack, pair_logps, trainable
+from sampling import load, sample_tokens
+
+BEGINNING = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+PROMPTS = [[5, 6, 7], [*BEGINNING, 20], [*BEGINNING, 21, 22, 23], [*BEGINNING, 24, 25], [40],
+           [9, 8, 7, 6, 5, 4, 3, 10, 11, 12, 13, 14, 15, 16, 17]]
+CHOSEN = [[3, *ids[::-1]] for ids in PROMPTS]
+REJECTED = [[ids[0], 3, 9, 4] for ids in PROMPTS]
+
+
+def generated(model, ids, count):
+    ids = torch.tensor([ids])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count,
+                         do_sample=False)
+    return out[0, ids.shape[1]:].tolist()
+
+
+def separate(model, prompts, answers):
+    """(number of answers,) log-probabilities, each by a plain pass of its own."""
+    sums = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
+        logps = logits[len(prompt) - 1: -1].double().log_softmax(-1)
+        sums.append(logps.gather(-1, torch.tensor(answer)[:, None]).sum())
+    return torch.stack(sums)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_sampled_and_trained_as_transformers_does(name):
+    """By rows with and without shared beginnings, in one wave and in several, with an adapter."""
+    model = random_family(name)
+    expected = [generated(model, ids, 10) for ids in PROMPTS]
+    assert len({tuple(ids) for ids in expected}) >= 4, "the prompts must be told apart"
+    for n, capacity in ((1, None), (2, None), (2, 60)):
+        got = sample_tokens(model, PROMPTS, n, stops={2}, max_new_tokens=10, temperature=0,
+                            capacity=capacity)
+        assert got == [[ids] * n for ids in expected]
+
+    model = with_lora(random_family(name), fresh=False)
+    expected = [generated(model, ids, 6) for ids in PROMPTS]
+    assert sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=6, temperature=0) == [
+        [ids] for ids in expected]
+    weights = list(trainable(model).values())
+    plain = [separate(model, PROMPTS, answers) for answers in (CHOSEN, REJECTED)]
+    ours = pair_logps(model, PROMPTS, CHOSEN, REJECTED)
+    slopes = []
+    for chosen, rejected in (plain, ours):
+        slope = torch.autograd.grad((chosen - 2 * rejected).sum(), weights, materialize_grads=True)
+        slopes.append(torch.cat([part.flatten().double() for part in slope]))
+    assert torch.allclose(torch.stack(plain), torch.stack(ours), rtol=0, atol=1e-4)
+    assert (slopes[0] - slopes[1]).norm() < 1e-3 * slopes[0].norm() > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_of_families(name, capsys):
+    """docs/models.md has the row that the command gives; what is slower is said, once."""
+    expected, said = row(name)
+    table = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    assert expected in table.splitlines()
+    assert [word in said for word in ("sampled one prompt at a time", "one sequence a pass")] \
+        == [way == "plain" for way in re.findall("fast|plain", expected.split("`")[-1])]
+
+
+def test_draws_are_the_same_either_way(monkeypatch):
+    """The same uniform numbers, and the same nucleus: only the way to the logits differs."""
+    model = random_family("llama", torch.float64)
+    settings = {"stops": set(range(0, 90, 9)), "max_new_tokens": 12, "seed": "one"}
+    fast = sample_tokens(model, PROMPTS, 5, **settings)
+    monkeypatch.setitem(sampling.token_bytes, model, None)
+    assert sample_tokens(model, PROMPTS, 5, **settings) == fast
+    assert sample_tokens(model, PROMPTS, 5, capacity=40, **settings) == fast  # two at a time
+    assert len({len(ids) for ids in fast[0]}) > 1
+
+
+def test_what_sees_pictures_is_not_adapted():
+    """A model that takes pictures as well is its text model to us."""
+    text = {**COMMON, **FAMILIES["gemma3_text"][1]}
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=sight))
+    model.eval().requires_grad_(False)
+    expected = [generated(model, ids, 8) for ids in PROMPTS]
+    got = sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=8, temperature=0)
+    assert got == [[ids] for ids in expected]
+    model = with_lora(model).train()
+    chosen, _ = pair_logps(model, PROMPTS, CHOSEN, REJECTED)
+    assert torch.allclose(chosen, separate(model, PROMPTS, CHOSEN), rtol=0, atol=1e-3)
+    assert not any("vision" in name for name in trainable(model))
+
+
+def test_a_model_that_keeps_the_layout_from_its_layers_trains_plainly(tiny, monkeypatch, capsys):
+    """In a packed row its answers would see each other, and nothing else would show it."""
+    model = random_model(LlamaConfig, tiny[1], dtype=torch.float64)
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward",
+                        lambda *args, layout=None, **kwargs: forward(*args, **kwargs))
+    for said in (1, 0):
+        logps = answer_logps(model, [[1, 5]], [[[2, 3], [3, 6, 9]]])
+        expected = separate(model, [[1, 5]] * 2, [[2, 3], [3, 6, 9]])
+        assert torch.allclose(logps, expected, rtol=0, atol=1e-9)
+        assert capsys.readouterr().err.count("llama does not hand a row's layout on") == said
+
+
+def test_a_model_that_changes_its_logits_in_another_way_trains_plainly(tiny, monkeypatch, capsys):
+    """The fast way would give log-probabilities that are finite, plausible and wrong."""
+    model = random_model(LlamaConfig, tiny[1])
+    forward = type(model).forward
+
+    def halved(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits / 2
+        return out
+
+    monkeypatch.setattr(type(model), "forward", halved)
+    assert not can_pack(model) and "changes its logits" in capsys.readouterr().err
+    logps = answer_logps(model, [[1, 5]], [[[2, 3]]])
+    assert torch.allclose(logps, separate(model, [[1, 5]], [[2, 3]]), rtol=0, atol=1e-5)
+
+
+def test_a_model_without_a_cache_is_refused_by_name(tiny):
+    model = random_model(RwkvConfig, tiny[1], attention_hidden_size=64)
+    with pytest.raises(ValueError, match="rwkv keeps no cache"):
+        sample_tokens(model, [[1, 2]], stops={2}, max_new_tokens=3)
+
+
+def test_a_model_with_an_encoder_is_refused_in_one_line(tiny, tmp_path):
+    T5Config(vocab_size=VOCABULARY, d_model=32).save_pretrained(tmp_path)
+    tiny[1].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="t5.*choose another model") as error:
+        load(tmp_path)
+    assert len(str(error.value)) < 300
+
+
+def test_a_head_with_a_bias_and_in_bfloat16(tiny):
+    """Against autograd through log_softmax. In bfloat16 both round the same logits, and the
+    gradient to three digits.
+    """
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.bfloat16, 1e-2)):
+        model = random_model(PhiConfig, tiny[1], dtype=dtype)
+        assert model.lm_head.bias is not None
+        torch.nn.init.normal_(model.lm_head.bias)
+        targets = torch.arange(6)
+        hidden = torch.randn(6, model.config.hidden_size, dtype=dtype, requires_grad=True)
+        logps = [way(model, hidden, targets) for way in (dpo.head_logps, dpo.token_logps)]
+        ours, theirs = (torch.autograd.grad((x * targets).sum(), hidden)[0] for x in logps)
+        assert torch.allclose(*logps, rtol=1e-6)
+        assert ours.dtype == dtype and (ours - theirs).norm() < tolerance * theirs.norm()
