@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from harness.files import iterations, write_jsonl, write_whole
-from harness.inputs import read_text
 from harness.models import answer_tokens, drawn, load_alone
+from harness.records import read_text
 
 NEEDS = {  # what a question has in each tool's file
     "alpaca": "instruction",

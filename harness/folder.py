@@ -23,7 +23,8 @@ import prompts as words
 from dpo import add_lora, collect, rank, share, world
 from harness.command import barrier
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
-from harness.inputs import SEEDS, ranked_replies, read_prompts, read_text, training_prompts
+from harness.inputs import SEEDS, ranked_replies, training_prompts
+from harness.records import read_prompts, read_text
 from harness.report import drifts, glance, report
 from harness.reward import RewardModel
 from harness.training import save_adapter, set_adapter, train

@@ -2,17 +2,15 @@
 import gzip
 import itertools
 import json
-import math
 import random
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
 import prompts as words
-from harness.checks import check_check
 from harness.files import as_example, read_jsonl
+from harness.records import read_prompts
 from harness.settings import HERE
 
 SEEDS = HERE / "data" / "seeds.jsonl"
@@ -22,77 +20,6 @@ HELD_RANKED = 0.25      # share of --eft's prompts that measure the judge, if th
 
 
 # ---- files of prompts
-
-def read_text(file, flag):
-    try:
-        return Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ValueError(f"{flag} {file}: {why}") from None
-
-
-def read_prompts(file, flag="--prompts", needs_replies=False):
-    """Records of a prompt file, each with a "prompt_id", its number.
-
-    A .jsonl or .json file has a record a line with "prompt" (and perhaps "checks" and "replies");
-    a file of any other name has one prompt a line. Raises ValueError that names file and line.
-    """
-    is_json = str(file).endswith((".jsonl", ".json"))
-    records = []
-    for number, line in enumerate(read_text(file, flag).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line) if is_json else {"prompt": line.strip()}
-            check_record(record, needs_replies)
-        except (json.JSONDecodeError, RecursionError):  # brackets in brackets without end
-            raise ValueError(f"{flag} {file}, line {number}: not JSON") from None
-        except (ValueError, OverflowError) as error:  # OverflowError: a rank of 400 digits
-            raise ValueError(f"{flag} {file}, line {number}: {error}") from None
-        records.append({**record, "prompt_id": f"{len(records)}"})
-    if not records:
-        raise ValueError(f"{flag} {file}: no prompts in it")
-    return records
-
-
-def check_record(record, needs_replies):
-    """Raise ValueError unless this is a prompt record that can be used."""
-    prompt = record.get("prompt") if isinstance(record, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError("needs \"prompt\", a text")
-    if not isinstance(record.get("checks", []), list):
-        raise ValueError("needs \"checks\", if any, as a list")
-    for check in record.get("checks", []):
-        try:
-            check_check(check)
-        except ValueError as error:
-            raise ValueError(f"\"checks\": {error}") from None
-    if needs_replies:
-        replies = record.get("replies")
-        if not isinstance(replies, list) or len(replies) < 2 or not all(map(is_reply, replies)):
-            raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, "
-                             "rank 0 the best")
-
-
-def is_reply(reply):
-    if not isinstance(reply, dict) or not isinstance(reply.get("text"), str):
-        return False
-    if not isinstance(reply.get("judgment", ""), str):
-        return False
-    comparisons = reply.get("comparisons", [])
-    if not isinstance(comparisons, list) or not all(map(is_comparison, comparisons)):
-        return False
-    return isinstance(reply.get("rank"), (int, float)) and math.isfinite(reply["rank"])
-
-
-def is_comparison(comparison):
-    """Whether this has two judgments, and says which is better, the first (0) or the second (1)."""
-    if not isinstance(comparison, dict) or comparison.get("better") not in (0, 1):
-        return False
-    judgments = comparison.get("judgments")
-    return (isinstance(judgments, list) and len(judgments) == 2
-            and all(isinstance(judgment, str) for judgment in judgments))
-
 
 def training_prompts(settings, held_out):
     """The prompts of --prompts: (records, what was dropped). (None, nothing) if none are given.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import prompts as words
 from harness.files import read_json
-from harness.inputs import read_prompts, read_text
+from harness.records import read_prompts, read_text
 from harness.settings import read_preset
 from sampling import load, sample
 

@@ -16,10 +16,9 @@ from harness.inputs import (
     invent_prompts,
     oasst_replies,
     ranked_replies,
-    read_prompts,
-    read_text,
     unused,
 )
+from harness.records import read_prompts, read_text
 from harness.settings import Settings
 from sampling import Sample
 
