@@ -4,6 +4,7 @@
     python eval.py compare A B --judge MODEL    # which model's, or file's, answers a judge prefers
     python eval.py repeat runs/x                # do comparisons come out the same when made again?
     python eval.py ifeval runs/x --questions input_data.jsonl    # instructions followed, no judge
+    python eval.py judge runs/x --pairs FILE    # how often it prefers the right one of pairs
     python eval.py export runs/x --format alpaca --questions FILE    # files of official tools
 
 Above, functions of numbers and records; at the end, the commands. The ground truth, where there is
@@ -11,6 +12,7 @@ one, is data: a prompt record may carry "checks" (harness/checks.py) of which a 
 many. Left out: leaderboards. A model's opinion of itself is not evidence, and no figure here
 pretends that it is.
 """
+import functools
 import math
 import random
 import sys
@@ -27,7 +29,8 @@ from harness.files import iterations, read_jsonl, write_jsonl
 from harness.flags import command_line
 from harness.ifeval import ifeval
 from harness.inputs import read_prompts
-from harness.models import answers_of, compare_again, judge_both_orders, own_settings
+from harness.labelled import judge
+from harness.models import answers_of, compare_again, judge_both_orders, load_alone, own_settings
 from harness.report import report
 from harness.settings import HERE
 from sampling import load_tokenizer
@@ -355,6 +358,13 @@ def percent(value):
 
 # ---- two models compared
 
+def grouped_interval(statistic, *columns, groups):
+    """What `bootstrap` gives; None if there are fewer than 10 groups."""
+    enough = len(set(groups)) >= FEWEST
+    return bootstrap(statistic, *columns, groups=groups) if enough else None
+
+
+
 def measure_comparisons(records):
     """Figures of answers a against answers b.
 
@@ -370,12 +380,7 @@ def measure_comparisons(records):
     first = [mean([record["winners"][0] == "a", record["winners"][1] == "b"]) for record in both]
     same = [float(record["winners"][0] == record["winners"][1]) for record in both]
     lengths = [[len(record[side]) for record in both] for side in ("a", "b")]
-    prompts = [record["prompt"] for record in both]
-
-    def interval(statistic, *columns):
-        enough = len(set(prompts)) >= FEWEST
-        return bootstrap(statistic, *columns, groups=prompts) if enough else None
-
+    interval = functools.partial(grouped_interval, groups=[record["prompt"] for record in both])
     rate, error = win_rate(wins)
     return figures | {
         "win_rate": rate, "standard_error": error, "win_rate_interval": interval(np.mean, wins),
@@ -402,7 +407,8 @@ def compare(args):
     if not matched:
         raise ValueError("A and B have no answers to the same prompts: compare such")
     pairs = [(prompt, one, other) for prompt, (one, _), (other, _) in matched]
-    records = judge_both_orders(args.judge, pairs, args.bits, args.max_verdict_tokens)
+    records = judge_both_orders(*load_alone(args.judge, args.bits), pairs,
+                                args.max_verdict_tokens)
     if args.out:
         write_jsonl(args.out, records)
     figures = measure_comparisons(records)
@@ -456,7 +462,8 @@ def main(argv=None):
     try:
         args = command_line().parse_args(argv)
         commands = {"report": redraw, "compare": compare, "repeat": repeat, "export": export,
-                    "ifeval": lambda args: ifeval(args, bootstrap, FEWEST)}
+                    "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
+                    "judge": lambda args: judge(args, grouped_interval)}
         commands[args.command](args)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

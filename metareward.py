@@ -50,7 +50,7 @@ from eval import (
     numbers,
     truth,
 )
-from harness.command import command, tell_untrained
+from harness.command import command, last_words
 from harness.files import as_example, as_pair
 from harness.folder import Run
 from harness.inputs import carries_judgments, choose_prompts, given_examples, ranked_items
@@ -571,9 +571,7 @@ def main(argv=None):
         run = Run(settings, sample)
         records = loop(run)
         print(table(records))
-        print(f"Read {run.out}/report.html, or ask the model: python sampling.py "
-              f"{run.out}/iter{settings.iters} \"How do I ...?\"")
-        tell_untrained(records)
+        last_words(run.out, settings.iters, records)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ def read_record(file):
 def base_of(adapter):
     """The model an adapter was made on: a hub name, or a folder.
 
-    A folder may be named as it is seen from any folder above the adapter.
+    Where the folder is gone, one of the same name in any folder above the adapter is as good: a
+    run and its base may be moved together. Raises ValueError if there is none.
     """
     try:
         name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
@@ -161,10 +162,14 @@ def base_of(adapter):
     if not isinstance(name, str):
         raise ValueError(f"adapter {adapter}: its adapter_config.json is damaged, or names no "
                          "base model")
-    places = [Path(name), *(above / name for above in Path(adapter).resolve().parents)]
-    for place in places:
+    ends = [Path(*Path(name).parts[i:]) for i in range(len(Path(name).parts))]
+    places = (above / end for end in ends for above in Path(adapter).resolve().parents)
+    for place in (Path(name), *places):
         if "model_type" in read_record(place / "config.json"):  # a run has a config.json as well
             return str(place)
+    if Path(name).is_absolute():
+        raise ValueError(f"adapter {adapter} was made on the model in {name}, which is gone: put "
+                         "that folder back, or a copy of it beside the run")
     return name
 
 

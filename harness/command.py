@@ -50,8 +50,10 @@ def command(argv):
         torch.distributed.destroy_process_group()
 
 
-def tell_untrained(records):
-    """End with exit status 3 if an iteration of a run trained on nothing."""
+def last_words(out, iters, records):
+    """Say what to look at; end with exit status 3 if an iteration of a run trained on nothing."""
+    print(f"Read {out}/report.html, or ask the model: python sampling.py "
+          f"{shlex.quote(f'{out}/iter{iters}')} \"How do I ...?\"")
     untrained = [str(record["iteration"]) for record in records[1:] if not record["train"]]
     if untrained:
         print(f"Iterations that trained on nothing, since no pairs came of them: "

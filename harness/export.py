@@ -1,6 +1,7 @@
-"""Answers of a run's iterations, in the files that the official tools read.
+"""A run's iterations for other tools: answers in their files, or whole models (harness/whole.py).
 
-AlpacaEval, Arena-Hard and MT-Bench judge such files by their own judges, which are not ours.
+AlpacaEval, Arena-Hard and MT-Bench judge such files by their own judges, which are not ours; IFEval
+by its own program.
 """
 import hashlib
 import json
@@ -11,11 +12,13 @@ from pathlib import Path
 from harness.files import iterations, write_jsonl, write_whole
 from harness.models import answer_tokens, drawn, load_alone
 from harness.records import read_text
+from harness.whole import export_model
 
 NEEDS = {  # what a question has in each tool's file
     "alpaca": "instruction",
     "mt-bench": "question_id and turns",
     "arena-hard": "question_id and turns, or uid and prompt",
+    "ifeval": "prompt",
 }
 
 
@@ -49,7 +52,7 @@ def turns_of(record, form):
     """What a user says in turn. Raises KeyError or TypeError if the record is of another form."""
     if form == "alpaca":
         return [record["instruction"]]
-    if form == "arena-hard" and "uid" in record:  # its files since 2025
+    if form == "ifeval" or form == "arena-hard" and "uid" in record:  # its files since 2025
         return [record["prompt"]]
     record["question_id"]  # must be there as well
     if form == "arena-hard":
@@ -79,6 +82,8 @@ def official(form, name, record, answers):
     if form == "alpaca":
         return {"instruction": record["instruction"], "output": texts[0], "generator": name,
                 "dataset": record.get("dataset", "alpaca_eval")}
+    if form == "ifeval":
+        return {"prompt": record["prompt"], "response": texts[0]}
     number = record.get("uid", record.get("question_id"))
     answer_id = hashlib.sha256(f"{name}/{number}".encode()).hexdigest()[:22]
     if form == "arena-hard" and "uid" in record:
@@ -114,8 +119,11 @@ def answer_turns(model, tokenizer, questions, label, seed, **settings):
 
 
 def export(args):
-    """`eval.py export RUN --format ... --questions FILE`: one file per iteration."""
-    run, questions = Path(args.run), read_questions(args.questions, args.format)
+    """`eval.py export RUN --format ...`: one file, or one model, per iteration."""
+    run, whole = Path(args.run), args.format == "model"
+    if not whole and not args.questions:
+        raise ValueError(f"--format {args.format} needs --questions, its official question file")
+    questions = None if whole else read_questions(args.questions, args.format)
     there = sorted(t for t, folder in iterations(run).items() if (folder / "adapter").exists())
     if not there:
         raise ValueError(f"{run} has no iteration with an adapter: it is no run's folder, or the "
@@ -125,8 +133,12 @@ def export(args):
         raise ValueError(f"{run} has no adapter of iteration {missing[0]}, "
                          f"only of {' '.join(map(str, there))}")
     out = Path(args.out or run / "export" / args.format)
-    for t in args.iterations or there:
+    out.mkdir(parents=True, exist_ok=True)
+    for t in args.iterations or (there[-1:] if whole else there):
         name, folder = f"{run.resolve().name}-iter{t}", run / f"iter{t}"
+        if whole:
+            print(export_model(folder, out / name, args.bits))
+            continue
         longest = args.max_new_tokens or answer_tokens(folder)
         model, tokenizer = load_alone(folder, args.bits)
         answers = answer_turns(model, tokenizer, questions, f"{name}: answers", args.seed,
@@ -146,7 +158,8 @@ def export(args):
 def write_answers(out, form, name, lines):
     """Write the file at the place where its tool looks for it. Returns the place."""
     alpaca = form == "alpaca"
-    file = out / name / "model_outputs.json" if alpaca else out / "model_answer" / f"{name}.jsonl"
+    places = {"alpaca": out / name / "model_outputs.json", "ifeval": out / f"{name}.jsonl"}
+    file = places.get(form, out / "model_answer" / f"{name}.jsonl")
     file.parent.mkdir(parents=True, exist_ok=True)
     if alpaca:
         write_whole(file, json.dumps(lines, indent=1) + "\n")

@@ -8,7 +8,7 @@ def command_line():
 
     def add(name, help):
         command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        if name not in ("compare", "ifeval"):
+        if name not in ("compare", "ifeval", "judge"):
             command.add_argument("run", help="the run's folder")
         return command
 
@@ -27,10 +27,12 @@ def command_line():
     repeat = add("repeat", "make a run's comparisons again: do winner and pair stay?")
     repeat.add_argument("--answers", type=int, default=20,
                         help="of how many answers an iteration (default: %(default)s)")
-    export = add("export", "answers of a run's iterations in the files that official tools read")
-    export.add_argument("--format", required=True, choices=["alpaca", "arena-hard", "mt-bench"],
-                        help="whose files")
-    export.add_argument("--questions", required=True, help="the official question file")
+    export = add("export", "answers of a run's iterations in the files that official tools read, "
+                 "or one plain model folder of base and adapter")
+    export.add_argument("--format", required=True,
+                        choices=["alpaca", "arena-hard", "mt-bench", "ifeval", "model"],
+                        help="whose files, or model")
+    export.add_argument("--questions", help="the tool's official question file")
     export.add_argument("--out", help="a folder (default: RUN/export/FORMAT)")
     ifeval = add("ifeval", "IFEval's four shares: how often models do what they are asked, told by "
                  "rules, not by a judge")
@@ -41,8 +43,18 @@ def command_line():
     ifeval.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
     ifeval.add_argument("--out", metavar="FOLDER", help="keep the answers there, as JSONL of "
                         "\"prompt\" and \"response\", and reuse those that are there")
+    judge = add("judge", "how often a judge prefers the right one of labelled pairs")
+    judge.add_argument("models", metavar="RUN_OR_MODEL", nargs="+",
+                       help="a run's folder (all its iterations), or a model")
+    judge.add_argument("--pairs", required=True, help="JSON lines or a list, as RewardBench "
+                       "(prompt, chosen, rejected, subset) or JudgeBench (question, response_A, "
+                       "response_B, label)")
+    judge.add_argument("--judgments", type=int, default=5,
+                       help="scores for each answer (default: %(default)s)")
+    judge.add_argument("--limit", type=int, metavar="N", help="the first N pairs only")
     for command in (repeat, export):
-        command.add_argument("--iterations", type=int, nargs="+", help="which (default: all)")
+        command.add_argument("--iterations", type=int, nargs="+",
+                             help="which (default: all; of --format model the last)")
     for command in (compare, export, ifeval):
         command.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens "
                              "(default: a run's own --max-answer-tokens, else 1024)")
@@ -51,10 +63,10 @@ def command_line():
                              help="of the answers; 0 is greedy (default: %(default)s)")
         command.add_argument("--top-p", type=float, default=0.95,
                              help="of the answers: the nucleus (default: %(default)s)")
-    for command in (compare, repeat, export, ifeval):
+    for command in (compare, repeat, export, ifeval, judge):
         command.add_argument("--bits", type=int, choices=[4, 16, 32], help="of the models "
                              "(default: a run's own, else 4 on CUDA, 32 elsewhere)")
-    for command in (compare, repeat, export):
+    for command in (compare, repeat, export, judge):
         command.add_argument("--seed", type=int, default=0,
                              help="of the draws (default: %(default)s)")
     return parser

@@ -89,6 +89,11 @@ class Run:
 
         More iterations may be asked for later. Returns notes on versions that have changed.
         """
+        in_the_way = next((place for place in (self.out, *self.out.parents) if place.is_file()),
+                          None)
+        if in_the_way:
+            raise ValueError(f"--out {self.out}: {in_the_way} is a file, and no folder can be made "
+                             "there: choose another --out")
         file = self.out / "config.json"
         if not file.exists():
             if (self.out / "summary.json").exists() or any(self.out.glob("iter*")):

@@ -95,12 +95,11 @@ def answers_of(source, name, prompts, args):
     return answers
 
 
-def judge_both_orders(judge, pairs, bits=None, max_new_tokens=512):
+def judge_both_orders(model, tokenizer, pairs, max_new_tokens):
     """Have a model compare pairs (prompt, answer a, answer b) in both orders, greedily.
 
     Returns records with "winners": "a", "b" or None, first of the order a, b, then of b, a.
     """
-    model, tokenizer = load_alone(judge, bits)
     asked = []
     for prompt, a, b in pairs:
         asked += [words.compare_prompt(prompt, a, b), words.compare_prompt(prompt, b, a)]

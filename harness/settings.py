@@ -30,7 +30,7 @@ class Settings:
     out: str = option(None, "the run's folder; an existing one is resumed "
                             "(default: runs/ and the model's name)")
     seed: int = option(0, "of every random choice", least=0)
-    prompts: str = option(None, "JSONL with \"prompt\", or one prompt a line "
+    prompts: str = option(None, "JSON lines, a JSON list, CSV, or one prompt a line "
                                 "(default: the model invents them from data/seeds.jsonl)")
     prompts_per_iter: int = option(5000, "prompts per iteration, none used twice", least=1)
     eval_prompts: str = option(str(HERE / "data" / "eval.jsonl"),
@@ -64,9 +64,9 @@ class Settings:
                                             "(default: what fits into memory)", least=1)
     rubric: str = option(None, "a file with another rubric; needs --max-score")
     max_score: int = option(5, "the rubric's highest score", least=1)
-    eft: str = option(None, "JSONL of human-ranked replies for the warm start "
+    eft: str = option(None, "human-ranked replies for the warm start "
                             "(default: oasst1 from the hub)")
-    ranked: str = option(None, "JSONL of human-ranked replies that measure the judge and never "
+    ranked: str = option(None, "human-ranked replies that measure the judge and never "
                                "train (default: a quarter of --eft's)")
     reward: str = option("judge", "what scores answers: judge (the method), checks (the truth, "
                                   "of prompts that have \"checks\"), or a reward model's hub name "

@@ -146,6 +146,9 @@ def save_adapter(model, folder):
     if rank() == 0:
         temporary = Path(f"{folder}.part")
         shutil.rmtree(temporary, ignore_errors=True)
+        for config in model.peft_config.values():  # found from any working directory
+            if Path(config.base_model_name_or_path).is_dir():
+                config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
         model.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ import ctypes
 import filecmp
 import functools
 import json
+import math
 import os
 import random
 import re
@@ -21,7 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import LLAMA_3, QWEN_3, TINY
+from conftest import LLAMA_3, QWEN_3, TINY, with_lora
 from datasets import load_dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -157,13 +158,21 @@ def test_no_prompt_is_used_twice_and_none_is_measured_on(whole):
     assert len(used) == len(set(used)) == 24 and not measured & set(used)
 
 
-def test_pairs_load_in_trl_as_they_are(whole, tmp_path):
-    """The format TRL's DPOTrainer calls preference with an explicit, conversational prompt."""
-    from trl.data_utils import is_conversational
+def test_pairs_train_in_trl_as_they_are(whole, tmp_path):
+    """The file goes through a step of TRL's DPOTrainer: its adapter moves, from a loss of log 2."""
+    from trl import DPOConfig, DPOTrainer
     pairs = load_dataset("json", data_files=str(whole[0] / "iter1" / "pairs.jsonl"), split="train",
                          cache_dir=str(tmp_path))
-    assert {"prompt", "chosen", "rejected", "kind", "prompt_id"} <= set(pairs.column_names)
-    assert is_conversational(pairs[0]) and set(pairs["kind"]) == {"actor", "judge"}
+    assert set(pairs["kind"]) == {"actor", "judge"}
+    model, tokenizer = load(str(TINY))
+    args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_steps=1,
+                     max_length=None, gradient_checkpointing=False, save_strategy="no")
+    trainer = DPOTrainer(model=with_lora(model), args=args, processing_class=tokenizer,
+                         train_dataset=pairs)
+    result = trainer.train()
+    assert result.training_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert any(weight.abs().max() > 0 for name, weight in trainer.model.named_parameters()
+               if "lora_B" in name)
 
 
 def test_every_adapter_loads_and_answers(whole):
@@ -533,6 +542,7 @@ def refusal(capsys, *arguments):
     (["--rubric", "nowhere.txt", "--max-score", "10"], "--rubric nowhere.txt"),
     (["--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl"),
     (["--prompts-per-iter", "1000"], "--prompts-per-iter 90 at most"),
+    (["--out", "LICENSE/run"], "LICENSE is a file, and no folder can be made there"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
     (["--model", "nobody/nothing"], "model nobody/nothing cannot be loaded"),
 ])
@@ -545,7 +555,7 @@ def test_bad_settings(arguments, says, capsys, tmp_path):
 @pytest.mark.parametrize("flag, content, says", [
     ("--prompts", "", "no prompts"),
     ("--prompts", '{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON"),
-    ("--prompts", '{"question": "a"}\n', "line 1: needs \"prompt\""),
+    ("--prompts", '{"task": "a"}\n', "line 1: needs \"prompt\""),
     ("--eval-prompts", '{"prompt": "a", "checks": ["("]}\n', "no regular expression"),
     ("--eft", '{"prompt": "a"}\n', "line 1: needs \"replies\""),
     ("--eft", '{"prompt": "a", "replies": [{"text": "b"}, {"text": "c"}]}\n',

@@ -1,0 +1,139 @@
+"""`eval.py judge`: how often a judge prefers the right one of pairs that others have labelled.
+
+Two ways are measured: the mean of some scores for each answer, as in the method, and comparisons in
+both orders. A tie, and two orders that disagree, count one half.
+"""
+import math
+from collections import namedtuple
+
+import numpy as np
+
+import prompts as words
+from harness.ifeval import is_adapted, models_of
+from harness.models import drawn, judge_both_orders, load_alone, own_settings
+from harness.records import prompt_of, raw_records, read_text
+from sampling import load_tokenizer
+
+Pair = namedtuple("Pair", "prompt right wrong subset")
+LABELS = {"A>B": ("response_A", "response_B"), "B>A": ("response_B", "response_A")}
+
+
+# ---- the pairs
+
+def read_pairs(file):
+    """A list of Pairs, from JSON lines or a list as RewardBench or JudgeBench have them.
+
+    RewardBench: "prompt", "chosen", "rejected" (texts or lists of texts), "subset". JudgeBench:
+    "question", "response_A", "response_B", "label" ("A>B" or "B>A"), "source".
+    """
+    pairs, text = [], read_text(file, "--pairs")
+    try:
+        for place, raw in raw_records(file, text):
+            try:
+                pairs += pairs_of(raw)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{place}: needs \"prompt\", \"chosen\" and \"rejected\", or "
+                                 "\"question\", \"response_A\", \"response_B\" and \"label\", "
+                                 "A>B or B>A") from None
+    except ValueError as error:
+        raise ValueError(f"--pairs {file}, {error}") from None
+    if not pairs:
+        raise ValueError(f"--pairs {file}: no pairs in it")
+    return pairs
+
+
+def pairs_of(raw):
+    """The Pairs of a record. Raises some error if it is none."""
+    prompt, _ = prompt_of(raw, dict.fromkeys(["system turns", "later turns"], 0))
+    better, worse = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
+    right, wrong = ([text] if isinstance(text, str) else text for text in (raw[better], raw[worse]))
+    if not right or not wrong or not all(isinstance(text, str) for text in [*right, *wrong]):
+        raise ValueError
+    subset = str(raw.get("subset", raw.get("source", "")))
+    return [Pair(prompt, one, other, subset) for one in right for other in wrong]
+
+
+# ---- a judge
+
+def by_scores(model, tokenizer, pairs, name, settings, args):
+    """For each pair 1 if the right answer's mean score is higher, 1/2 for a tie; NaN: no score."""
+    rubric, most = words.RUBRIC, settings.get("max_score", 5)
+    if settings.get("rubric"):
+        rubric = read_text(settings["rubric"], "--rubric").strip()
+    answers = list(dict.fromkeys((pair.prompt, text) for pair in pairs
+                                 for text in (pair.right, pair.wrong)))
+    asked = [words.judge_prompt(*answer, rubric)
+             for answer in answers for _ in range(args.judgments)]
+    said = drawn(model, tokenizer, asked, f"{name}: judgments",
+                 settings.get("max_judgment_tokens", 512), seed=[args.seed, "judge"],
+                 temperature=settings.get("temperature", 0.8), top_p=settings.get("top_p", 0.95))
+    scores = [words.parse_score(one.text, most) if one.finished else None for one in said]
+    means = {}
+    for i, answer in enumerate(answers):
+        of_answer = scores[i * args.judgments: (i + 1) * args.judgments]
+        known = [score for score in of_answer if score is not None]
+        means[answer] = np.mean(known) if known else math.nan
+    gaps = [means[pair.prompt, pair.right] - means[pair.prompt, pair.wrong] for pair in pairs]
+    return np.array([0.5 + 0.5 * np.sign(gap) for gap in gaps])
+
+
+def by_comparison(model, tokenizer, pairs, settings):
+    """For each pair the share of both orders in which the right answer wins; NaN: no verdict."""
+    records = judge_both_orders(model, tokenizer,
+                                [(pair.prompt, pair.right, pair.wrong) for pair in pairs],
+                                settings.get("max_verdict_tokens", 512))
+    return np.array([math.nan if None in record["winners"] else record["winners"].count("a") / 2
+                     for record in records])
+
+
+# ---- the table
+
+def share(values, interval, groups):
+    """The mean of what is known, with its interval if there are enough prompts for one."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return "-"
+    groups = [group for group, there in zip(groups, known) if there]
+    bounds = interval(np.mean, values[known], groups=groups)
+    told = f"{values[known].mean():.1%}"
+    return f"{told} [{bounds[0]:.1%}, {bounds[1]:.1%}]" if bounds else told
+
+
+def table(pairs, results, interval):
+    """The table's lines. results: {name: {way: (pairs,)}}."""
+    subsets = sorted({pair.subset for pair in pairs})
+    rows, prompts = [], [pair.prompt for pair in pairs]
+    for way in next(iter(results.values())):
+        for subset in ["", *(subsets if len(subsets) > 1 else [])]:
+            chosen = np.array([subset in ("", pair.subset) for pair in pairs])
+            groups = [prompt for prompt, there in zip(prompts, chosen) if there]
+            label = f"  {subset} ({chosen.sum()})" if subset else f"right {way}"
+            rows.append([label, *(share(of[way][chosen], interval, groups)
+                                  for of in results.values())])
+        for state, where in (("undecided", lambda values: values == 0.5), ("unread", np.isnan)):
+            rows.append([f"{state} {way}", *(str(where(of[way]).sum()) for of in results.values())])
+    rows.insert(0, ["", *results])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip()
+            for row in rows]
+
+
+def judge(args, interval):
+    """`eval.py judge RUN_OR_MODEL... --pairs FILE`. interval: eval.py's."""
+    if args.judgments < 1 or args.limit is not None and args.limit < 1:
+        raise ValueError("--judgments and --limit must be at least 1")
+    pairs, models, results = read_pairs(args.pairs)[:args.limit], models_of(args.models), {}
+    for model in models.values():
+        if not is_adapted(model):
+            load_tokenizer(model)  # fails if there is no such model, before the others judge
+    for name, source in models.items():
+        settings = own_settings(source)
+        model, tokenizer = load_alone(source, args.bits)
+        ways = {f"by the mean of {args.judgments} scores":
+                by_scores(model, tokenizer, pairs, name, settings, args),
+                "by comparison in both orders": by_comparison(model, tokenizer, pairs, settings)}
+        results[name] = ways
+        del model
+    print("\n".join(table(pairs, results, interval)))
+    print(f"{len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts. Undecided (equal "
+          "scores, orders that disagree) counts one half, unread pairs are left out.")

@@ -1,0 +1,69 @@
+"""`eval.py export --format model`: an iteration as one plain model folder, and how true it is.
+
+The adapter is added to the base as it was while it trained: to the dequantised weights, if these
+were in 4 bits. Those are the weights that the adapter knows, and that the run's figures describe.
+What is written is never in 4 bits, in which an adapter would be rounded away.
+"""
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from dpo import answer_logps
+from harness.files import read_jsonl
+from harness.models import load_alone, own_settings
+from sampling import Chat, base_of, check_adapter, load
+
+ANSWERS = 32  # that are looked at
+
+
+def export_model(folder, place, bits):
+    """Write the model of `folder` (runs/x/iterT) to the folder `place`: a line that says so."""
+    bits = bits or own_settings(folder)["bits"]
+    adapter = Path(folder) / "adapter"
+    model, tokenizer = load_alone(folder, bits)
+    answers = held_out_answers(folder, tokenizer)
+    before = logps_per_token(model, answers)
+    del model
+    base, _ = load_alone(base_of(adapter), bits)
+    if bits == 4:
+        base = base.dequantize()
+    model = PeftModel.from_pretrained(base, str(adapter))
+    check_adapter(model, adapter)
+    whole = model.merge_and_unload().to(torch.float32 if bits == 32 else torch.bfloat16)
+    temporary = Path(f"{place}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    whole.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(temporary, place)
+    dtype = str(whole.dtype).removeprefix("torch.")
+    del base, model, whole
+    model, _ = load(place, bits=32 if bits == 32 else 16)
+    after = logps_per_token(model, answers)
+    return f"{place}: one model in {dtype}; {difference(before, after)}"
+
+
+def held_out_answers(folder, tokenizer):
+    """Token ids (prompt, answer) of the first held-out answers of an iteration."""
+    chat = Chat(tokenizer)
+    records = read_jsonl(Path(folder) / "eval.jsonl")
+    return [(chat.prompt(record["prompt"]), chat.answer(record["text"]))
+            for record in records if record["text"]][:ANSWERS]
+
+
+@torch.no_grad()
+def logps_per_token(model, answers):
+    """The mean log-probability of each answer's tokens."""
+    return [answer_logps(model, [prompt], [[answer]]).item() / len(answer)
+            for prompt, answer in answers]
+
+
+def difference(before, after):
+    if not before:
+        return "not compared with base and adapter, since there are no held-out answers"
+    off = [abs(a - b) for a, b in zip(before, after, strict=True)]
+    return (f"log-probabilities of {len(off)} held-out answers differ from those of base and "
+            f"adapter by {sum(off) / len(off):.2g} nats a token, {max(off):.2g} at most")

@@ -1,0 +1,92 @@
+"""`eval.py judge`: labelled pairs in two shapes, and shares worked out by hand."""
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+import eval
+from eval import grouped_interval
+from harness import labelled, models
+from harness.labelled import Pair, by_comparison, by_scores, read_pairs, table
+from sampling import Sample
+
+REWARD_BENCH = [{"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "subset": "chat"},
+                {"prompt": "How?", "chosen": ["So."], "rejected": ["x", "y"], "subset": "math"}]
+JUDGE_BENCH = [{"question": "Why?", "response_A": "Because.", "response_B": "No.", "label": "A>B",
+                "source": "s"},
+               {"question": "Why?", "response_A": "No.", "response_B": "Because.", "label": "B>A",
+                "source": "s"}]
+
+
+def test_pairs_in_the_shapes_of_both_benchmarks(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(REWARD_BENCH))
+    assert read_pairs(tmp_path / "list.json") == [
+        Pair("Why?", "Because.", "No.", "chat"), Pair("How?", "So.", "x", "math"),
+        Pair("How?", "So.", "y", "math")]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(r) + "\n" for r in JUDGE_BENCH))
+    assert read_pairs(tmp_path / "lines.jsonl") == [Pair("Why?", "Because.", "No.", "s")] * 2
+
+
+@pytest.mark.parametrize("record", [
+    {}, {"prompt": "Why?"}, {"prompt": "Why?", "chosen": "a", "rejected": 3}, 3,
+    {"prompt": "Why?", "chosen": "a", "rejected": []}, {**JUDGE_BENCH[0], "label": "A=B"}])
+def test_other_files_are_refused(tmp_path, record):
+    (tmp_path / "p.jsonl").write_text(json.dumps(REWARD_BENCH[0]) + "\n" + json.dumps(record))
+    with pytest.raises(ValueError, match=r"^--pairs .*p\.jsonl, line 2: needs \"prompt\""):
+        read_pairs(tmp_path / "p.jsonl")
+
+
+PAIRS = [Pair(prompt, "good", "bad", subset) for prompt, subset in ("pa", "qb", "rb")]
+
+
+def test_a_pair_is_right_by_its_mean_scores(monkeypatch):
+    """3 and 4 against 3 and unread: 3.5 > 3. Equal means are a half; nothing read is no number."""
+    said = {("p", "good"): ["3", "4"], ("p", "bad"): ["3", "?"], ("q", "good"): ["2", "4"],
+            ("q", "bad"): ["3", "3"], ("r", "good"): ["1", "1"], ("r", "bad"): ["?", "?"]}
+
+    def drawn(model, tokenizer, asked, *rest, **settings):
+        scores = [score for of_answer in said.values() for score in of_answer]
+        assert len(asked) == len(scores)
+        return [Sample(f"Score: {score}", [1], True) for score in scores]
+
+    monkeypatch.setattr(labelled, "drawn", drawn)
+    right = by_scores(None, None, PAIRS, "x", {}, SimpleNamespace(judgments=2, seed=0))
+    assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
+
+
+def test_a_pair_is_right_by_comparisons_in_both_orders(monkeypatch):
+    """Shown first and then second: right twice; right once, which is a half; one unread."""
+    winners = ["A", "B", "A", "A", "B", "?"]
+    monkeypatch.setattr(models, "drawn", lambda *rest, **settings: [
+        Sample(f"Winner: Answer {winner}", [1], True) for winner in winners])
+    right = by_comparison(None, None, PAIRS, {})
+    assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
+
+
+def test_the_table_by_subset_and_by_way():
+    results = {"x": {"by scores": np.array([1, 0.5, math.nan])}}
+    lines = [line.split() for line in table(PAIRS, results, grouped_interval)]
+    assert lines == [["x"], ["right", "by", "scores", "75.0%"], ["a", "(1)", "100.0%"],
+                     ["b", "(2)", "50.0%"], ["undecided", "by", "scores", "1"],
+                     ["unread", "by", "scores", "1"]]
+    pairs = [Pair(f"{i}", "a", "b", "") for i in range(10)]
+    row = table(pairs, {"x": {"w": np.ones(10)}}, grouped_interval)[1]
+    assert row.split() == ["right", "w", "100.0%", "[100.0%,", "100.0%]"]
+
+
+def test_the_command_says_what_it_measured(tmp_path, capsys):
+    """The tiny world's seed was taught to score, and not to compare answers: none of that is read.
+    """
+    (tmp_path / "p.json").write_text(json.dumps([
+        {"prompt": "How do I plant a tree?", "chosen": "Dig a hole. Water it well, because roots "
+         "are thirsty.", "rejected": "Dig."}] * 2))
+    eval.main(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "2"])
+    said = capsys.readouterr().out
+    assert "right by the mean of 2 scores" in said and "2 pairs of 1 prompts" in said
+    assert said.split("unread by comparison in both orders")[1].split()[0] == "2"
+    with pytest.raises(SystemExit):
+        eval.main(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "0"])
+    assert "--judgments and --limit must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""Whole models and moved runs: what `eval.py export --format model` writes is what trained, plain
+transformers and PEFT load it, and an adapter finds its base from anywhere.
+"""
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import TINY, with_lora
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import eval
+from harness.files import write_jsonl
+from harness.training import save_adapter
+from sampling import load, sample
+
+QUESTIONS = ["How do I plant a tree?", "Why does bread rise?", "How do I store fresh herbs?"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{bits: a run's folder with one iteration}."""
+    return {bits: make_run(tmp_path_factory.mktemp("runs") / "x", bits) for bits in (32, 16, 4)}
+
+
+def make_run(run, bits):
+    model, tokenizer = load(str(TINY), bits=bits)
+    model = with_lora(model, fresh=False)
+    save_adapter(model, run / "iter1" / "adapter")
+    (run / "config.json").write_text(json.dumps({"settings": {"bits": bits}}))
+    answers = sample(model, tokenizer, QUESTIONS, max_new_tokens=60)
+    write_jsonl(run / "iter1" / "eval.jsonl", [{"prompt": prompt, "text": one.text}
+                                               for prompt, (one,) in zip(QUESTIONS, answers)])
+    return run
+
+
+def greedy(model, tokenizer):
+    return [one.text for (one,) in sample(model, tokenizer, QUESTIONS, max_new_tokens=60,
+                                          temperature=0)]
+
+
+@pytest.mark.parametrize("bits", [32, 16, 4])
+def test_a_whole_model_is_the_one_that_trained(runs, bits, tmp_path, capsys):
+    """Loaded by plain transformers: in float32 it answers as base and adapter do, and in 16 bits
+    its log-probabilities are off by bfloat16's rounding.
+    """
+    run = runs[bits]
+    eval.main(["export", str(run), "--format", "model", "--out", str(tmp_path)])
+    place = tmp_path / "x-iter1"
+    assert not list(tmp_path.glob("*.part"))
+    mean, most = map(float, re.search(r"by (\S+) nats a token, (\S+) at most",
+                                      capsys.readouterr().out).groups())
+    assert mean <= most < (1e-5 if bits == 32 else 0.1)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    assert model.dtype == (torch.float32 if bits == 32 else torch.bfloat16)
+    assert tokenizer.chat_template == load(str(TINY))[1].chat_template
+    assert model.generation_config.eos_token_id is not None
+    assert not hasattr(model.config, "quantization_config")
+    adapted = greedy(*load(str(run / "iter1")))
+    assert adapted != greedy(*load(str(TINY), bits=bits))
+    if bits == 32:
+        assert greedy(model.eval().requires_grad_(False), tokenizer) == adapted
+
+
+def test_plain_peft_loads_an_adapter_from_anywhere(runs, tmp_path, monkeypatch):
+    """Merges it, saves it, and loads what it saved: the same model."""
+    run = runs[32]
+    monkeypatch.chdir(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model = AutoPeftModelForCausalLM.from_pretrained(run / "iter1" / "adapter")
+    ours = load(str(run / "iter1"))[0]
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        assert torch.equal(logits, ours(input_ids=ids).logits)
+        model.merge_and_unload().save_pretrained("merged")
+        again = AutoModelForCausalLM.from_pretrained("merged")(input_ids=ids).logits
+    assert torch.allclose(again, logits, rtol=0, atol=1e-4)
+
+
+def test_a_run_and_its_base_are_moved_together(tmp_path, monkeypatch):
+    """The base stood in a folder that is gone; one of the same name beside the run will do."""
+    before, after = tmp_path / "before", tmp_path / "after" / "deep"
+    shutil.copytree(TINY, before / "models" / "tiny",
+                    ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.chdir(before)
+    model = with_lora(load("models/tiny")[0], fresh=False)
+    save_adapter(model, before / "my run" / "iter1" / "adapter")
+    shutil.copytree(before, after)
+    shutil.rmtree(before)
+    monkeypatch.chdir(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.equal(load(str(after / "my run" / "iter1"))[0](input_ids=ids).logits,
+                           model(input_ids=ids).logits)
+    shutil.rmtree(after / "models")
+    with pytest.raises(ValueError, match="was made on the model in .*models/tiny, which is gone"):
+        load(str(after / "my run" / "iter1"))
+
+
+def test_answers_as_ifevals_own_program_reads_them(runs, tmp_path, capsys):
+    run = runs[32]
+    questions = [{"key": i, "prompt": prompt, "instruction_id_list": [], "kwargs": []}
+                 for i, prompt in enumerate(QUESTIONS)]
+    write_jsonl(tmp_path / "input_data.jsonl", questions)
+    eval.main(["export", str(run), "--format", "ifeval", "--out", str(tmp_path),
+               "--questions", str(tmp_path / "input_data.jsonl"), "--temperature", "0",
+               "--max-new-tokens", "60"])
+    records = [json.loads(line) for line in (tmp_path / "x-iter1.jsonl").open()]
+    assert records == [{"prompt": prompt, "response": text}
+                       for prompt, text in zip(QUESTIONS, greedy(*load(str(run / "iter1"))))]
+    with pytest.raises(SystemExit):
+        eval.main(["export", str(run), "--format", "ifeval"])
+    assert "--format ifeval needs --questions" in capsys.readouterr().err
