@@ -364,7 +364,6 @@ def grouped_interval(statistic, *columns, groups):
     return bootstrap(statistic, *columns, groups=groups) if enough else None
 
 
-
 def measure_comparisons(records):
     """Figures of answers a against answers b.
 

@@ -12,8 +12,8 @@ Each sample owns only its suffix. Attention runs over both parts separately and 
     R rows at most of one prefix         T tokens of a prompt's part        h = H / Hkv
     X rows or prefixes, Q queries, K keys of any number; V vocabulary       D a head's width
 
-Models with layers that this does not fit, as recurrent ones, are sampled one prompt at a time
-through their own caches (`decode_plain`), which is slower and draws the same.
+Models with layers that this does not fit, as recurrent ones, are sampled through their own caches
+(`decode_plain`), which is slower and draws the same.
 
 A draw is a function of (seed, key of the prompt, number of the sample, step): one uniform number
 through the inverse of the distribution function. Left out: beam search, stop strings, and models
@@ -152,8 +152,9 @@ def read_record(file):
 def base_of(adapter):
     """The model an adapter was made on: a hub name, or a folder.
 
-    Where the folder is gone, one of the same name in any folder above the adapter is as good: a
-    run and its base may be moved together. Raises ValueError if there is none.
+    A folder may be named as it is seen from any folder above the adapter. Where it is gone, one of
+    the same name in such a folder is taken, since a run and its base may be moved together, and a
+    line says so. Raises ValueError if there is none.
     """
     try:
         name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
@@ -162,12 +163,14 @@ def base_of(adapter):
     if not isinstance(name, str):
         raise ValueError(f"adapter {adapter}: its adapter_config.json is damaged, or names no "
                          "base model")
-    ends = [Path(*Path(name).parts[i:]) for i in range(len(Path(name).parts))]
-    places = (above / end for end in ends for above in Path(adapter).resolve().parents)
-    for place in (Path(name), *places):
+    parts, known = Path(name).parts, Path(name).is_absolute()
+    ends = [Path(*parts[i:]) for i in range(len(parts) if known else 1)]
+    for place in (above / end for end in ends for above in Path(adapter).resolve().parents):
         if "model_type" in read_record(place / "config.json"):  # a run has a config.json as well
+            if known and place != Path(name):
+                print(f"{name} is gone: {place} is taken as the adapter's base", file=sys.stderr)
             return str(place)
-    if Path(name).is_absolute():
+    if known:
         raise ValueError(f"adapter {adapter} was made on the model in {name}, which is gone: put "
                          "that folder back, or a copy of it beside the run")
     return name
@@ -383,6 +386,7 @@ class SharedPrefixCache:
         self.cell_of_row = numbers(rows)          # (B,)
         self.rows_of_prefix = numbers(groups * rows)  # (G * R,)
         self.shape = Shape(0, 0, 0, 0, 0)         # what is in use
+        self.windows = {}                         # layer -> how far back it sees; None: all
         self.prefill = None                       # a Prefill; None: a step of all rows
         self.masks = {}                           # window -> what `biases` returns
 
@@ -529,6 +533,9 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling, 
             raise CannotShare(f"attends with {option}")
     if shared is None:
         raise CannotShare("hands no cache of another kind on to its layers")
+    if attention_mask is not None:
+        raise CannotShare("masks tokens in a way of its own")
+    shared.windows[module.layer_idx] = sliding_window
     attend = attend_prompts if shared.prefill else attend_step
     out = attend(query, key, value, shared, module.layer_idx, scaling, sliding_window)
     return out.transpose(1, 2), None
@@ -567,18 +574,28 @@ def shared_bytes(model):
                 token_bytes[model] = try_layers(model)
         except CannotShare as error:
             token_bytes[model] = None
-            print(f"{model.config.model_type} {error}: it is sampled one prompt at a time, which "
+            print(f"{model.config.model_type} {error}: it is sampled through its own cache, which "
                   "is slower", file=sys.stderr)
     return token_bytes[model]
+
+
+def windows_of(config):
+    """How many layers see a window of the last tokens; None: some do something else."""
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:
+        window = getattr(config, "sliding_window", None)
+        return config.num_hidden_layers if window else 0
+    known = set(kinds) <= {"full_attention", "sliding_attention"}
+    return kinds.count("sliding_attention") if known else None
 
 
 @torch.no_grad()
 def try_layers(model):
     """Let a token through a SharedPrefixCache: the bytes it takes. Raises CannotShare."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = windows_of(config)
     taken = model.config._attn_implementation == "shared_prefix"
-    if not taken or model._is_stateful or kinds - {"full_attention", "sliding_attention"}:
+    if not taken or model._is_stateful or windows is None:
         raise CannotShare("attends in ways of its own")
     zero = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     cache = SharedPrefixCache(0, 1, 0, 1, model.device)
@@ -586,6 +603,8 @@ def try_layers(model):
     model(input_ids=zero, position_ids=zero, use_cache=False, shared=cache)
     if len(cache.suffix) != config.num_hidden_layers:
         raise CannotShare("has layers that do not attend")
+    if sum(map(bool, cache.windows.values())) != windows:
+        raise CannotShare("does not tell its layers how far back they see")
     return sum(x.nbytes for x in itertools.chain(*cache.suffix.values()))
 
 
@@ -1043,23 +1062,21 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
 
 
 def decode_plain(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
-    """What `decode` does, for any decoder: prompt after prompt, through the model's own cache."""
-    for _, same in itertools.groupby(rows, key=lambda row: row.prompt):
-        same = list(same)
-        fitting = capacity // (same[0].prompt_length + max_new_tokens)
-        most = max(1, min(ROWS[model.device.type], fitting))
-        for start in range(0, len(same), most):
-            yield from decode_together(model, same[start: start + most], stops, max_new_tokens,
-                                       temperature, top_p)
+    """What `decode` does, for any decoder: through the model's own cache, length after length."""
+    rows = sorted(rows, key=lambda row: -row.prompt_length)
+    for length, same in itertools.groupby(rows, key=lambda row: row.prompt_length):
+        most = max(1, min(ROWS[model.device.type], capacity // (length + max_new_tokens)))
+        while some := list(itertools.islice(same, most)):
+            yield from decode_together(model, some, stops, max_new_tokens, temperature, top_p)
 
 
 def decode_together(model, rows, stops, max_new_tokens, temperature, top_p):
-    """Draw samples of one prompt side by side until all have ended; yield each as it does.
+    """Draw for prompts of equal length, side by side, until all have ended; yield each as it does.
 
-    Their tokens so far are equally many, so that nothing is padded.
+    So nothing is padded.
     """
     kept = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    ids = torch.tensor([rows[0].group.prefix + rows[0].own] * len(rows), device=model.device)
+    ids = torch.tensor([row.group.prefix + row.own for row in rows], device=model.device)
     cache, ended = {}, set()
     for step in range(max_new_tokens):
         out = model(input_ids=ids, use_cache=True, **cache, **kept)

@@ -89,9 +89,9 @@ WITHOUT = {"falcon": ("head_dim", "intermediate_size"), "falcon_mamba": OLD, "gp
            "bloom": OLD}
 
 
-def random_family(name, dtype=torch.float32):
+def random_family(name, dtype=torch.float32, **more):
     """A tiny random model of a family, frozen."""
-    _, settings = FAMILIES[name]
+    settings = FAMILIES[name][1] | more
     common = {key: value for key, value in COMMON.items() if key not in WITHOUT.get(name, ())}
     torch.manual_seed(0)
     config = CONFIG_MAPPING[name](**{**common, **settings})

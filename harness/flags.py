@@ -51,7 +51,8 @@ def command_line():
                        "response_B, label)")
     judge.add_argument("--judgments", type=int, default=5,
                        help="scores for each answer (default: %(default)s)")
-    judge.add_argument("--limit", type=int, metavar="N", help="the first N pairs only")
+    judge.add_argument("--limit", type=int, metavar="N",
+                       help="N pairs only, drawn at random (--seed)")
     for command in (repeat, export):
         command.add_argument("--iterations", type=int, nargs="+",
                              help="which (default: all; of --format model the last)")

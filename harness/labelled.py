@@ -4,14 +4,16 @@ Two ways are measured: the mean of some scores for each answer, as in the method
 both orders. A tie, and two orders that disagree, count one half.
 """
 import math
-from collections import namedtuple
+import random
+import sys
+from collections import Counter, namedtuple
 
 import numpy as np
 
 import prompts as words
 from harness.ifeval import is_adapted, models_of
 from harness.models import drawn, judge_both_orders, load_alone, own_settings
-from harness.records import prompt_of, raw_records, read_text
+from harness.records import LeftOut, answer_of, first_of, prompt_of, raw_records, read_text, without
 from sampling import load_tokenizer
 
 Pair = namedtuple("Pair", "prompt right wrong subset")
@@ -26,11 +28,13 @@ def read_pairs(file):
     RewardBench: "prompt", "chosen", "rejected" (texts or lists of texts), "subset". JudgeBench:
     "question", "response_A", "response_B", "label" ("A>B" or "B>A"), "source".
     """
-    pairs, text = [], read_text(file, "--pairs")
+    pairs, left_out, text = [], Counter(), read_text(file, "--pairs")
     try:
         for place, raw in raw_records(file, text):
             try:
                 pairs += pairs_of(raw)
+            except LeftOut as error:
+                left_out[str(error)] += 1
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ValueError(f"{place}: needs \"prompt\", \"chosen\" and \"rejected\", or "
                                  "\"question\", \"response_A\", \"response_B\" and \"label\", "
@@ -38,19 +42,28 @@ def read_pairs(file):
     except ValueError as error:
         raise ValueError(f"--pairs {file}, {error}") from None
     if not pairs:
-        raise ValueError(f"--pairs {file}: no pairs in it")
+        raise ValueError(f"--pairs {file}: no pairs in it" + without(left_out))
+    if left_out:
+        print(f"--pairs {file}: {len(pairs):,} pairs{without(left_out)}", file=sys.stderr)
     return pairs
 
 
 def pairs_of(raw):
     """The Pairs of a record. Raises some error if it is none."""
-    prompt, _ = prompt_of(raw, dict.fromkeys(["system turns", "later turns"], 0))
-    better, worse = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
-    right, wrong = ([text] if isinstance(text, str) else text for text in (raw[better], raw[worse]))
-    if not right or not wrong or not all(isinstance(text, str) for text in [*right, *wrong]):
-        raise ValueError
-    subset = str(raw.get("subset", raw.get("source", "")))
+    prompt, _, _ = prompt_of(raw, answered=True)
+    sides = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
+    right, wrong = map(answers_of, (raw[side] for side in sides))
+    subset = str(first_of(raw, ("subset", "source")) or "other")
     return [Pair(prompt, one, other, subset) for one in right for other in wrong]
+
+
+def answers_of(value):
+    """The answers on one side of a record: a text, a conversation that ends in one, or texts."""
+    several = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    answers = value if several else [answer_of(value)]
+    if not answers or None in answers:
+        raise ValueError
+    return answers
 
 
 # ---- a judge
@@ -122,7 +135,9 @@ def judge(args, interval):
     """`eval.py judge RUN_OR_MODEL... --pairs FILE`. interval: eval.py's."""
     if args.judgments < 1 or args.limit is not None and args.limit < 1:
         raise ValueError("--judgments and --limit must be at least 1")
-    pairs, models, results = read_pairs(args.pairs)[:args.limit], models_of(args.models), {}
+    pairs, models, results = read_pairs(args.pairs), models_of(args.models), {}
+    if args.limit and args.limit < len(pairs):  # of a file that is sorted the first are no sample
+        pairs = random.Random(args.seed).sample(pairs, args.limit)
     for model in models.values():
         if not is_adapted(model):
             load_tokenizer(model)  # fails if there is no such model, before the others judge

@@ -16,15 +16,19 @@ from pathlib import Path
 
 from harness.checks import check_check
 
-PROMPTS = ("prompt", "instruction", "question", "messages", "conversations", "turns")
+PROMPTS = ("prompt", "instruction", "question", "messages", "conversations", "conversation",
+           "turns")
 MATERIAL = ("input", "context")  # stands after an instruction
-REPLIES = ("replies", "completions", "responses")
+REPLIES = ("replies", "completions", "responses", "answers")
 TEXTS = ("text", "response", "completion", "content", "answer")
-SCORES = ("score", "overall_score", "rating")
-USER, ASSISTANT = ("user", "human", "prompter"), ("assistant", "gpt", "model")
-BINARY = {  # how files begin, what they are, what reads them
-    b"PAR1": ("a parquet file", "read_parquet"), b"ARRO": ("an arrow file", "read_feather"),
+SCORES = ("score", "overall_score", "rating", "helpfulness")
+USER = ("user", "human", "prompter")
+BINARY = {  # how files begin, what they are, what makes JSON lines of them
+    b"PAR1": ("a parquet file", "pandas.read_parquet(FILE)"),
+    b"ARRO": ("an arrow file", "pandas.read_feather(FILE)"),
+    b"\xff\xff\xff\xff": ("an arrow file", "datasets.Dataset.from_file(FILE)"),
 }
+csv.field_size_limit(2**30)
 
 
 class LeftOut(Exception):
@@ -53,8 +57,8 @@ def decoded(content):
     """Text from bytes. ValueError says what to convert them with."""
     kind, reader = BINARY.get(content[:4], (None, None))
     if kind:
-        raise ValueError(f"{kind}: make JSON lines of it, as by pandas' {reader}(FILE)"
-                         ".to_json(\"prompts.jsonl\", orient=\"records\", lines=True)")
+        raise ValueError(f"{kind}: make JSON lines of it, as by {reader}.to_json("
+                         "\"prompts.jsonl\", orient=\"records\", lines=True)")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("UTF-16 text: make UTF-8 of it, as by iconv -f UTF-16 -t UTF-8")
     try:
@@ -66,11 +70,13 @@ def decoded(content):
 def raw_records(file, text):
     """Yield (place, record) of each record. Raises ValueError that names the place."""
     kind = Path(str(file).removesuffix(".gz")).suffix.lower()
-    if kind == ".csv":
-        yield from csv_records(text)
-    elif kind in (".json", ".jsonl"):
-        whole = text.lstrip().startswith("[") and loaded(text)
-        if isinstance(whole, list):
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if kind in (".csv", ".tsv"):
+        yield from csv_records(text, "\t" if kind == ".tsv" else ",")
+    elif kind in (".json", ".jsonl") or kind != ".txt" and isinstance(loaded(first), dict):
+        whole = loaded(text) if kind == ".json" or first.startswith("[") else None
+        if isinstance(whole, (dict, list)):
+            whole = whole if isinstance(whole, list) else [whole]
             yield from ((f"record {i}", record) for i, record in enumerate(whole, 1))
             return
         for number, line in enumerate(text.split("\n"), 1):
@@ -92,8 +98,8 @@ def loaded(text):
         return ValueError
 
 
-def csv_records(text):
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+def csv_records(text, delimiter):
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip().lower() for name in next(rows, [])]
         if text.strip() and not set(PROMPTS) & set(header):
@@ -104,7 +110,11 @@ def csv_records(text):
                 if len(row) != len(header):
                     raise ValueError(f"line {rows.line_num}: {len(row)} cells under "
                                      f"{len(header)} columns")
-                yield f"line {rows.line_num}", dict(zip(header, row))
+                # A cell may hold a list, of messages for example.
+                lists = [loaded(cell) if cell.startswith("[") else None for cell in row]
+                cells = [whole if isinstance(whole, list) else cell
+                         for cell, whole in zip(row, lists)]
+                yield f"line {rows.line_num}", dict(zip(header, cells))
     except csv.Error as error:
         raise ValueError(f"line {rows.line_num}: no CSV ({error})") from None
 
@@ -114,7 +124,7 @@ def csv_records(text):
 def turns_of(value):
     """A conversation as a list of (role, text), from messages, texts, or a dialogue in one text.
 
-    None if it is none.
+    A turn without a role is the user's; what is no turn has the role "other". None: it is none.
     """
     if isinstance(value, str):
         pieces = re.split(r"\n\n(Human|Assistant): ?", value)
@@ -122,44 +132,64 @@ def turns_of(value):
             return [("user", value)]
         return [(role.lower(), text) for role, text in zip(pieces[1::2], pieces[2::2])
                 if text.strip()]
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not all(isinstance(turn, (str, dict)) for turn in value):
         return None
-    if all(isinstance(turn, str) for turn in value):  # the user's
-        return [("user", text) for text in value]
     turns = []
     for turn in value:
-        if not isinstance(turn, dict):
-            return None
-        role = turn.get("role", turn.get("from"))
-        text = turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or not isinstance(text, str):
-            return None
-        turns.append((role, text))
+        turn = {"content": turn} if isinstance(turn, str) else turn
+        role, text = first_of(turn, ("role", "from")), first_of(turn, ("content", "value"))
+        turns.append((role or "user", text) if isinstance(text, str) else ("other", ""))
     return turns
 
 
-def prompt_of(raw, left_out):
-    """(A record's prompt, the fields it is from). What is not used of them is counted."""
-    field = next((name for name in PROMPTS if name in raw), None)
-    if field is None and "chosen" in raw:
-        field = "chosen"
+def first_of(raw, names):
+    """The value of the first of these fields that has one, or None."""
+    return next((raw[name] for name in names if raw.get(name) is not None), None)
+
+
+def prompt_of(raw, answered=False):
+    """(A record's prompt, the fields it is from, how many turns of what kind are left out).
+
+    answered: whether there are replies, which must not be to a later turn. Raises LeftOut or
+    ValueError.
+    """
+    field = next((name for name in (*PROMPTS, "chosen") if raw.get(name) is not None), None)
     turns = turns_of(raw.get(field))
-    users = [i for i, (role, _) in enumerate(turns or ()) if role in USER]
-    if not users or not turns[users[0]][1].strip():
-        raise ValueError("needs \"prompt\", a text")
-    left_out["system turns"] += sum(role == "system" for role, _ in turns)
-    later = turns[users[0] + 1:] if field != "chosen" else turns[users[0] + 2:]
-    left_out["later turns"] += len(later)
+    if turns is None:
+        found = f"; there is {', '.join(raw)}" if raw else ""
+        raise ValueError(f"needs \"prompt\", a text{found}")
+    users = [i for i, (role, _) in enumerate(turns) if role in USER]
+    if not users:
+        raise LeftOut("records without a user's turn")
+    if answered and len(users) > 1:
+        raise LeftOut("conversations of several turns")
     text, fields = turns[users[0]][1], [field]
+    if not text.strip():
+        raise ValueError("needs \"prompt\", a text that is not empty")
+    system = sum(role == "system" for role, _ in turns) + bool(raw.get("system"))
+    later = turns[users[0] + (2 if field == "chosen" else 1):]
     for name in MATERIAL if field == "instruction" else ():
         if isinstance(raw.get(name), str) and raw[name].strip():
             text, fields = f"{text}\n\n{raw[name]}", [*fields, name]
-    return text, fields
+    return text, fields, Counter({"system turns": system, "later turns": len(later)})
+
+
+def answer_of(value):
+    """The answer in a text, a dialogue or messages that end in it. None if it is none of these."""
+    turns = turns_of(value)
+    if not turns:
+        return None
+    if sum(role in USER for role, _ in turns) > 1:
+        raise LeftOut("conversations of several turns")
+    role, text = turns[-1]
+    if role in USER and (role, text) != ("user", value):  # a dialogue that ends in a question
+        raise LeftOut("dialogues without an answer")
+    return text
 
 
 def number_of(raw, names):
     """The first of these fields that is there, as a number; None if it is none."""
-    value = next((raw[name] for name in names if name in raw), None)
+    value = first_of(raw, names)
     try:
         value = float(value) if isinstance(value, str) else value
     except ValueError:
@@ -171,7 +201,7 @@ def reply_of(raw):
     """A reply with its "text" and its "rank", 0 the best; None if it is none."""
     if not isinstance(raw, dict):
         return None
-    text = next((raw[name] for name in TEXTS if name in raw), None)
+    text = first_of(raw, TEXTS)
     rank, score = number_of(raw, ["rank"]), number_of(raw, SCORES)
     if not isinstance(text, str) or rank is None and score is None:
         return None
@@ -184,17 +214,14 @@ def replies_of(raw):
     """(A record's ranked replies, the fields they are from). A record may be a single reply."""
     field = next((name for name in REPLIES if isinstance(raw.get(name), list)), None)
     if field:
+        if not raw[field] and field != "replies":
+            raise LeftOut("records without replies")
         return [reply_of(reply) for reply in raw[field]], [field]
-    if "chosen" in raw and "rejected" in raw:
-        replies = []
-        for rank, name in enumerate(("chosen", "rejected")):
-            turns = turns_of(raw[name])
-            if turns is None:
-                return None, []
-            if sum(role in USER for role, _ in turns) > 1:
-                raise LeftOut("dialogues of several turns")
-            replies.append({"text": turns[-1][1], "rank": rank})
-        return replies, ["chosen", "rejected"]
+    sides = ("chosen", "rejected")
+    if all(raw.get(name) is not None for name in sides):
+        texts = [answer_of(raw[name]) for name in sides]
+        return (None if None in texts else
+                [{"text": text, "rank": rank} for rank, text in enumerate(texts)]), [*sides]
     return [reply_of(raw)], [name for name in (*TEXTS, *SCORES, "rank") if name in raw][:2]
 
 
@@ -215,11 +242,12 @@ def is_comparison(comparison):
             and all(isinstance(judgment, str) for judgment in judgments))
 
 
-def read_record(raw, needs_replies, left_out):
-    """(A record with "prompt" and perhaps "checks" and "replies", the fields these are from)."""
+def read_record(raw, needs_replies):
+    """(A record with "prompt" and perhaps "replies", the fields these are from, what is left out).
+    """
     if not isinstance(raw, dict):
         raise ValueError("needs \"prompt\", a text")
-    prompt, fields = prompt_of(raw, left_out)
+    prompt, fields, left_out = prompt_of(raw, answered=needs_replies)
     record = {name: value for name, value in raw.items() if name not in fields}
     record["prompt"] = prompt
     if not isinstance(record.get("checks", []), list):
@@ -235,8 +263,8 @@ def read_record(raw, needs_replies, left_out):
         if not enough or not all(map(is_reply, replies)):
             raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, rank 0 the "
                              "best")
-        record["replies"], fields = replies, [*fields, *more]
-    return record, fields
+        record["replies"], fields = replies, [*dict.fromkeys([*fields, *more])]
+    return record, fields, left_out
 
 
 # ---- a whole file
@@ -253,21 +281,22 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
     try:
         for place, raw in raw_records(file, text):
             try:
-                record, fields = read_record(raw, needs_replies, left_out)
+                record, fields, turns = read_record(raw, needs_replies)
             except LeftOut as error:
                 left_out[str(error)] += 1
                 continue
             except (ValueError, OverflowError) as error:  # OverflowError: a rank of 400 digits
                 raise ValueError(f"{place}: {error}") from None
             records.append(record)
+            left_out += turns
             understood[" + ".join(f"`{name}`" for name in fields)] += 1
     except ValueError as error:
         raise ValueError(f"{flag} {file}, {error}") from None
     if needs_replies:
         records = with_several_replies(records, left_out)
     if not records:
-        raise ValueError(f"{flag} {file}: no prompts in it")
-    say(f"{flag} {file}", understood, +left_out)
+        raise ValueError(f"{flag} {file}: no prompts in it" + without(left_out))
+    say(f"{flag} {file}", understood, left_out)
     return [{**record, "prompt_id": f"{i}"} for i, record in enumerate(records)]
 
 
@@ -280,7 +309,7 @@ def with_several_replies(records, left_out):
         if whole is not record:
             whole["replies"] += record["replies"]
     several = [record for record in together.values() if len(record["replies"]) > 1]
-    left_out["prompts with one reply"] += len(together) - len(several)
+    left_out += Counter({"prompts with one reply": len(together) - len(several)})
     return several
 
 
@@ -290,5 +319,10 @@ def say(place, understood, left_out):
     if (left_out or not ours) and os.environ.get("RANK", "0") == "0":  # torchrun's first process
         parts = ", ".join(f"{count:,} records from {fields}" for fields, count in
                           understood.items())
-        without = ", ".join(f"{count:,} {what}" for what, count in left_out.items())
-        print(f"{place}: {parts}" + (f"; left out: {without}" if without else ""), file=sys.stderr)
+        print(f"{place}: {parts}{without(left_out)}", file=sys.stderr)
+
+
+def without(left_out):
+    """What was left out, in words."""
+    told = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+    return f"; left out: {told}" if told else ""

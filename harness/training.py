@@ -147,7 +147,7 @@ def save_adapter(model, folder):
         temporary = Path(f"{folder}.part")
         shutil.rmtree(temporary, ignore_errors=True)
         for config in model.peft_config.values():  # found from any working directory
-            if Path(config.base_model_name_or_path).is_dir():
+            if (Path(config.base_model_name_or_path) / "config.json").is_file():
                 config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
         model.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)

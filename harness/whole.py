@@ -21,7 +21,14 @@ ANSWERS = 32  # that are looked at
 
 def export_model(folder, place, bits):
     """Write the model of `folder` (runs/x/iterT) to the folder `place`: a line that says so."""
-    bits = bits or own_settings(folder)["bits"]
+    own = own_settings(folder).get("bits")
+    if own is None:
+        raise ValueError(f"{folder} is no iteration of a run with a config.json, which says in "
+                         "which --bits it was trained")
+    if bits not in (None, own):
+        raise ValueError(f"the adapter of {folder} belongs to a base in --bits {own}: leave --bits "
+                         "out")
+    bits = own
     adapter = Path(folder) / "adapter"
     model, tokenizer = load_alone(folder, bits)
     answers = held_out_answers(folder, tokenizer)

@@ -12,6 +12,7 @@ import torch
 from conftest import random_model, with_lora
 from transformers import (
     AutoModelForCausalLM,
+    DogeConfig,
     Gemma3Config,
     LlamaConfig,
     PhiConfig,
@@ -83,7 +84,7 @@ def test_the_table_of_families(name, capsys):
     expected, said = row(name)
     table = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
     assert expected in table.splitlines()
-    assert [word in said for word in ("sampled one prompt at a time", "one sequence a pass")] \
+    assert [word in said for word in ("sampled through its own cache", "one sequence a pass")] \
         == [way == "plain" for way in re.findall("fast|plain", expected.split("`")[-1])]
 
 
@@ -126,6 +127,55 @@ def test_a_model_that_keeps_the_layout_from_its_layers_trains_plainly(tiny, monk
         expected = separate(model, [[1, 5]] * 2, [[2, 3], [3, 6, 9]])
         assert torch.allclose(logps, expected, rtol=0, atol=1e-9)
         assert capsys.readouterr().err.count("llama does not hand a row's layout on") == said
+
+
+def test_a_window_that_only_the_models_mask_knows_is_not_missed(capsys):
+    """Phi-3.5-MoE's layers do not pass their window on; Doge masks by a rule of its own."""
+    for name, settings in (("phimoe", {"sliding_window": 6}), ("doge", {"keep_window_size": 2})):
+        model = random_family("phimoe", **settings) if name == "phimoe" else doge(**settings)
+        expected = [generated(model, ids, 8) for ids in PROMPTS]
+        got = sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=8, temperature=0)
+        assert got == [[ids] for ids in expected]
+        assert "sampled through its own cache" in capsys.readouterr().err
+    model = random_family("phimoe", sliding_window=6)
+    logps = answer_logps(model, PROMPTS, [[ids] for ids in CHOSEN])
+    assert torch.allclose(logps, separate(model, PROMPTS, CHOSEN), rtol=0, atol=1e-4)
+
+
+def doge(**settings):
+    torch.manual_seed(0)
+    config = DogeConfig(**{**COMMON, **settings})
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.bfloat16, 0.05)])
+def test_windows_with_gradient_checkpointing_and_in_bfloat16(dtype, tolerance):
+    model = with_lora(random_family("mistral", dtype), fresh=False).train()
+    weights = list(trainable(model).values())
+    plain = separate(model, PROMPTS, CHOSEN)
+    slopes = [torch.autograd.grad(plain.sum(), weights)]
+    for recomputing in (False, True):
+        if recomputing:
+            dpo.Budget(model, []).recompute()
+        logps = answer_logps(model, PROMPTS, [[ids] for ids in CHOSEN])
+        assert (logps - plain).norm() < tolerance * plain.norm()
+        slopes.append(torch.autograd.grad(logps.sum(), weights))
+    first, *others = (torch.cat([part.flatten().double() for part in slope]) for slope in slopes)
+    assert all((first - other).norm() < 4 * tolerance * first.norm() for other in others)
+
+
+def test_attention_that_was_changed_meanwhile_is_changed_back(tiny, monkeypatch):
+    """By the user, after a first call; and by the probe, if that does not come to its end."""
+    model = random_model(LlamaConfig, tiny[1])
+    before = model.config._attn_implementation
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "try_packing", lambda model: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answer_logps(model, [[1, 5]], [[[2, 3]]])
+    assert model.config._attn_implementation == before
+    first = answer_logps(model, [[1, 5]], [[[2, 3], [3, 6, 9]]])
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(answer_logps(model, [[1, 5]], [[[2, 3], [3, 6, 9]]]), first)
 
 
 def test_a_model_that_changes_its_logits_in_another_way_trains_plainly(tiny, monkeypatch, capsys):

@@ -11,6 +11,7 @@ import eval
 from eval import grouped_interval
 from harness import labelled, models
 from harness.labelled import Pair, by_comparison, by_scores, read_pairs, table
+from prompts import compare_prompt, judge_prompt
 from sampling import Sample
 
 REWARD_BENCH = [{"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "subset": "chat"},
@@ -26,6 +27,12 @@ def test_pairs_in_the_shapes_of_both_benchmarks(tmp_path):
     assert read_pairs(tmp_path / "list.json") == [
         Pair("Why?", "Because.", "No.", "chat"), Pair("How?", "So.", "x", "math"),
         Pair("How?", "So.", "y", "math")]
+    talk = [{"prompt": [{"role": "user", "content": "Why?"}],
+             "chosen": "\n\nHuman: Why?\n\nAssistant: Because.",
+             "rejected": [{"role": "user", "content": "Why?"},
+                          {"role": "assistant", "content": "No."}]}]
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
+    assert read_pairs(tmp_path / "talk.json") == [Pair("Why?", "Because.", "No.", "other")]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(r) + "\n" for r in JUDGE_BENCH))
     assert read_pairs(tmp_path / "lines.jsonl") == [Pair("Why?", "Because.", "No.", "s")] * 2
 
@@ -49,7 +56,7 @@ def test_a_pair_is_right_by_its_mean_scores(monkeypatch):
 
     def drawn(model, tokenizer, asked, *rest, **settings):
         scores = [score for of_answer in said.values() for score in of_answer]
-        assert len(asked) == len(scores)
+        assert asked == [judge_prompt(*answer) for answer in said for _ in range(2)]
         return [Sample(f"Score: {score}", [1], True) for score in scores]
 
     monkeypatch.setattr(labelled, "drawn", drawn)
@@ -59,9 +66,13 @@ def test_a_pair_is_right_by_its_mean_scores(monkeypatch):
 
 def test_a_pair_is_right_by_comparisons_in_both_orders(monkeypatch):
     """Shown first and then second: right twice; right once, which is a half; one unread."""
-    winners = ["A", "B", "A", "A", "B", "?"]
-    monkeypatch.setattr(models, "drawn", lambda *rest, **settings: [
-        Sample(f"Winner: Answer {winner}", [1], True) for winner in winners])
+    def drawn(model, tokenizer, asked, *rest, **settings):
+        assert asked == [compare_prompt(pair.prompt, *texts) for pair in PAIRS
+                         for texts in (("good", "bad"), ("bad", "good"))]
+        return [Sample(f"Winner: Answer {winner}", [1], True)
+                for winner in ("A", "B", "A", "A", "B", "?")]
+
+    monkeypatch.setattr(models, "drawn", drawn)
     right = by_comparison(None, None, PAIRS, {})
     assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
 

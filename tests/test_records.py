@@ -42,6 +42,21 @@ PROMPTS = {  # name: (file's name, its content, the prompts, what the line says)
                  ["Why?"], "1 records from `messages`; left out: 1 system turns, 3 later turns"),
     "ShareGPT": ("p.json", json.dumps([{"id": "a", "conversations": SHARE_GPT}]), ["Why?"],
                  "1 records from `conversations`; left out: 1 later turns"),
+    "WildChat": ("p.jsonl", lines({"conversation": CHAT[:2]}), ["Why?"],
+                 "1 records from `conversation`; left out: 1 later turns"),
+    "Arena-Hard": ("p.jsonl", lines({"turns": [{"content": "Why?"}]}), ["Why?"],
+                   "1 records from `turns`"),
+    "nulls of pandas": ("p.jsonl", lines({"prompt": None, "instruction": "Why?", "input": None}),
+                        ["Why?"], "1 records from `instruction`"),
+    "no suffix": ("prompts", lines({"prompt": "Why?"}), ["Why?"], None),
+    "ndjson": ("p.ndjson", lines({"prompt": "Why?"}), ["Why?"], None),
+    "tsv": ("p.tsv", "id\tprompt\n1\tWhy, and how?\n", ["Why, and how?"], None),
+    "lists in CSV": ("p.csv", 'prompt\n"[""Why?"", ""And?""]"\n', ["Why?"],
+                     "1 records from `prompt`; left out: 1 later turns"),
+    "one pretty record": ("p.json", json.dumps({"prompt": "Why?"}, indent=2), ["Why?"], None),
+    "useless records": ("p.json", json.dumps([{"conversations": []}, {"messages": CHAT[:1]}, {
+        "messages": [*CHAT[:1], {"role": "assistant", "content": None}]}]), ["Why?", "Why?"],
+        "2 records from `messages`; left out: 1 records without a user's turn, 1 later turns"),
     "MT-Bench": ("p.jsonl", lines({"question_id": 81, "turns": ["Why?", "Rewrite it."]}), ["Why?"],
                  "1 records from `turns`; left out: 1 later turns"),
 }
@@ -75,8 +90,22 @@ REPLIES = {  # name: (records, the replies' texts and ranks, what the line says)
                         "rejected": [{"role": "assistant", "content": "No."}]}], TWO,
                       "1 records from `prompt` + `chosen` + `rejected`"),
     "HH": ([HH, {name: text + "\n\nHuman: And?\n\nAssistant: So." for name, text in HH.items()}],
-           TWO, "1 records from `chosen` + `chosen` + `rejected`; "
-                "left out: 2 later turns, 1 dialogues of several turns"),
+           TWO, "1 records from `chosen` + `rejected`; "
+                "left out: 1 conversations of several turns"),
+    "HH without an answer": ([HH, {**HH, "chosen": "\n\nHuman: Why?\n\nAssistant: "}], TWO,
+                             "1 records from `chosen` + `rejected`; "
+                             "left out: 1 dialogues without an answer"),
+    "replies to a later turn": ([{"prompt": CHAT[:3], "chosen": "So.", "rejected": "x"},
+                                 {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}], TWO,
+                                "1 records from `prompt` + `chosen` + `rejected`; "
+                                "left out: 1 conversations of several turns"),
+    "Nectar": ([{"prompt": "\n\nHuman: Why?\n\nAssistant: ", "answers": [
+        {"answer": "Because.", "rank": 0}, {"answer": "No.", "rank": 1}]}], TWO,
+        "1 records from `prompt` + `answers`"),
+    "HelpSteer": ([{"prompt": "Why?", "response": "Because.", "helpfulness": 4},
+                   {"prompt": "Why?", "response": "No.", "helpfulness": 1}],
+                  [("Because.", -4), ("No.", -1)],
+                  "2 records from `prompt` + `response` + `helpfulness`"),
     "UltraFeedback": ([{"instruction": "Why?", "completions": [
         {"response": "Because.", "overall_score": 8.0}, {"response": "No.", "overall_score": 3}]}],
         [("Because.", -8), ("No.", -3)], "1 records from `instruction` + `completions`"),
@@ -108,13 +137,16 @@ def test_ranked_replies_in_the_shapes_that_people_have(tmp_path, capsys, name):
     ("p.csv", b"prompt,n\n,1\n", "line 2: needs \"prompt\""),
     ("p.parquet", b"PAR1\x15\x04", "a parquet file: make JSON lines of it"),
     ("p.arrow", b"ARROW1\0\0", "an arrow file: make JSON lines of it"),
+    ("p.arrow", b"\xff\xff\xff\xff\x10\0", "datasets.Dataset.from_file(FILE).to_json"),
     ("p.txt", "Why?".encode("utf-16"), "UTF-16 text: make UTF-8 of it"),
     ("p.jsonl.gz", b"\x1f\x8b\x08\0\0", "a damaged gzip file"),
     ("p.json", b'[{"prompt": "Why?"}, 3]', "record 2: needs \"prompt\""),
     ("p.json", b"[]", "no prompts in it"),
-    ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: needs"),
+    ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}',
+     "no prompts in it; left out: 1 records without a user's turn"),
+    ("p.jsonl", b'{"task": "x", "n": 1}', "needs \"prompt\", a text; there is task, n"),
     ("p.jsonl", b'{"messages": ["x", 3]}', "line 1: needs"),
-    ("p.jsonl", b'{"turns": []}', "line 1: needs"), (None, b"", "a folder: name a file in it"),
+    (None, b"", "a folder: name a file in it"),
 ])
 def test_what_cannot_be_read_is_named_with_what_to_do(tmp_path, name, content, says):
     file = tmp_path / name if name else tmp_path

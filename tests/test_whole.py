@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import eval
 from harness.files import write_jsonl
 from harness.training import save_adapter
-from sampling import load, sample
+from sampling import base_of, load, sample
 
 QUESTIONS = ["How do I plant a tree?", "Why does bread rise?", "How do I store fresh herbs?"]
 
@@ -61,8 +61,25 @@ def test_a_whole_model_is_the_one_that_trained(runs, bits, tmp_path, capsys):
     assert not hasattr(model.config, "quantization_config")
     adapted = greedy(*load(str(run / "iter1")))
     assert adapted != greedy(*load(str(TINY), bits=bits))
+    with pytest.raises(SystemExit):
+        other = {32: "16", 16: "4", 4: "32"}[bits]
+        eval.main(["export", str(run), "--format", "model", "--bits", other])
+    assert f"belongs to a base in --bits {bits}" in capsys.readouterr().err
     if bits == 32:
         assert greedy(model.eval().requires_grad_(False), tokenizer) == adapted
+
+
+def test_a_hub_name_is_no_folder_that_happens_to_stand_there(tmp_path, capsys):
+    """Nor is a folder that is found in another place taken without a word."""
+    model = with_lora(load(str(TINY))[0])
+    model.peft_config["default"].base_model_name_or_path = "somebody/tiny"
+    save_adapter(model, tmp_path / "runs" / "iter1" / "adapter")
+    shutil.copytree(TINY, tmp_path / "tiny")
+    assert base_of(tmp_path / "runs" / "iter1" / "adapter") == "somebody/tiny"
+    model.peft_config["default"].base_model_name_or_path = "/gone/tiny"
+    save_adapter(model, tmp_path / "runs" / "iter1" / "adapter")
+    assert base_of(tmp_path / "runs" / "iter1" / "adapter") == str(tmp_path / "tiny")
+    assert "/gone/tiny is gone" in capsys.readouterr().err
 
 
 def test_plain_peft_loads_an_adapter_from_anywhere(runs, tmp_path, monkeypatch):
