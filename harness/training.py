@@ -147,8 +147,9 @@ def save_adapter(model, folder):
         temporary = Path(f"{folder}.part")
         shutil.rmtree(temporary, ignore_errors=True)
         for config in model.peft_config.values():  # found from any working directory
-            if (Path(config.base_model_name_or_path) / "config.json").is_file():
-                config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
+            base = config.base_model_name_or_path
+            if base and Path(base, "config.json").is_file():
+                config.base_model_name_or_path = str(Path(base).resolve())
         model.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
