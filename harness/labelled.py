@@ -12,7 +12,7 @@ import numpy as np
 
 import prompts as words
 from harness.ifeval import is_adapted, models_of
-from harness.models import drawn, judge_both_orders, load_alone, own_settings
+from harness.models import drawn, judge_both_orders, load_alone, own_settings, rubric_of
 from harness.records import LeftOut, answer_of, first_of, prompt_of, raw_records, read_text, without
 from sampling import load_tokenizer
 
@@ -68,11 +68,10 @@ def answers_of(value):
 
 # ---- a judge
 
-def by_scores(model, tokenizer, pairs, name, settings, args):
+def by_scores(model, tokenizer, pairs, name, source, args):
     """For each pair 1 if the right answer's mean score is higher, 1/2 for a tie; NaN: no score."""
-    rubric, most = words.RUBRIC, settings.get("max_score", 5)
-    if settings.get("rubric"):
-        rubric = read_text(settings["rubric"], "--rubric").strip()
+    settings = own_settings(source)
+    rubric, most = rubric_of(source, settings), settings.get("max_score", 5)
     answers = list(dict.fromkeys((pair.prompt, text) for pair in pairs
                                  for text in (pair.right, pair.wrong)))
     asked = [words.judge_prompt(*answer, rubric)
@@ -90,11 +89,11 @@ def by_scores(model, tokenizer, pairs, name, settings, args):
     return np.array([0.5 + 0.5 * np.sign(gap) for gap in gaps])
 
 
-def by_comparison(model, tokenizer, pairs, settings):
+def by_comparison(model, tokenizer, pairs, source):
     """For each pair the share of both orders in which the right answer wins; NaN: no verdict."""
     records = judge_both_orders(model, tokenizer,
                                 [(pair.prompt, pair.right, pair.wrong) for pair in pairs],
-                                settings.get("max_verdict_tokens", 512))
+                                own_settings(source).get("max_verdict_tokens", 512))
     return np.array([math.nan if None in record["winners"] else record["winners"].count("a") / 2
                      for record in records])
 
@@ -142,11 +141,10 @@ def judge(args, interval):
         if not is_adapted(model):
             load_tokenizer(model)  # fails if there is no such model, before the others judge
     for name, source in models.items():
-        settings = own_settings(source)
         model, tokenizer = load_alone(source, args.bits)
         ways = {f"by the mean of {args.judgments} scores":
-                by_scores(model, tokenizer, pairs, name, settings, args),
-                "by comparison in both orders": by_comparison(model, tokenizer, pairs, settings)}
+                by_scores(model, tokenizer, pairs, name, source, args),
+                "by comparison in both orders": by_comparison(model, tokenizer, pairs, source)}
         results[name] = ways
         del model
     print("\n".join(table(pairs, results, interval)))

@@ -65,6 +65,18 @@ def own_settings(model):
     return settings if isinstance(settings, dict) else read_preset(model)
 
 
+def rubric_of(model, settings):
+    """The rubric of a run, given one of its iterations, or of a preset.
+
+    A path may be meant as it is seen from any folder above the run: it may have been moved.
+    """
+    if not settings.get("rubric"):
+        return words.RUBRIC
+    places = [Path(above, settings["rubric"]) for above in ("", *Path(model).resolve().parents)]
+    file = next((place for place in places if place.is_file()), places[0])
+    return read_text(file, "--rubric").strip()
+
+
 def answer_tokens(model):
     """How long a model's answers may be, in tokens: as long as in its run."""
     return own_settings(model).get("max_answer_tokens", 1024)
@@ -125,9 +137,7 @@ def compare_again(model, battles, orders, label, seed, settings, bits=None):
     of the run. Returns for each the verdicts (N, N): 1, -1 or 0 as in battles.jsonl, and entry
     [m][n] that of the judgments order[m], shown first, and order[n].
     """
-    rubric = words.RUBRIC
-    if settings["rubric"]:
-        rubric = read_text(settings["rubric"], "--rubric").strip()
+    rubric = rubric_of(model, settings)
     verdicts = [[[0] * len(order) for _ in order] for order in orders]
     asked, places = [], []
     for i, (battle, order) in enumerate(zip(battles, orders)):

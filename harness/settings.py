@@ -13,7 +13,6 @@ from harness.files import read_json
 
 HERE = Path(os.path.relpath(Path(__file__).parent.parent))  # the project
 DIAGNOSED = 20  # answers whose judgments are compared for the figures alone, where no judge trains
-FILES = {"prompts", "eval_prompts", "eft", "ranked", "rubric"}  # settings that name one
 GPU_MODEL, CPU_MODEL = "meta-llama/Meta-Llama-3-8B-Instruct", HERE / "tiny"
 
 
@@ -166,8 +165,6 @@ def parse_settings(argv=None, cuda=False):
                   "Another model: --model NAME_OR_FOLDER.")
     if "rubric" in given and "max_score" not in given:
         raise ValueError("--rubric needs --max-score, the highest score that the rubric gives")
-    for name in FILES & given.keys():  # its own commands read them from any working directory
-        given[name] = os.path.abspath(given[name])
     defaults = {"out": f"runs/{Path(given['model']).name}", "bits": 4 if cuda else 32}
     return Settings(**defaults | read_preset(given["model"]) | given), only_plan
 
@@ -186,8 +183,8 @@ def read_preset(model):
             raise ValueError(f"{file}: {name}: no setting, or not of the right type")
     if "rubric" in preset and "max_score" not in preset:
         raise ValueError(f"{file}: rubric needs max_score, the highest score that the rubric gives")
-    for name in FILES & preset.keys():
-        preset[name] = os.path.abspath(Path(model) / preset[name])
+    for name in preset.keys() & {"prompts", "eval_prompts", "eft", "ranked", "rubric"}:
+        preset[name] = str(Path(model) / preset[name])
     return {name: tuple(value) if isinstance(value, list) else value
             for name, value in preset.items()}
 

@@ -60,8 +60,24 @@ def test_a_pair_is_right_by_its_mean_scores(monkeypatch):
         return [Sample(f"Score: {score}", [1], True) for score in scores]
 
     monkeypatch.setattr(labelled, "drawn", drawn)
-    right = by_scores(None, None, PAIRS, "x", {}, SimpleNamespace(judgments=2, seed=0))
+    right = by_scores(None, None, PAIRS, "x", "x", SimpleNamespace(judgments=2, seed=0))
     assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
+
+
+def test_a_runs_own_rubric_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "run" / "iter1").mkdir(parents=True)
+    (tmp_path / "rubric.txt").write_text("Give a point for brevity.\n")
+    settings = {"rubric": "rubric.txt", "max_score": 1}
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"settings": settings}))
+
+    def drawn(model, tokenizer, asked, *rest, **settings):
+        assert asked[0] == judge_prompt("p", "good", "Give a point for brevity.")
+        return [Sample(f"Score: {score}", [1], True) for score in (1, 2, 1, 0, 1, 1)]
+
+    monkeypatch.setattr(labelled, "drawn", drawn)
+    source = tmp_path / "run" / "iter1"
+    right = by_scores(None, None, PAIRS, "x", source, SimpleNamespace(judgments=1, seed=0))
+    assert math.isnan(right[0]) and right[1:].tolist() == [1, 0.5]  # 2 is out of this range
 
 
 def test_a_pair_is_right_by_comparisons_in_both_orders(monkeypatch):
@@ -73,7 +89,7 @@ def test_a_pair_is_right_by_comparisons_in_both_orders(monkeypatch):
                 for winner in ("A", "B", "A", "A", "B", "?")]
 
     monkeypatch.setattr(models, "drawn", drawn)
-    right = by_comparison(None, None, PAIRS, {})
+    right = by_comparison(None, None, PAIRS, "x")
     assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
 
 
