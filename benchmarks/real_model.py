@@ -24,6 +24,7 @@ differ is not in them. Resumable: what is there is not run again.
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,23 @@ def random_reward(run, t, answers, label):
             for answer in answers]
 
 
+def borrow(args, seed, out):
+    """Begin a run without the meta-judge where that with it was before the first meta-judgment.
+
+    Up to there both are the same: the warm start, M_0's figures, its answers and its judgments.
+    """
+    other = args.out / f"judge-{seed}"
+    if out.exists() or not (other / "iter1" / "battles.jsonl").exists():
+        return
+    shutil.copytree(other / "iter0", out / "iter0")
+    (out / "iter1").mkdir()
+    for name in ("prompts", "responses", "judgments"):
+        shutil.copy(other / "iter1" / f"{name}.jsonl", out / "iter1")
+    config = json.loads((other / "config.json").read_text())
+    config["settings"] |= {"no_meta_judge": True, "out": str(out)}
+    (out / "config.json").write_text(json.dumps(config))
+
+
 def run(args, seed, kind):
     """The held-out prompts' shares of demands met, (models, prompts), of a run."""
     out, judges = args.out / f"{kind}-{seed}", kind in JUDGED
@@ -139,6 +157,8 @@ def run(args, seed, kind):
              **SETTINGS}
     if judges:
         flags |= {**JUDGING, "eft": replies_of(args), "rubric": args.out / "rubric.txt"}
+    if kind == "no-meta-judge":
+        borrow(args, seed, out)
     command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
