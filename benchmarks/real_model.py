@@ -10,19 +10,21 @@ words or more, without which one word would soon be the answer to everything. Fo
     checks           the reward is the truth (`--reward checks`)
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: it must not rise
-    judge            the judge is the model, after a warm start: the method without length control,
-                     for which the limit of 64 tokens a reply leaves little to do
+    judge            the judge is the model, which was taught to judge: the method without length
+                     control, for which the limit of 64 tokens a reply leaves little to do
     no-meta-judge    the same without the meta-judge
 
-The warm start's judgments and comparisons are made from the truth, of answers of M itself, with
-the faults of a hurried reader: one mark in ten is wrong, of a long answer a quarter of what is
-missing is seen as there, and one comparison in ten is turned round. Measured is the share of
+What it is taught are judgments and comparisons that are made from the truth, of answers of M
+itself, with the faults of a hurried reader: one mark in ten is wrong, of a long answer a quarter of
+what is missing is seen as there, and one comparison in ten is turned round. Its own answers are
+taught as well: without them it soon answers in the form of a judgment. Measured is the share of
 demands met on held-out prompts that share no task with the training's, four answers each;
 intervals are 95 %, by bootstrap over these prompts: how far another run with another seed would
 differ is not in them. Resumable: what is there is not run again.
 """
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -30,17 +32,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.ablations import plot
 from data import make
+from dpo import add_lora, train_sft
 from eval import bootstrap, by_prompt, read_jsonl
 from harness.checks import meets
-from harness.files import write_jsonl
+from harness.files import as_example, write_jsonl
 from harness.folder import Run
-from harness.inputs import read_prompts
-from sampling import load, sample
+from harness.inputs import given_examples, read_prompts
+from sampling import Chat, load, sample
 
 KINDS = ("at most", "question", "first", "no comma", "word")  # of demands, see data/make.py
 SETTINGS = {  # of the runs
@@ -48,18 +52,19 @@ SETTINGS = {  # of the runs
     "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0,
 }
 HELD_OUT = 48  # prompts
-TAUGHT = 100   # prompts of the warm start, with REPLIES answers each
-REPLIES = 3
+TAUGHT = 240   # prompts of what is taught, with REPLIES answers each
+REPLIES = 2
 DEMANDS = 4
+TEACHING = {"epochs": 3, "batch_size": 8, "lr": 4e-4}
 RUBRIC = f"""\
 Give one point for each demand of the question that the answer meets, {DEMANDS} in all. Go through \
 the demands in their order, each on a line of its own, and say of each whether it is met."""
 JUDGING = {  # settings of the runs that judge
-    "judgments": 4, "max-judgment-tokens": 128, "max-verdict-tokens": 24, "eft-epochs": 3,
-    "max-score": DEMANDS, "max-judgment-chars": 0,
+    "judgments": 3, "max-judgment-tokens": 128, "max-verdict-tokens": 24, "max-score": DEMANDS,
+    "max-judgment-chars": 0,
 }
-FLAGS = {"checks": ["--reward", "checks"], "control": ["--reward", "checks"], "judge": [],
-         "no-meta-judge": ["--no-meta-judge"]}
+FLAGS = {"checks": ["--reward", "checks"], "control": ["--reward", "checks"],
+         "judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"]}
 JUDGED = ("judge", "no-meta-judge")
 
 
@@ -71,7 +76,7 @@ def prompts(tasks, rng):
             for record in make.prompts(tasks, rng, KINDS)]
 
 
-# ---- the warm start of the runs that judge
+# ---- the seed of the runs that judge
 
 def judgment(record, text, long, rng):
     """A hurried reader's judgment of an answer: (its text, its score)."""
@@ -88,40 +93,69 @@ def judgment(record, text, long, rng):
     return "\n".join([*lines, f"Score: {score}"]), score
 
 
-def ranked_reply(record, text, long, rng):
-    """A reply with its rank and a judgment, and perhaps two more, of which one is better."""
+def comparison(record, text, long, rng):
+    """Two judgments of an answer and the better one, as --eft has them; None if both are as good.
+    """
     true = sum(meets(check, text) for check in record["checks"])
-    said, _ = judgment(record, text, long, rng)
-    reply = {"text": text, "rank": DEMANDS - true, "judgment": said}
     two = [judgment(record, text, long, rng) for _ in range(2)]
     off = [abs(score - true) for _, score in two]
-    if off[0] != off[1]:
-        better = int(off[1] < off[0])
-        if rng.random() < 0.1:
-            better = 1 - better
-        reply["comparisons"] = [{"judgments": [said for said, _ in two], "better": better}]
-    return reply
+    if off[0] == off[1]:
+        return None
+    better = int(off[1] < off[0])
+    if rng.random() < 0.1:
+        better = 1 - better
+    return {"judgments": [said for said, _ in two], "better": better}
 
 
-def replies_of(args):
-    """The warm start's file, which belongs to the model."""
-    return args.out / f"eft-{Path(args.model).name}.jsonl"
+def taught(args):
+    """The folder of the model that was taught to judge."""
+    return args.out / f"taught-{Path(args.model).name}"
 
 
-def warm_start(args, file):
-    """Write replies of the model, with judgments and comparisons, as --eft reads them."""
-    rng = random.Random("warm start")
+def lessons(records, answers, rng):
+    """What is taught: for each answer a judgment and the answer itself, for some a comparison.
+
+    answers: the Samples of each record. Returns lines as --eft's warm start makes them.
+    """
+    median = np.median([len(one.text) for group in answers for one in group])
+    lines = []
+    for number, (record, group) in enumerate(zip(records, answers, strict=True)):
+        replies = []
+        for one in group:
+            long = len(one.text) > median
+            reply = {"text": one.text, "judgment": judgment(record, one.text, long, rng)[0]}
+            two = comparison(record, one.text, long, rng)
+            if two and number % 3 == 0:  # a comparison has many tokens
+                reply["comparisons"] = [two]
+            replies.append(reply)
+            if one.finished:
+                lines.append(as_example(record["prompt_id"], record["prompt"], one.text))
+        lines += given_examples([{**record, "replies": replies}], RUBRIC, DEMANDS)
+    return lines
+
+
+def teach(args, folder):
+    """Write a copy of the model that has learned to judge a little, and still answers."""
     records = prompts(make.TASKS, random.Random("real model"))[-TAUGHT:]
+    records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(records)]
     model, tokenizer = load(args.model, bits=SETTINGS["bits"])
     answers = sample(model, tokenizer, [record["prompt"] for record in records], REPLIES,
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
-    median = np.median([len(one.text) for group in answers for one in group])
-    taught = []
-    for record, group in zip(records, answers):
-        replies = [ranked_reply(record, one.text, len(one.text) > median, rng)
-                   for one in group]
-        taught.append({"prompt": record["prompt"], "replies": replies})
-    write_jsonl(file, taught)
+    lines, chat = lessons(records, answers, random.Random("warm start")), Chat(tokenizer)
+    write_jsonl(f"{folder}.jsonl", lines)
+    examples = [{"prompt_ids": chat.prompt(line["prompt"][0]["content"]),
+                 "answer_ids": chat.answer(line["completion"][0]["content"])} for line in lines]
+    model = add_lora(model, rank=16)
+    steps = -(-len(examples) // TEACHING["batch_size"]) * TEACHING["epochs"]
+    with tqdm(total=steps, desc="teaching", unit="step") as bar:
+        for record in train_sft(model, examples, **TEACHING):
+            if "step" in record:
+                bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+                bar.update()
+    temporary = Path(f"{folder}.part")
+    model.merge_and_unload().save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    os.replace(temporary, folder)
 
 
 # ---- the runs
@@ -135,7 +169,7 @@ def random_reward(run, t, answers, label):
 def borrow(args, seed, out):
     """Begin a run without the meta-judge where that with it was before the first meta-judgment.
 
-    Up to there both are the same: the warm start, M_0's figures, its answers and its judgments.
+    Up to there both are the same: M_0's figures, its answers and its judgments.
     """
     other = args.out / f"judge-{seed}"
     if out.exists() or not (other / "iter1" / "battles.jsonl").exists():
@@ -156,7 +190,7 @@ def run(args, seed, kind):
              "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
              **SETTINGS}
     if judges:
-        flags |= {**JUDGING, "eft": replies_of(args), "rubric": args.out / "rubric.txt"}
+        flags |= {**JUDGING, "model": taught(args), "rubric": args.out / "rubric.txt"}
     if kind == "no-meta-judge":
         borrow(args, seed, out)
     command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
@@ -179,7 +213,7 @@ def run(args, seed, kind):
     print(f"{f'{kind}, seed {seed}':32}{told}   {minutes:.1f} min", flush=True)
     tell("met", demands_met(answers, checks))
     if judges:
-        figures = ("valid_rate", "truth_agreement", "human_agreement", "ties")
+        figures = ("valid_rate", "truth_agreement", "ties")
         tell("judge", {name: [record["judge"].get(name) for record in records]
                        for name in figures})
         judged = [answers[0], *(read_jsonl(out / f"iter{t}" / "eval_judge.jsonl")
@@ -281,8 +315,8 @@ def main():
     write_jsonl(args.out / "prompts.jsonl", prompts(make.TASKS, rng))
     write_jsonl(args.out / "held_out.jsonl", prompts(make.HELD_OUT, rng)[:HELD_OUT])
     (args.out / "rubric.txt").write_text(RUBRIC)
-    if set(JUDGED) & set(args.kinds) and not replies_of(args).exists():
-        warm_start(args, replies_of(args))
+    if set(JUDGED) & set(args.kinds) and not taught(args).exists():
+        teach(args, taught(args))
     results = {(kind, seed): run(args, seed, kind) for seed in args.seeds for kind in args.kinds}
     print("\n".join(table(results, args.iters)))
     if args.plot:

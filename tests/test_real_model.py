@@ -4,10 +4,19 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.real_model import DEMANDS, judgment, kind_of, marks_right, prompts, ranked_reply
+from benchmarks.real_model import (
+    DEMANDS,
+    comparison,
+    judgment,
+    kind_of,
+    lessons,
+    marks_right,
+    prompts,
+)
 from data import make
 from harness.checks import meets
 from prompts import parse_score
+from sampling import Sample
 
 RECORDS = prompts(make.TASKS, random.Random(0))
 SHORT = "Today a simple thing."
@@ -42,13 +51,26 @@ def test_made_judgments_are_a_hurried_reader_s(text, long):
 def test_the_better_of_two_made_judgments_is_mostly_nearer_to_the_truth():
     rng, nearer = random.Random(2), []
     for record in RECORDS:
-        reply = ranked_reply(record, LONG, True, rng)
-        assert reply["rank"] == DEMANDS - true_score(record, LONG)
-        for comparison in reply.get("comparisons", []):
+        two = comparison(record, LONG, True, rng)
+        if two:
             off = [abs(parse_score(said, DEMANDS) - true_score(record, LONG))
-                   for said in comparison["judgments"]]
-            nearer.append(off[comparison["better"]] < off[1 - comparison["better"]])
+                   for said in two["judgments"]]
+            nearer.append(off[two["better"]] < off[1 - two["better"]])
     assert len(nearer) > 100 and abs(np.mean(nearer) - 0.9) < 0.05
+
+
+def test_what_is_taught():
+    """A judgment of each answer, each finished answer, and comparisons in both orders for some."""
+    records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(RECORDS[:30])]
+    answers = [[Sample(SHORT, [1], True), Sample(LONG, [1], False)]] * 30
+    lines = lessons(records, answers, random.Random(0))
+    said = [line["completion"][0]["content"] for line in lines]
+    assert said.count(SHORT) == 30 and LONG not in said
+    assert sum(parse_score(text, DEMANDS) is not None for text in said) == 60
+    verdicts = [text for text in said if text.startswith("Winner")]
+    assert len(verdicts) % 2 == 0 and 4 <= len(verdicts) <= 40
+    assert verdicts.count("Winner: Judgment A") == len(verdicts) / 2
+    assert len(lines) == 30 + 60 + len(verdicts)
 
 
 def test_every_kind_of_demand_has_a_name():
