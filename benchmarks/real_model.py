@@ -5,11 +5,13 @@
 
 M is a model folder or a hub name. The prompts are made like those of data/verifiable.jsonl, whose
 answers a program can check, with three demands that short answers can meet, and a fourth: twelve
-words or more, without which one word would soon be the answer to everything. Four kinds of runs:
+words or more, without which one word would soon be the answer to everything. The kinds of runs:
 
     checks           the reward is the truth (`--reward checks`)
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: it must not rise
+    blur-1, -2, -4   the reward is the truth and noise, of as many demands' standard deviation: how
+                     often must a judge be right about two answers, that it helps?
     judge            the judge is the model, which was taught to judge: the method without length
                      control, for which the limit of 64 tokens a reply leaves little to do
     no-meta-judge    the same without the meta-judge
@@ -39,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.ablations import plot
 from data import make
 from dpo import add_lora, train_sft
-from eval import bootstrap, by_prompt, read_jsonl
+from eval import bootstrap, by_prompt, measure_judge, read_jsonl
 from harness.checks import meets
 from harness.files import as_example, write_jsonl
 from harness.folder import Run
@@ -63,7 +65,8 @@ JUDGING = {  # settings of the runs that judge
     "judgments": 3, "max-judgment-tokens": 128, "max-verdict-tokens": 24, "max-score": DEMANDS,
     "max-judgment-chars": 0,
 }
-FLAGS = {"checks": ["--reward", "checks"], "control": ["--reward", "checks"],
+BLUR = {"blur-1": 1, "blur-2": 2, "blur-4": 4}
+FLAGS = {**dict.fromkeys(["checks", "control", *BLUR], ["--reward", "checks"]),
          "judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"]}
 JUDGED = ("judge", "no-meta-judge")
 
@@ -166,6 +169,16 @@ def random_reward(run, t, answers, label):
             for answer in answers]
 
 
+def blurred_reward(kind):
+    """What stands in for Run.reward_scores: the truth and noise."""
+    def scores(run, t, answers, label):
+        sd = BLUR[kind] * run.settings.max_score / DEMANDS
+        return [answer["truth"] + random.Random(f"{run.settings.seed}/{t}/{answer['id']}").gauss(
+                0, sd) for answer in answers]
+
+    return scores
+
+
 def borrow(args, seed, out):
     """Begin a run without the meta-judge where that with it was before the first meta-judgment.
 
@@ -212,6 +225,9 @@ def run(args, seed, kind):
     told = " ".join(f"{share:.3f}" for share in shares.mean(axis=1))
     print(f"{f'{kind}, seed {seed}':32}{told}   {minutes:.1f} min", flush=True)
     tell("met", demands_met(answers, checks))
+    if kind in BLUR:
+        right = [measure_judge(of_model)["truth_agreement"] for of_model in answers]
+        tell("reward", {"right about the truth": right})
     if judges:
         figures = ("valid_rate", "truth_agreement", "ties")
         tell("judge", {name: [record["judge"].get(name) for record in records]
@@ -330,6 +346,8 @@ if __name__ == "__main__":
         import metareward
         if sys.argv[2] == "control":
             Run.reward_scores = random_reward
+        elif sys.argv[2] in BLUR:
+            Run.reward_scores = blurred_reward(sys.argv[2])
         metareward.main(sys.argv[3:])
     else:
         main()
