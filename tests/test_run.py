@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
-    GemmaConfig,
+    Gemma2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -943,10 +943,12 @@ FOLDERS = {
                   LlamaConfig, {}),
     "qwen3": (QWEN_3, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"], None,
               2, 0, Qwen3Config, {}),
+    # whose window is shorter than most prompts
     "mistral": (MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"], 0, 1, None, MistralConfig,
-                {"sliding_window": None}),
-    "gemma": (GEMMA, ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], 2, 1, 0,
-              GemmaConfig, {}),
+                {"sliding_window": 64}),
+    # which goes the plain way, see docs/models.md
+    "gemma-2": (GEMMA, ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], 2, 1, 0,
+                Gemma2Config, {"query_pre_attn_scalar": 16, "sliding_window": 64}),
 }
 REPLIES = ["Yes, of course.", "No.", "It depends on the weather.", "Perhaps tomorrow."]
 
