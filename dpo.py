@@ -76,8 +76,7 @@ def sft_loss(answer_logps, answer_ids):
 
     answer_logps: torch (B,), summed; answer_ids: B lists of token ids.
     """
-    return -answer_logps / torch.tensor([len(ids) for ids in answer_ids],
-                                        device=answer_logps.device)
+    return -answer_logps / torch.tensor([*map(len, answer_ids)], device=answer_logps.device)
 
 
 # ---- prompts and their answers in one row
@@ -114,8 +113,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling, dropout
     layout.layers += 1
     layout.windows += bool(sliding_window)
     lengths = list(itertools.chain(*layout.groups))  # of all pieces of the row, in order
-    queries, keys, values = (x.split(lengths, 2) for x in (query, key, value))
-    pieces = zip(queries, keys, values)
+    pieces = zip(*(x.split(lengths, 2) for x in (query, key, value)))
     out = []
     for _, *answers in layout.groups:
         q, prompt_k, prompt_v = next(pieces)  # (1, H or Hkv, length of the prompt, D)
@@ -153,10 +151,7 @@ fits_packing = weakref.WeakKeyDictionary()  # model -> what `can_pack` found
 
 
 def can_pack(model):
-    """Whether packed rows give this model's own log-probabilities. If not, it says so, once.
-
-    If so, the model attends by `packed_attention` from now on, in backward passes as well.
-    """
+    """Whether packed rows give this model's own log-probabilities. If not, it says so, once."""
     if model not in fits_packing:
         before, training = model.config._attn_implementation, model.training
         model.set_attn_implementation("packed_answers")  # older models keep their own
@@ -169,17 +164,14 @@ def can_pack(model):
                   "slower", file=sys.stderr)
         finally:
             model.train(training)
-            if not fits_packing.get(model):
-                model.set_attn_implementation(before)
+            model.set_attn_implementation(before)
     return fits_packing[model]
 
 
 def windows_of(config):
     """How many layers see a window of the last tokens; None: some do something else."""
-    kinds = getattr(config, "layer_types", None)
-    if not kinds:
-        window = getattr(config, "sliding_window", None)
-        return config.num_hidden_layers if window else 0
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
     known = set(kinds) <= {"full_attention", "sliding_attention"}
     return kinds.count("sliding_attention") if known else None
 
@@ -199,10 +191,12 @@ def try_packing(model):
         raise CannotPack("does not hand a row's layout on to all its layers")
     if layout.windows != windows:
         raise CannotPack("does not tell its layers how far back they see")
-    logits = model(input_ids=row[:, :2], use_cache=False).logits[0].float()
-    ours = final_logits(model, hidden[:2]).float()
-    if (ours - logits).norm() > 0.03 * logits.norm():
-        raise CannotPack("changes its logits in a way of its own")
+    rounding = 0.03 if model.dtype.itemsize < 4 else 1e-3
+    for nth in (1, 2):
+        logits = model(input_ids=row[:, [0, nth]], use_cache=False).logits[0].float()
+        ours = final_logits(model, hidden[[0, nth]]).float()
+        if (ours - logits).norm() > rounding * logits.norm():
+            raise CannotPack("gives other logits so than by a plain pass")
 
 
 def pack(prompt_ids, answers):
@@ -238,7 +232,10 @@ def answer_logps(model, prompt_ids, answers):
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     check_ids(base, prompt_ids, answers)
-    way = packed_logps if can_pack(base) else plain_logps
+    longest = max((len(prompt) + len(answer) for prompt, group in zip(prompt_ids, answers)
+                   for answer in group))
+    fits = longest <= rotation_limit(base.config.get_text_config())
+    way = packed_logps if fits and can_pack(base) else plain_logps
     # Without autocast each adapter of a 16-bit model would keep a copy of its input in float32.
     half = base.dtype == torch.bfloat16
     with torch.autocast(model.device.type, base.dtype, enabled=half), \
@@ -249,13 +246,12 @@ def answer_logps(model, prompt_ids, answers):
 def packed_logps(model, prompt_ids, answers):
     """`answer_logps` with all prompts and answers in one row."""
     packed = pack(prompt_ids, answers)
-    check_rotation(model.config.get_text_config(), longest=max(packed[1]) + 1)
     layout = Layout([[len(prompt), *map(len, group)]
                      for prompt, group in zip(prompt_ids, answers)])
     ids, positions, sources, targets, owners = (torch.tensor(x, device=model.device)
                                                 for x in packed)  # (T,) (T,) (N,) (N,) (N,)
-    if model.config._attn_implementation != "packed_answers":  # somebody has changed it since
-        model.set_attn_implementation("packed_answers")
+    if model.config._attn_implementation != "packed_answers":
+        model.set_attn_implementation("packed_answers")  # for good: backward passes need it too
     hidden = packed_hidden(model, ids[None], positions[None], layout)[sources]  # (N, W)
     chunks = math.ceil(len(targets) / LOGIT_ROWS)
     logps = torch.cat([head_logps(model, h, t) for h, t in
@@ -283,15 +279,12 @@ def plain_logps(model, prompt_ids, answers):
     return torch.stack(sums)
 
 
-def check_rotation(config, longest):
-    """Raise ValueError for a sequence whose length changes how all others of a pass rotate."""
+def rotation_limit(config):
+    """The longest sequence, in tokens, beside which the others of its pass rotate as alone."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        if longest > limit:
-            raise ValueError(f"{config.model_type} rotates all sequences of a pass in another way "
-                             f"when one has more than {limit} tokens, and there is one of "
-                             f"{longest}: shorten the prompts or the answers")
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return math.inf
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
 def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
@@ -402,10 +395,8 @@ def add_lora(model, rank):
 
 def trainable(model):
     """The LoRA weights by name, in a fixed order, set to require gradients."""
-    weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    return weights
+    return {name: weight.requires_grad_(True) for name, weight in model.named_parameters()
+            if "lora_" in name}
 
 
 # ---- several processes, as torchrun starts them
@@ -681,9 +672,8 @@ def train(model, examples, held_out, compute, *, epochs, batch_size, lr, seed=0,
                    "tokens": tokens, "tokens_per_second": round(tokens / seconds),
                    "lines": [example.get("line") for example in batch]}
         model.eval()
-        measured = measure(held_out, compute, budget) if held_out else {}
-        record = {"epoch": state.epoch + 1,
-                  **{f"held_out_{name}": value for name, value in measured.items()}}
+        measured = measure(held_out, compute, budget).items()
+        record = {"epoch": state.epoch + 1, **{f"held_out_{name}": x for name, x in measured}}
         state.end_epoch(record)
         yield record
     for name, weight in state.weights.items():

@@ -63,7 +63,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 ROWS = {"cpu": 256, "cuda": 512}  # samples under way: with more of them a step only takes longer
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens computed at once, with padding
-EMPTY = 1 / 16  # share of slots that may stand empty before others move in: it costs a pass
+EMPTY = 1 / 16  # share of slots that may stand empty: filling them costs a forward pass
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def load(model, adapter=None, bits=None, device=None):
     """A frozen base model in eval mode, with its LoRA adapter if there is one, and its tokenizer.
 
     model: a hub name, a model folder, or an iteration's folder (runs/x/iter4) or an adapter's,
-    which name their base themselves. bits: 4 (NF4), 16 (bfloat16) or 32; default: 4 on CUDA, 32
-    elsewhere. Safetensors only, no remote code. Raises ValueError for weights that are missing or
-    do not fit, since a partly loaded adapter would silently do nothing, and for an adapter of a
-    run that is not what the run has written.
+    which name their base themselves. bits: 4 (NF4), 16 (bfloat16) or 32; default: those of the run
+    for an iteration, else 4 on CUDA and 32 elsewhere. Safetensors only, no remote code. Raises
+    ValueError for weights that are missing or do not fit, since a partly loaded adapter would
+    silently do nothing, and for an adapter of a run that is not what the run has written.
     """
     folder = Path(model)
     if adapter is None:
@@ -91,8 +91,9 @@ def load(model, adapter=None, bits=None, device=None):
         if adapter is not None:
             model = base_of(adapter)
             if bits is None:  # an adapter belongs to the precision it was trained in
-                run = read_record(folder.parent / "config.json")
-                bits = run.get("settings", {}).get("bits")
+                run = read_record(Path(adapter).resolve().parent.parent / "config.json")
+                settings = run.get("settings")
+                bits = settings.get("bits") if isinstance(settings, dict) else None
     if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise ValueError(f"adapter {adapter} has no adapter_model.safetensors")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,9 +108,7 @@ def load(model, adapter=None, bits=None, device=None):
 
 def load_base(model, bits, device):
     """The frozen weights of a model."""
-    dtype = torch.bfloat16
-    if bits == 32 or bits == 4 and device == "cpu":
-        dtype = torch.float32
+    dtype = torch.float32 if bits == 32 or bits == 4 and device == "cpu" else torch.bfloat16
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                              bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     # A bare "cuda" would be the first GPU in the threads that load.
@@ -149,6 +148,14 @@ def read_record(file):
     return record
 
 
+def is_model(folder):
+    """Whether a folder holds a model. A run has a config.json as well."""
+    try:
+        return "model_type" in read_record(folder / "config.json")
+    except ValueError:
+        return False
+
+
 def base_of(adapter):
     """The model an adapter was made on: a hub name, or a folder.
 
@@ -166,7 +173,7 @@ def base_of(adapter):
     parts, known = Path(name).parts, Path(name).is_absolute()
     ends = [Path(*parts[i:]) for i in range(len(parts) if known else 1)]
     for place in (above / end for end in ends for above in Path(adapter).resolve().parents):
-        if "model_type" in read_record(place / "config.json"):  # a run has a config.json as well
+        if is_model(place):
             if known and place != Path(name):
                 print(f"{name} is gone: {place} is taken as the adapter's base", file=sys.stderr)
             return str(place)
@@ -196,10 +203,7 @@ def load_tokenizer(model):
 
 
 def check_adapter(model, folder):
-    """Raise ValueError unless an adapter's file has the model's LoRA weights, key by key.
-
-    And unless it is what its run wrote, if it belongs to one.
-    """
+    """Raise ValueError unless an adapter fits the model and is what its run, if any, wrote."""
     file = Path(folder) / "adapter_model.safetensors"
     sha256 = read_record(Path(folder).parent / "figures.json").get("adapter")
     if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
@@ -209,8 +213,7 @@ def check_adapter(model, folder):
     expected = {name: tuple(weight.shape) for name, weight in weights.items()}
     with safe_open(file, "pt") as stored:
         found = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
-    names = expected.keys() | found.keys()
-    wrong = sorted(name for name in names if expected.get(name) != found.get(name))
+    wrong = sorted({name for name, _ in expected.items() ^ found.items()})  # name or shape differs
     if wrong:
         raise ValueError(f"adapter {folder} does not fit the model: {len(wrong)} keys differ, the "
                          f"first is {wrong[0]}")
@@ -388,7 +391,7 @@ class SharedPrefixCache:
         self.shape = Shape(0, 0, 0, 0, 0)         # what is in use
         self.windows = {}                         # layer -> how far back it sees; None: all
         self.prefill = None                       # a Prefill; None: a step of all rows
-        self.masks = {}                           # window -> what `biases` returns
+        self.masks = {}                           # (window, h) -> what `biases` returns
 
     def buffers(self, kind, layer, key, value):
         """The keys and values of a layer's prefixes or suffixes."""
@@ -532,7 +535,7 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling, 
         if kwargs.get(option) is not None:
             raise CannotShare(f"attends with {option}")
     if shared is None:
-        raise CannotShare("hands no cache of another kind on to its layers")
+        raise CannotShare("does not hand this sampler's cache on to its layers")
     if attention_mask is not None:
         raise CannotShare("masks tokens in a way of its own")
     shared.windows[module.layer_idx] = sliding_window
@@ -563,6 +566,7 @@ def shared_prefix(model):
 token_bytes = weakref.WeakKeyDictionary()  # model -> what `shared_bytes` found
 
 
+@torch.no_grad()
 def shared_bytes(model):
     """Bytes of a token's keys and values. None: the model cannot share prefixes, said once.
 
@@ -571,7 +575,13 @@ def shared_bytes(model):
     if model not in token_bytes:
         try:
             with shared_prefix(model):
-                token_bytes[model] = try_layers(model)
+                size, ours = try_layers(model)
+            ids = torch.tensor([[2, 1]], device=model.device)
+            plain = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            rounding = 0.03 if model.dtype.itemsize < 4 else 1e-3
+            if (ours - plain).norm() > rounding * plain.norm():
+                raise CannotShare("gives other logits so than by a plain pass")
+            token_bytes[model] = size
         except CannotShare as error:
             token_bytes[model] = None
             print(f"{model.config.model_type} {error}: it is sampled through its own cache, which "
@@ -581,31 +591,37 @@ def shared_bytes(model):
 
 def windows_of(config):
     """How many layers see a window of the last tokens; None: some do something else."""
-    kinds = getattr(config, "layer_types", None)
-    if not kinds:
-        window = getattr(config, "sliding_window", None)
-        return config.num_hidden_layers if window else 0
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
     known = set(kinds) <= {"full_attention", "sliding_attention"}
     return kinds.count("sliding_attention") if known else None
 
 
 @torch.no_grad()
 def try_layers(model):
-    """Let a token through a SharedPrefixCache: the bytes it takes. Raises CannotShare."""
+    """Let two tokens through a SharedPrefixCache: (the bytes of one, the second's logits).
+
+    Raises CannotShare.
+    """
     config = model.config.get_text_config()
     windows = windows_of(config)
     taken = model.config._attn_implementation == "shared_prefix"
     if not taken or model._is_stateful or windows is None:
         raise CannotShare("attends in ways of its own")
-    zero = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    cache = SharedPrefixCache(0, 1, 0, 1, model.device)
-    cache.prefill = Prefill("suffix", zero[0], [0], zero, 0)
-    model(input_ids=zero, position_ids=zero, use_cache=False, shared=cache)
+    ids, here = torch.tensor([[[2, 1]], [[0, 1]]], device=model.device)
+    cache = SharedPrefixCache(0, 1, 0, 2, model.device)
+    cache.prefill = Prefill("suffix", here[0, :1], [0], here[:, :1], 0)
+    model(input_ids=ids[:, :1], position_ids=here[:, :1], use_cache=False, shared=cache)
+    cache.prefill, cache.shape = None, Shape(B=1, S=2, G=0, R=0, P=0)
+    put(cache.length, [1])
+    cache.prepare()
+    step = model(input_ids=ids[:, 1:], position_ids=here[:, 1:], use_cache=False, shared=cache)
     if len(cache.suffix) != config.num_hidden_layers:
         raise CannotShare("has layers that do not attend")
     if sum(map(bool, cache.windows.values())) != windows:
         raise CannotShare("does not tell its layers how far back they see")
-    return sum(x.nbytes for x in itertools.chain(*cache.suffix.values()))
+    size = sum(x.nbytes for x in itertools.chain(*cache.suffix.values())) // 2
+    return size, step.logits[0, -1].float()
 
 
 @contextmanager
@@ -688,15 +704,11 @@ def draw(logits, uniform, temperature, top_p):
 
 def draw_by_sorting(probs, uniform, top_p):
     """What `draw` does, without its haste: probabilities (B, V), uniform (B,) -> (B,)."""
-    edge = nucleus_edge(descending(probs), top_p)           # (B, 1)
-    return inverse_cdf(probs * (probs >= edge), uniform)
-
-
-def descending(probs):
-    """Each row sorted, largest first. NumPy sorts several times faster than PyTorch on a CPU."""
     if probs.is_cuda:
-        return probs.sort(dim=-1, descending=True).values
-    return torch.from_numpy(np.sort(probs.numpy())).flip(-1)
+        ranked = probs.sort(dim=-1, descending=True).values
+    else:  # NumPy sorts several times faster than PyTorch
+        ranked = torch.from_numpy(np.sort(probs.numpy())).flip(-1)
+    return inverse_cdf(probs * (probs >= nucleus_edge(ranked, top_p)), uniform)
 
 
 # ---- rows and the prefixes they share
@@ -868,16 +880,15 @@ class Slots:
         # A group's rows wait one after the other, so it is needed if the first one waiting has it.
         needed = {row.group for row in [*self.rows, *itertools.islice(self.waiting, 1)] if row}
         self.groups = [group if group in needed else None for group in self.groups]
+        self.groups += [None] * (self.most_groups - len(self.groups))
         new_rows, new_groups = [], []
         for b, row in enumerate(self.rows):
             if row is not None or not self.waiting:
                 continue
             group = self.waiting[0].group
             if group.slot is None:
-                if None not in self.groups and len(self.groups) == self.most_groups:
-                    break  # until a group has ended
                 if None not in self.groups:
-                    self.groups.append(None)
+                    break  # until a group has ended
                 group.slot = self.groups.index(None)
                 self.groups[group.slot] = group
                 new_groups.append(group)
@@ -983,10 +994,7 @@ uncapturable = weakref.WeakSet()  # models of which that is known
 
 
 class StepGraphs:
-    """A step of all rows as CUDA graphs, one for each shape of the cache.
-
-    So the GPU need not wait for Python to name a thousand kernels.
-    """
+    """A step as CUDA graphs, one per shape of the cache: the GPU need not wait for Python."""
 
     def __init__(self, forward, rows):
         self.forward, self.rows = forward, rows
@@ -1062,7 +1070,7 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
 
 
 def decode_plain(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
-    """What `decode` does, for any decoder: through the model's own cache, length after length."""
+    """`decode` for any decoder, through its own cache: prompts of one length at a time."""
     rows = sorted(rows, key=lambda row: -row.prompt_length)
     for length, same in itertools.groupby(rows, key=lambda row: row.prompt_length):
         most = max(1, min(ROWS[model.device.type], capacity // (length + max_new_tokens)))
@@ -1071,10 +1079,7 @@ def decode_plain(model, rows, stops, max_new_tokens, temperature, top_p, capacit
 
 
 def decode_together(model, rows, stops, max_new_tokens, temperature, top_p):
-    """Draw for prompts of equal length, side by side, until all have ended; yield each as it does.
-
-    So nothing is padded.
-    """
+    """Draw for rows whose prompts are of one length, without padding; yield each as it ends."""
     kept = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     ids = torch.tensor([row.group.prefix + row.own for row in rows], device=model.device)
     cache, ended = {}, set()
@@ -1115,10 +1120,8 @@ def stop_tokens(model, tokenizer):
 
 def check_request(prompts, n, max_new_tokens, temperature, top_p, keys):
     """Raise ValueError unless this can be sampled."""
-    def is_prompt(ids):
-        return isinstance(ids, (list, tuple)) and ids and all(isinstance(i, int) for i in ids)
-
-    if not all(map(is_prompt, prompts)):
+    if not all(isinstance(ids, (list, tuple)) and ids and all(isinstance(i, int) for i in ids)
+               for ids in prompts):
         raise ValueError("prompts must be lists of token ids, none of them empty")
     in_range = n >= 1 and max_new_tokens >= 1 and temperature >= 0 and 0 < top_p <= 1
     if not in_range or len(keys) != len(prompts):
@@ -1137,6 +1140,14 @@ def too_long_prompts(model, prompts, max_new_tokens, skip):
                             f"the model's context of {context}: shorten the prompts or the "
                             "answers", too_long)
     return too_long
+
+
+def rotation_limit(config):
+    """The longest sequence, in tokens, beside which the others of its pass rotate as alone."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return math.inf
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
 @torch.no_grad()
@@ -1162,7 +1173,9 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
         end(i, number, [])
     rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens)
                                    for number in range(n)] for key in keys])
-    shared = shared_bytes(base_model(model)) is not None
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    shared = (shared_bytes(base_model(model)) is not None
+              and longest <= rotation_limit(model.config.get_text_config()))
     with shared_prefix(base_model(model)) if shared else nullcontext(), merged(model):
         capacity = capacity or cache_capacity(model)
         while rows := [row for row in rows if samples[row.prompt][row.number] is None]:

@@ -49,7 +49,7 @@ def read_pairs(file):
 
 
 def pairs_of(raw):
-    """The Pairs of a record. Raises some error if it is none."""
+    """The Pairs of a record. Raises LeftOut, or what Python raises for another shape."""
     prompt, _, _ = prompt_of(raw, answered=True)
     sides = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
     right, wrong = map(answers_of, (raw[side] for side in sides))

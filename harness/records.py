@@ -32,7 +32,7 @@ csv.field_size_limit(2**30)
 
 
 class LeftOut(Exception):
-    """A record that is whole, and of no use here: the reason, in the plural."""
+    """A valid record that cannot be used here. The message, a plural, follows a count."""
 
 
 # ---- from bytes to raw records
@@ -243,8 +243,7 @@ def is_comparison(comparison):
 
 
 def read_record(raw, needs_replies):
-    """(A record with "prompt" and perhaps "replies", the fields these are from, what is left out).
-    """
+    """(A record with "prompt" and perhaps "replies", the fields of these, what is left out)."""
     if not isinstance(raw, dict):
         raise ValueError("needs \"prompt\", a text")
     prompt, fields, left_out = prompt_of(raw, answered=needs_replies)

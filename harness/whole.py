@@ -1,4 +1,4 @@
-"""`eval.py export --format model`: an iteration as one plain model folder, and how true it is.
+"""`eval.py export --format model`: an iteration as one model folder, and how far it is off.
 
 The adapter is added to the base as it was while it trained: to the dequantised weights, if these
 were in 4 bits. Those are the weights that the adapter knows, and that the run's figures describe.
@@ -16,7 +16,7 @@ from harness.files import read_jsonl
 from harness.models import load_alone, own_settings
 from sampling import Chat, base_of, check_adapter, load
 
-ANSWERS = 32  # that are looked at
+ANSWERS = 32  # held-out answers whose log-probabilities are compared
 
 
 def export_model(folder, place, bits):

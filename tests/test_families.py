@@ -99,6 +99,26 @@ def test_draws_are_the_same_either_way(monkeypatch):
     assert len({len(ids) for ids in fast[0]}) > 1
 
 
+def test_a_long_prompt_does_not_rotate_a_short_one(tiny):
+    """Where the rotation of a pass depends on its longest sequence, each length has its own."""
+    model = random_model(LlamaConfig, tiny[1], dtype=torch.float64, rope_parameters={
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8, "original_max_position_embeddings": 32}, head_dim=16)
+    settings = {"stops": {2}, "max_new_tokens": 12, "keys": ["short"]}
+    alone = sample_tokens(model, [[5, 6, 7]], **settings)
+    beside = sample_tokens(model, [[5, 6, 7], [9] * 34], **settings | {"keys": ["short", "long"]})
+    assert beside[0] == alone[0]
+
+
+def test_a_model_that_ignores_positions_is_seen_through(tiny, monkeypatch, capsys):
+    model = random_model(LlamaConfig, tiny[1])
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *args, position_ids=None, **kwargs:
+                        forward(*args, **kwargs))
+    assert sampling.shared_bytes(model) is None and not can_pack(model)
+    assert capsys.readouterr().err.count("gives other logits so than by a plain pass") == 2
+
+
 def test_what_sees_pictures_is_not_adapted():
     """A model that takes pictures as well is its text model to us."""
     text = {**COMMON, **FAMILIES["gemma3_text"][1]}
@@ -189,7 +209,7 @@ def test_a_model_that_changes_its_logits_in_another_way_trains_plainly(tiny, mon
         return out
 
     monkeypatch.setattr(type(model), "forward", halved)
-    assert not can_pack(model) and "changes its logits" in capsys.readouterr().err
+    assert not can_pack(model) and "gives other logits" in capsys.readouterr().err
     logps = answer_logps(model, [[1, 5]], [[[2, 3]]])
     assert torch.allclose(logps, separate(model, [[1, 5]], [[2, 3]]), rtol=0, atol=1e-5)
 
