@@ -28,6 +28,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -55,12 +56,12 @@ SETTINGS = {  # of the runs
 }
 HELD_OUT = 48  # prompts
 TAUGHT = 240   # prompts of what is taught, with REPLIES answers each
-REPLIES = 2
+REPLIES = 4
 DEMANDS = 4
-TEACHING = {"epochs": 3, "batch_size": 8, "lr": 4e-4}
+TEACHING = {"epochs": 2, "batch_size": 8, "lr": 4e-4}
 RUBRIC = f"""\
 Give one point for each demand of the question that the answer meets, {DEMANDS} in all. Go through \
-the demands in their order, each on a line of its own, and say of each whether it is met."""
+the demands in their order: a line for each with its number, and whether it is met."""
 JUDGING = {  # settings of the runs that judge
     "judgments": 3, "max-judgment-tokens": 128, "max-verdict-tokens": 24, "max-score": DEMANDS,
     "max-judgment-chars": 0,
@@ -83,15 +84,14 @@ def prompts(tasks, rng):
 
 def judgment(record, text, long, rng):
     """A hurried reader's judgment of an answer: (its text, its score)."""
-    _, *demands = record["prompt"].removesuffix(".").split(". ")
     lines, score = [], 0
-    for demand, check in zip(demands, record["checks"], strict=True):
+    for number, check in enumerate(record["checks"], 1):
         met = meets(check, text)
         if rng.random() < 0.1:
             met = not met
         elif long and not met:
             met = rng.random() < 0.25
-        lines.append(f"- {demand}: {'met' if met else 'not met'}")
+        lines.append(f"{number}. {'met' if met else 'not met'}")
         score += met
     return "\n".join([*lines, f"Score: {score}"]), score
 
@@ -128,10 +128,10 @@ def lessons(records, answers, rng):
             long = len(one.text) > median
             reply = {"text": one.text, "judgment": judgment(record, one.text, long, rng)[0]}
             two = comparison(record, one.text, long, rng)
-            if two and number % 3 == 0:  # a comparison has many tokens
+            if two and number % 6 == 0:  # a comparison has many tokens
                 reply["comparisons"] = [two]
             replies.append(reply)
-            if one.finished:
+            if one.finished and one is group[0]:
                 lines.append(as_example(record["prompt_id"], record["prompt"], one.text))
         lines += given_examples([{**record, "replies": replies}], RUBRIC, DEMANDS)
     return lines
@@ -279,11 +279,11 @@ def marks_right(judged, checks):
                        for check in checks[answer["prompt_id"]]]
             for one in answer["judgments"]:
                 *lines, _ = one["text"].splitlines() or [""]
-                whole = len(lines) == len(demands) and all(line.endswith((": met", ": not met"))
-                                                           for line in lines)
+                said = [re.fullmatch(r"\d+\. (not )?met", line) for line in lines]
+                whole = len(said) == len(demands) and all(said)
                 read.append(whole)
-                for line, (kind, met) in zip(lines, demands) if whole else ():
-                    marks[kind].append((met == line.endswith(": met"), met))
+                for mark, (kind, met) in zip(said, demands) if whole else ():
+                    marks[kind].append((met == (mark[1] is None), met))
         for kind, pairs in marks.items():
             right, met = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
             rights[kind].append(right)

@@ -35,7 +35,8 @@ def test_made_judgments_are_a_hurried_reader_s(text, long):
         said, score = judgment(record, text, long, rng)
         *lines, last = said.splitlines()
         assert len(lines) == DEMANDS and parse_score(said, DEMANDS) == score
-        assert all(line.startswith("- ") for line in lines) and last == f"Score: {score}"
+        assert [line[:3] for line in lines] == ["1. ", "2. ", "3. ", "4. "]
+        assert last == f"Score: {score}"
         for line, check in zip(lines, record["checks"]):
             met, mark = meets(check, text), not line.endswith("not met")
             if met:
@@ -68,7 +69,7 @@ def test_what_is_taught():
     assert said.count(SHORT) == 30 and LONG not in said
     assert sum(parse_score(text, DEMANDS) is not None for text in said) == 60
     verdicts = [text for text in said if text.startswith("Winner")]
-    assert len(verdicts) % 2 == 0 and 4 <= len(verdicts) <= 40
+    assert len(verdicts) % 2 == 0 and 2 <= len(verdicts) <= 20
     assert verdicts.count("Winner: Judgment A") == len(verdicts) / 2
     assert len(lines) == 30 + 60 + len(verdicts)
 
@@ -83,10 +84,10 @@ def test_marks_are_counted_by_demand():
     a third has no score and a fourth no mark, and do not count. M_1 has said nothing readable.
     """
     checks = {"0": [{"id": "no_comma"}, r"(?i)\bwarm\b"]}
-    judgments = [{"text": "- a: met\n- b: not met\nScore: 1", "score": 1},
-                 {"text": "- a: not met\n- b: not met\nScore: 0", "score": 0},
-                 {"text": "- a: not met\n- b: met", "score": None},
-                 {"text": "- a: not met\n- b: unclear\nScore: 0", "score": 0}]
+    judgments = [{"text": "1. met\n2. not met\nScore: 1", "score": 1},
+                 {"text": "1. not met\n2. not met\nScore: 0", "score": 0},
+                 {"text": "1. not met\n2. met", "score": None},
+                 {"text": "1. not met\n2. unclear\nScore: 0", "score": 0}]
     answer = {"prompt_id": "0", "text": "It is cold."}
     rights = marks_right([[answer | {"judgments": judgments}],
                           [answer | {"judgments": [{"text": "Good.", "score": None}]}]], checks)
