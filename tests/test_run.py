@@ -570,6 +570,9 @@ def test_bad_files(flag, content, says, capsys, tmp_path):
 def test_another_configuration_is_refused_by_name(whole, capsys):
     assert "--beta 0.1, not 0.2" in refusal(capsys, *whole[1], "--model", "tiny", "--out", whole[0],
                                             "--beta", "0.2")
+    assert "--rubric tiny/rubric.txt, not LICENSE" in refusal(
+        capsys, *whole[1], "--model", "tiny", "--out", whole[0], "--rubric", "LICENSE",
+        "--max-score", "5")
 
 
 def test_another_content_of_a_file_is_refused_by_name(whole, capsys, tmp_path):
