@@ -133,7 +133,6 @@ def export(args):
         raise ValueError(f"{run} has no adapter of iteration {missing[0]}, "
                          f"only of {' '.join(map(str, there))}")
     out = Path(args.out or run / "export" / args.format)
-    out.mkdir(parents=True, exist_ok=True)
     for t in args.iterations or (there[-1:] if whole else there):
         name, folder = f"{run.resolve().name}-iter{t}", run / f"iter{t}"
         if whole:

@@ -5,17 +5,15 @@ that form; harness/checks.py says how each instruction is verified.
 """
 import json
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from harness.checks import Missing, check_check, loose, meets
-from harness.files import iterations, read_jsonl, sha256, write_jsonl
+from harness.files import read_jsonl, sha256, write_jsonl
 from harness.inputs import read_prompts
-from harness.models import answer_tokens, drawn, load_alone
-from sampling import load_tokenizer
+from harness.models import answer_tokens, drawn, load_alone, models_of
 
 MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
             "instruction-level, loose", "mean of the four"]
@@ -23,7 +21,7 @@ PUBLISHED = ("Published for Llama-3-8B-Instruct (arXiv 2412.11605, Table 1), pro
              "70.6%, after Self-Rewarding 74.1%, after Meta-Rewarding 75.4%.")
 
 
-# ---- questions and models
+# ---- questions
 
 def read_questions(file, limit=None):
     """The questions of a file, or the first of them, as `question_of` gives them."""
@@ -56,32 +54,6 @@ def question_of(record):
         except Missing as error:
             missing.append((name, str(error)))
     return {"prompt": record["prompt"], "checks": checks, "missing": missing}
-
-
-def models_of(sources):
-    """{name: model}. A run's folder stands for its iterations, in order."""
-    models = {}
-    for source in sources:
-        folders = [folder for _, folder in sorted(iterations(source).items())
-                   if (folder / "adapter").exists()]
-        for model in folders or [source]:
-            name = name_of(model)
-            if name in models:
-                raise ValueError(f"two models are called {name}: measure them one by one")
-            models[name] = str(model)
-    return models
-
-
-def name_of(model):
-    """What a model is called on the screen and as a file: "x-iter4" for runs/x/iter4."""
-    folder = Path(model).resolve()
-    in_a_run = re.fullmatch("iter[0-9]+", folder.name)
-    return f"{folder.parent.name}-{folder.name}" if in_a_run else folder.name
-
-
-def is_adapted(model):
-    """Whether this is an iteration of a run, or an adapter's folder."""
-    return any((Path(model) / place / "adapter_config.json").is_file() for place in ("", "adapter"))
 
 
 # ---- answers
@@ -199,9 +171,6 @@ def ifeval(args, bootstrap, fewest):
     bootstrap: what gives an interval, for at least `fewest` questions.
     """
     questions, models = read_questions(args.questions, args.limit), models_of(args.models)
-    for model in models.values():
-        if not is_adapted(model):
-            load_tokenizer(model)  # fails if there is no such model, before the others answer
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     prompts = [question["prompt"] for question in questions]

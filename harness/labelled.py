@@ -3,6 +3,7 @@
 Two ways are measured: the mean of some scores for each answer, as in the method, and comparisons in
 both orders. A tie, and two orders that disagree, count one half.
 """
+import itertools
 import math
 import random
 import sys
@@ -11,10 +12,8 @@ from collections import Counter, namedtuple
 import numpy as np
 
 import prompts as words
-from harness.ifeval import is_adapted, models_of
-from harness.models import drawn, judge_both_orders, load_alone, own_settings, rubric_of
-from harness.records import LeftOut, answer_of, first_of, prompt_of, raw_records, read_text, without
-from sampling import load_tokenizer
+from harness.models import drawn, judge_both_orders, load_alone, models_of, own_settings, rubric_of
+from harness.records import answer_of, each_record, first_of, prompt_of, without
 
 Pair = namedtuple("Pair", "prompt right wrong subset")
 LABELS = {"A>B": ("response_A", "response_B"), "B>A": ("response_B", "response_A")}
@@ -28,19 +27,8 @@ def read_pairs(file):
     RewardBench: "prompt", "chosen", "rejected" (texts or lists of texts), "subset". JudgeBench:
     "question", "response_A", "response_B", "label" ("A>B" or "B>A"), "source".
     """
-    pairs, left_out, text = [], Counter(), read_text(file, "--pairs")
-    try:
-        for place, raw in raw_records(file, text):
-            try:
-                pairs += pairs_of(raw)
-            except LeftOut as error:
-                left_out[str(error)] += 1
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{place}: needs \"prompt\", \"chosen\" and \"rejected\", or "
-                                 "\"question\", \"response_A\", \"response_B\" and \"label\", "
-                                 "A>B or B>A") from None
-    except ValueError as error:
-        raise ValueError(f"--pairs {file}, {error}") from None
+    left_out = Counter()
+    pairs = list(itertools.chain(*each_record(file, "--pairs", pairs_of, left_out)))
     if not pairs:
         raise ValueError(f"--pairs {file}: no pairs in it" + without(left_out))
     if left_out:
@@ -49,11 +37,15 @@ def read_pairs(file):
 
 
 def pairs_of(raw):
-    """The Pairs of a record. Raises LeftOut, or what Python raises for another shape."""
-    prompt, _, _ = prompt_of(raw, answered=True)
-    sides = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
-    right, wrong = map(answers_of, (raw[side] for side in sides))
-    subset = str(first_of(raw, ("subset", "source")) or "other")
+    """The Pairs of a record. Raises LeftOut, and ValueError for a record of another shape."""
+    try:
+        prompt, _, _ = prompt_of(raw, answered=True)
+        sides = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
+        right, wrong = map(answers_of, (raw[side] for side in sides))
+        subset = str(first_of(raw, ("subset", "source")) or "other")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("needs \"prompt\", \"chosen\" and \"rejected\", or \"question\", "
+                         "\"response_A\", \"response_B\" and \"label\", A>B or B>A") from None
     return [Pair(prompt, one, other, subset) for one in right for other in wrong]
 
 
@@ -137,16 +129,13 @@ def judge(args, interval):
     pairs, models, results = read_pairs(args.pairs), models_of(args.models), {}
     if args.limit and args.limit < len(pairs):  # of a file that is sorted the first are no sample
         pairs = random.Random(args.seed).sample(pairs, args.limit)
-    for model in models.values():
-        if not is_adapted(model):
-            load_tokenizer(model)  # fails if there is no such model, before the others judge
     for name, source in models.items():
         model, tokenizer = load_alone(source, args.bits)
-        ways = {f"by the mean of {args.judgments} scores":
-                by_scores(model, tokenizer, pairs, name, source, args),
-                "by comparison in both orders": by_comparison(model, tokenizer, pairs, source)}
-        results[name] = ways
-        del model
+        results[name] = {
+            f"by the mean of {args.judgments} scores":
+            by_scores(model, tokenizer, pairs, name, source, args),
+            "by comparison in both orders": by_comparison(model, tokenizer, pairs, source)}
+        del model  # or the next one would stand beside it
     print("\n".join(table(pairs, results, interval)))
     print(f"{len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts. Undecided (equal "
           "scores, orders that disagree) counts one half, unread pairs are left out.")

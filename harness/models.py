@@ -1,8 +1,9 @@
 """Finished models speak once more: their answers, and what they say of answers and judgments.
 
-The commands compare, repeat and export of eval.py share this.
+The commands of eval.py share this.
 """
 import gc
+import re
 import sys
 import time
 from collections import defaultdict
@@ -13,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 import prompts as words
-from harness.files import read_json
+from harness.files import iterations, read_json
 from harness.records import read_prompts, read_text
 from harness.settings import read_preset
-from sampling import load, sample
+from sampling import load, load_tokenizer, sample
 
 
 def drawn(model, tokenizer, prompts, label, max_new_tokens, keep=None, **settings):
@@ -52,6 +53,38 @@ def load_alone(model, bits=None):
     gc.collect()
     torch.cuda.empty_cache()
     return load(model, bits=bits)
+
+
+def models_of(sources):
+    """{name: model}. A run's folder stands for its iterations, in order.
+
+    Raises OSError or ValueError if there is no such model, before any of them speaks.
+    """
+    models = {}
+    for source in sources:
+        folders = [folder for _, folder in sorted(iterations(source).items())
+                   if (folder / "adapter").exists()]
+        for model in folders or [source]:
+            name = name_of(model)
+            if name in models:
+                raise ValueError(f"two models are called {name}: measure them one by one")
+            models[name] = str(model)
+    for model in models.values():
+        if not is_adapted(model):
+            load_tokenizer(model)
+    return models
+
+
+def name_of(model):
+    """What a model is called on the screen and as a file: "x-iter4" for runs/x/iter4."""
+    folder = Path(model).resolve()
+    in_a_run = re.fullmatch("iter[0-9]+", folder.name)
+    return f"{folder.parent.name}-{folder.name}" if in_a_run else folder.name
+
+
+def is_adapted(model):
+    """Whether this is an iteration of a run, or an adapter's folder."""
+    return any((Path(model) / place / "adapter_config.json").is_file() for place in ("", "adapter"))
 
 
 def own_settings(model):

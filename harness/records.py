@@ -3,6 +3,7 @@
 JSON lines, a JSON list, CSV with a header, or a prompt a line; any of them gzipped.
 """
 import csv
+import functools
 import gzip
 import io
 import json
@@ -28,6 +29,7 @@ BINARY = {  # how files begin, what they are, what makes JSON lines of them
     b"ARRO": ("an arrow file", "pandas.read_feather(FILE)"),
     b"\xff\xff\xff\xff": ("an arrow file", "datasets.Dataset.from_file(FILE)"),
 }
+NOT_JSON = object()  # None is JSON
 csv.field_size_limit(2**30)
 
 
@@ -82,7 +84,7 @@ def raw_records(file, text):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 record = loaded(line)
-                if record is ValueError:
+                if record is NOT_JSON:
                     raise ValueError(f"line {number}: not JSON")
                 yield f"line {number}", record
     else:
@@ -91,11 +93,11 @@ def raw_records(file, text):
 
 
 def loaded(text):
-    """What a JSON text holds; the class ValueError if it is none."""
+    """What a JSON text holds, or NOT_JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # brackets in brackets without end
-        return ValueError
+        return NOT_JSON
 
 
 def csv_records(text, delimiter):
@@ -268,6 +270,27 @@ def read_record(raw, needs_replies):
 
 # ---- a whole file
 
+def each_record(file, flag, read, left_out):
+    """Yield read(record) for each record of a file.
+
+    read raises LeftOut for a record that cannot be used here, which is counted in left_out, and
+    ValueError for one that is wrong, which is raised with the names of file and place.
+    """
+    text = read_text(file, flag)
+    try:
+        for place, raw in raw_records(file, text):
+            try:
+                record = read(raw)
+            except LeftOut as error:
+                left_out[str(error)] += 1
+                continue
+            except (ValueError, OverflowError) as error:  # OverflowError: a rank of 400 digits
+                raise ValueError(f"{place}: {error}") from None
+            yield record
+    except ValueError as error:
+        raise ValueError(f"{flag} {file}, {error}") from None
+
+
 def read_prompts(file, flag="--prompts", needs_replies=False):
     """Records of a prompt file, each with a "prompt", a text, and a "prompt_id", its number.
 
@@ -276,21 +299,11 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
     stderr. Raises ValueError that names file and line.
     """
     records, understood, left_out = [], Counter(), Counter()
-    text = read_text(file, flag)
-    try:
-        for place, raw in raw_records(file, text):
-            try:
-                record, fields, turns = read_record(raw, needs_replies)
-            except LeftOut as error:
-                left_out[str(error)] += 1
-                continue
-            except (ValueError, OverflowError) as error:  # OverflowError: a rank of 400 digits
-                raise ValueError(f"{place}: {error}") from None
-            records.append(record)
-            left_out += turns
-            understood[" + ".join(f"`{name}`" for name in fields)] += 1
-    except ValueError as error:
-        raise ValueError(f"{flag} {file}, {error}") from None
+    read = functools.partial(read_record, needs_replies=needs_replies)
+    for record, fields, turns in each_record(file, flag, read, left_out):
+        records.append(record)
+        left_out += turns
+        understood[" + ".join(f"`{name}`" for name in fields)] += 1
     if needs_replies:
         records = with_several_replies(records, left_out)
     if not records:

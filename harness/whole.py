@@ -14,7 +14,7 @@ from peft import PeftModel
 from dpo import answer_logps
 from harness.files import read_jsonl
 from harness.models import load_alone, own_settings
-from sampling import Chat, base_of, check_adapter, load
+from sampling import Chat, base_of, check_adapter
 
 ANSWERS = 32  # held-out answers whose log-probabilities are compared
 
@@ -28,29 +28,33 @@ def export_model(folder, place, bits):
     if bits not in (None, own):
         raise ValueError(f"the adapter of {folder} belongs to a base in --bits {own}: leave --bits "
                          "out")
-    bits = own
     adapter = Path(folder) / "adapter"
-    model, tokenizer = load_alone(folder, bits)
+    model, tokenizer = load_alone(folder, own)
     answers = held_out_answers(folder, tokenizer)
     before = logps_per_token(model, answers)
     del model
-    base, _ = load_alone(base_of(adapter), bits)
-    if bits == 4:
+    base, _ = load_alone(base_of(adapter), own)
+    if own == 4:
         base = base.dequantize()
     model = PeftModel.from_pretrained(base, str(adapter))
     check_adapter(model, adapter)
-    whole = model.merge_and_unload().to(torch.float32 if bits == 32 else torch.bfloat16)
+    whole = model.merge_and_unload().to(torch.float32 if own == 32 else torch.bfloat16)
+    save_model(whole, tokenizer, place)
+    dtype = str(whole.dtype).removeprefix("torch.")
+    del base, model, whole
+    model, _ = load_alone(place, bits=max(16, own))
+    after = logps_per_token(model, answers)
+    return f"{place}: one model in {dtype}; {difference(before, after)}"
+
+
+def save_model(model, tokenizer, place):
+    """Write a plain model folder, which is never half there."""
     temporary = Path(f"{place}.part")
     shutil.rmtree(temporary, ignore_errors=True)
-    whole.save_pretrained(temporary)
+    model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(place, ignore_errors=True)
     os.replace(temporary, place)
-    dtype = str(whole.dtype).removeprefix("torch.")
-    del base, model, whole
-    model, _ = load(place, bits=32 if bits == 32 else 16)
-    after = logps_per_token(model, answers)
-    return f"{place}: one model in {dtype}; {difference(before, after)}"
 
 
 def held_out_answers(folder, tokenizer):

@@ -3,6 +3,7 @@ tokenizer, built on the spot. No network.
 """
 import functools
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -113,6 +114,29 @@ def llama(tiny):
     world's.
     """
     return random_model(LlamaConfig, tiny[1]), tiny[1]
+
+
+# ---- oracles that several tests hold us to
+
+def greedy_ids(model, ids, max_new_tokens):
+    """transformers' greedy continuation of token ids: token ids."""
+    ids = torch.tensor([ids])
+    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "max_length": None,
+                "pad_token_id": 0}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return out[0, ids.shape[1]:].tolist()
+
+
+def plain_logps(model, prompts, answers):
+    """log p of the answer to each prompt, (prompts,), every sequence by a plain pass of its own."""
+    sums = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
+        logps = logits[len(prompt) - 1: -1].double().log_softmax(-1)
+        sums.append(logps.gather(-1, torch.tensor(answer)[:, None]).sum())
+    return torch.stack(sums)
 
 
 # ---- pairs to train on, and the model that trains

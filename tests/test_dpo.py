@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from conftest import FAMILIES, TEXTS, TINY, columns, random_model, tokenized, with_lora
+from conftest import (
+    FAMILIES,
+    TEXTS,
+    TINY,
+    columns,
+    plain_logps,
+    random_model,
+    tokenized,
+    with_lora,
+)
 from datasets import Dataset
 from peft import PeftModel
 from transformers import (
@@ -47,12 +56,6 @@ def messages(prompt, chosen, rejected):
     return {"prompt": [{"role": "user", "content": prompt}],
             "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}]}
-
-
-def plain_logp(model, prompt, answer):
-    """log p(answer | prompt) of one sequence without padding, from all logits."""
-    logps = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-    return sum(logps[len(prompt) - 1 + t, token] for t, token in enumerate(answer))
 
 
 # ---- 1. TRL
@@ -211,8 +214,8 @@ def separate(model, prompts, answers):
     """log p of each answer, every sequence a forward pass of its own, without packing, padding or
     chunks: the oracle.
     """
-    return torch.stack([plain_logp(model, prompt, answer) for prompt, group in zip(prompts, answers)
-                        for answer in group])
+    apart = [(prompt, answer) for prompt, group in zip(prompts, answers) for answer in group]
+    return plain_logps(model, *zip(*apart))
 
 
 def norms_in_float64(model):

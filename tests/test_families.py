@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model, with_lora
+from conftest import greedy_ids, plain_logps, random_model, with_lora
 from transformers import (
     AutoModelForCausalLM,
     DogeConfig,
@@ -33,29 +33,12 @@ CHOSEN = [[3, *ids[::-1]] for ids in PROMPTS]
 REJECTED = [[ids[0], 3, 9, 4] for ids in PROMPTS]
 
 
-def generated(model, ids, count):
-    ids = torch.tensor([ids])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count,
-                         do_sample=False)
-    return out[0, ids.shape[1]:].tolist()
-
-
-def separate(model, prompts, answers):
-    """(number of answers,) log-probabilities, each by a plain pass of its own."""
-    sums = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
-        logps = logits[len(prompt) - 1: -1].double().log_softmax(-1)
-        sums.append(logps.gather(-1, torch.tensor(answer)[:, None]).sum())
-    return torch.stack(sums)
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_sampled_and_trained_as_transformers_does(name):
     """By rows with and without shared beginnings, in one wave and in several, with an adapter."""
     model = random_family(name)
-    expected = [generated(model, ids, 10) for ids in PROMPTS]
+    expected = [greedy_ids(model, ids, 10) for ids in PROMPTS]
     assert len({tuple(ids) for ids in expected}) >= 4, "the prompts must be told apart"
     for n, capacity in ((1, None), (2, None), (2, 60)):
         got = sample_tokens(model, PROMPTS, n, stops={2}, max_new_tokens=10, temperature=0,
@@ -63,11 +46,11 @@ def test_a_family_is_sampled_and_trained_as_transformers_does(name):
         assert got == [[ids] * n for ids in expected]
 
     model = with_lora(random_family(name), fresh=False)
-    expected = [generated(model, ids, 6) for ids in PROMPTS]
+    expected = [greedy_ids(model, ids, 6) for ids in PROMPTS]
     assert sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=6, temperature=0) == [
         [ids] for ids in expected]
     weights = list(trainable(model).values())
-    plain = [separate(model, PROMPTS, answers) for answers in (CHOSEN, REJECTED)]
+    plain = [plain_logps(model, PROMPTS, answers) for answers in (CHOSEN, REJECTED)]
     ours = pair_logps(model, PROMPTS, CHOSEN, REJECTED)
     slopes = []
     for chosen, rejected in (plain, ours):
@@ -127,12 +110,12 @@ def test_what_sees_pictures_is_not_adapted():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=sight))
     model.eval().requires_grad_(False)
-    expected = [generated(model, ids, 8) for ids in PROMPTS]
+    expected = [greedy_ids(model, ids, 8) for ids in PROMPTS]
     got = sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=8, temperature=0)
     assert got == [[ids] for ids in expected]
     model = with_lora(model).train()
     chosen, _ = pair_logps(model, PROMPTS, CHOSEN, REJECTED)
-    assert torch.allclose(chosen, separate(model, PROMPTS, CHOSEN), rtol=0, atol=1e-3)
+    assert torch.allclose(chosen, plain_logps(model, PROMPTS, CHOSEN), rtol=0, atol=1e-3)
     assert not any("vision" in name for name in trainable(model))
 
 
@@ -144,7 +127,7 @@ def test_a_model_that_keeps_the_layout_from_its_layers_trains_plainly(tiny, monk
                         lambda *args, layout=None, **kwargs: forward(*args, **kwargs))
     for said in (1, 0):
         logps = answer_logps(model, [[1, 5]], [[[2, 3], [3, 6, 9]]])
-        expected = separate(model, [[1, 5]] * 2, [[2, 3], [3, 6, 9]])
+        expected = plain_logps(model, [[1, 5]] * 2, [[2, 3], [3, 6, 9]])
         assert torch.allclose(logps, expected, rtol=0, atol=1e-9)
         assert capsys.readouterr().err.count("llama does not hand a row's layout on") == said
 
@@ -153,13 +136,13 @@ def test_a_window_that_only_the_models_mask_knows_is_not_missed(capsys):
     """Phi-3.5-MoE's layers do not pass their window on; Doge masks by a rule of its own."""
     for name, settings in (("phimoe", {"sliding_window": 6}), ("doge", {"keep_window_size": 2})):
         model = random_family("phimoe", **settings) if name == "phimoe" else doge(**settings)
-        expected = [generated(model, ids, 8) for ids in PROMPTS]
+        expected = [greedy_ids(model, ids, 8) for ids in PROMPTS]
         got = sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=8, temperature=0)
         assert got == [[ids] for ids in expected]
         assert "sampled through its own cache" in capsys.readouterr().err
     model = random_family("phimoe", sliding_window=6)
     logps = answer_logps(model, PROMPTS, [[ids] for ids in CHOSEN])
-    assert torch.allclose(logps, separate(model, PROMPTS, CHOSEN), rtol=0, atol=1e-4)
+    assert torch.allclose(logps, plain_logps(model, PROMPTS, CHOSEN), rtol=0, atol=1e-4)
 
 
 def doge(**settings):
@@ -172,7 +155,7 @@ def doge(**settings):
 def test_windows_with_gradient_checkpointing_and_in_bfloat16(dtype, tolerance):
     model = with_lora(random_family("mistral", dtype), fresh=False).train()
     weights = list(trainable(model).values())
-    plain = separate(model, PROMPTS, CHOSEN)
+    plain = plain_logps(model, PROMPTS, CHOSEN)
     slopes = [torch.autograd.grad(plain.sum(), weights)]
     for recomputing in (False, True):
         if recomputing:
@@ -211,7 +194,7 @@ def test_a_model_that_changes_its_logits_in_another_way_trains_plainly(tiny, mon
     monkeypatch.setattr(type(model), "forward", halved)
     assert not can_pack(model) and "gives other logits" in capsys.readouterr().err
     logps = answer_logps(model, [[1, 5]], [[[2, 3]]])
-    assert torch.allclose(logps, separate(model, [[1, 5]], [[2, 3]]), rtol=0, atol=1e-5)
+    assert torch.allclose(logps, plain_logps(model, [[1, 5]], [[2, 3]]), rtol=0, atol=1e-5)
 
 
 def test_a_model_without_a_cache_is_refused_by_name(tiny):

@@ -61,7 +61,9 @@ def test_the_better_of_two_made_judgments_is_mostly_nearer_to_the_truth():
 
 
 def test_what_is_taught():
-    """A judgment of each answer, each finished answer, and comparisons in both orders for some."""
+    """A judgment of each answer, an answer of each prompt if it has ended, and comparisons in both
+    orders for some.
+    """
     records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(RECORDS[:30])]
     answers = [[Sample(SHORT, [1], True), Sample(LONG, [1], False)]] * 30
     lines = lessons(records, answers, random.Random(0))
