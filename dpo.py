@@ -353,7 +353,7 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, targets):
-        every = normalized(head(hidden))  # (N, V)
+        every = normalized(head_product(head, hidden))  # (N, V)
         logps = every.gather(-1, targets[:, None])[:, 0]
         if ctx.needs_input_grad[0]:
             shares = every.exp_()  # d log p(target) / d logits = 1[target] - shares
@@ -366,6 +366,13 @@ class FrozenHead(torch.autograd.Function):
     def backward(ctx, grad):
         (slope,) = ctx.saved_tensors
         return (-grad[:, None] * slope).to(slope.dtype), None, None
+
+
+def head_product(head, hidden):
+    """Logits (N, V) of a plain head; on CUDA in float32, which its kernels add up in anyway."""
+    if hidden.is_cuda and head.bias is None and hidden.dtype == head.weight.dtype == torch.bfloat16:
+        return torch.mm(hidden, head.weight.T, out_dtype=torch.float32)
+    return head(hidden)
 
 
 # ---- the adapter

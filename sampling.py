@@ -32,8 +32,9 @@ import sys
 import warnings
 import weakref
 from collections import deque, namedtuple
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -625,24 +626,52 @@ def try_layers(model):
 
 
 @contextmanager
-def merged(model):
-    """Add the LoRA adapter to 32-bit weights while sampling: two small products less per layer.
+def prepared(model, spare=0):
+    """Bring weights into a form that is quick to sample with, and back: the bytes that this takes.
 
-    The very same weights are put back. In 16 and 4 bits the adapter stays beside the weights: a
-    change below their last bit would be rounded away, and another model would sample than trains.
+    An adapter of 32-bit weights is added to them, and the very same weights are put back. In 16 and
+    4 bits it stays beside them: a change below their last bit would be rounded away, and another
+    model would sample than trains; and it computes in 16 bits, as in training. 4-bit weights are
+    expanded, as many layers as `spare` bytes hold: once, and not at every call.
     """
-    embedding = model.get_input_embeddings().weight
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)
-              and can_merge(module, embedding)]
-    kept = [layer.get_base_layer().weight.clone() for layer in layers]
-    try:
-        for layer in layers:
-            layer.merge()
-        yield
-    finally:
-        for layer, weight in zip(layers, kept):
-            layer.get_base_layer().weight.copy_(weight)
-            layer.merged_adapters.clear()
+    embedding, taken = model.get_input_embeddings().weight, 0
+    with torch.no_grad(), ExitStack() as undo:
+        for name, weight in model.named_parameters():
+            if "lora_" in name and model.dtype == torch.bfloat16:
+                undo.callback(setattr, weight, "data", weight.data)
+                weight.data = weight.data.to(model.dtype)
+        for module in list(model.modules()):
+            size = expanded_bytes(module, model.dtype)
+            if isinstance(module, LoraLayer) and can_merge(module, embedding):
+                kept = module.get_base_layer().weight.clone()
+                undo.callback(unmerge, module, kept)
+                module.merge()
+                taken += kept.nbytes
+            elif size and taken + size <= spare:
+                module.forward = partial(F.linear, weight=expanded(module), bias=module.bias)
+                undo.callback(delattr, module, "forward")
+                taken += size
+        yield taken
+
+
+def unmerge(layer, weight):
+    """Put back what a LoRA layer's weight was before its adapter was added."""
+    layer.get_base_layer().weight.copy_(weight)
+    layer.merged_adapters.clear()
+
+
+def expanded_bytes(module, dtype):
+    """Bytes of a 4-bit layer's weights in the dtype it computes in; 0: it is no such layer."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if state is None or getattr(module, "compute_dtype", None) != dtype:  # none: an adapter on one
+        return 0
+    return state.shape.numel() * dtype.itemsize
+
+
+def expanded(module):
+    """The weights that a 4-bit layer multiplies by."""
+    from bitsandbytes.functional import dequantize_4bit  # which --bits 16 does without
+    return dequantize_4bit(module.weight.data, module.weight.quant_state).to(module.compute_dtype)
 
 
 def can_merge(layer, embedding):
@@ -789,16 +818,19 @@ def make_rows(prompts, n, numbers):
     return [row for rows in groups for row in rows]
 
 
-def cache_capacity(model):
-    """How many tokens' keys and values fit into 3/4 of free CUDA memory; elsewhere into 1 GiB."""
-    config = model.config.get_text_config()
-    # For a model with a cache of its own kind this is a guess.
-    size = (shared_bytes(base_model(model))
-            or 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)
+def cache_bytes(model):
+    """How many bytes a cache may have: 3/4 of free CUDA memory, elsewhere 1 GiB."""
     if model.device.type != "cuda":
-        return 2**30 // size
+        return 2**30
     torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
-    return torch.cuda.mem_get_info(model.device)[0] * 3 // 4 // size
+    return torch.cuda.mem_get_info(model.device)[0] * 3 // 4
+
+
+def bytes_per_token(model):
+    """Bytes of a token's keys and values, guessed for a model with a cache of its own kind."""
+    config = model.config.get_text_config()
+    return (shared_bytes(base_model(model))
+            or 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)
 
 
 def cache_sizes(rows, max_new_tokens):
@@ -819,6 +851,15 @@ def slot_counts(rows, max_new_tokens, capacity, most):
     count = int((capacity - prefix) / (suffix + prefix * prefixes_per_row))
     count = max(1, min(len(rows), most, count))
     return count, min(groups, count, 1 + int(count * prefixes_per_row))
+
+
+def wanted_tokens(rows, max_new_tokens, most):
+    """As many tokens as a cache can be of use to these rows."""
+    if not rows:
+        return 0
+    count, groups = slot_counts(rows, max_new_tokens, sys.maxsize, most)
+    prefix, suffix = cache_sizes(rows, max_new_tokens)
+    return groups * prefix + count * suffix
 
 
 def first_wave(rows, max_new_tokens, capacity, most):
@@ -1019,10 +1060,19 @@ class StepGraphs:
                     torch.cuda.graph(graph, pool=self.pool):
                 self.out[: len(logits)] = self.forward()
         except RuntimeError as error:
+            end_capture(logits.device, self.pool)
             if out_of_memory(error):
                 raise
             raise CannotCapture(str(error).splitlines()[0]) from None
         return graph
+
+
+def end_capture(device, pool):
+    """After a capture that failed: PyTorch would go on to allocate, and to draw, as if in one."""
+    with suppress(RuntimeError):  # it has ended
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # ends what the failed one began
+        torch.empty(1, device=device)
 
 
 def out_of_memory(error):
@@ -1176,8 +1226,11 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
     longest = max(map(len, prompts), default=0) + max_new_tokens
     shared = (shared_bytes(base_model(model)) is not None
               and longest <= rotation_limit(model.config.get_text_config()))
-    with shared_prefix(base_model(model)) if shared else nullcontext(), merged(model):
-        capacity = capacity or cache_capacity(model)
+    free, size = cache_bytes(model), bytes_per_token(model)
+    wanted = capacity or wanted_tokens(rows, max_new_tokens, ROWS[model.device.type])
+    with shared_prefix(base_model(model)) if shared else nullcontext(), \
+            prepared(model, spare=free - wanted * size) as taken:
+        capacity = capacity or (free - taken) // size
         while rows := [row for row in rows if samples[row.prompt][row.number] is None]:
             wave = first_wave(rows, max_new_tokens, capacity, ROWS[model.device.type])
             try:
@@ -1204,10 +1257,10 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
     template is applied here. temperature 0 is greedy. seed: anything JSON can hold. keys: one per
     prompt (default: its index); the uniform numbers behind a draw depend on (seed, key, number of
     the sample) and on nothing else, the draw itself on the rounding of logits as well.
-    capacity: how many tokens' keys and values the cache may hold (default: `cache_capacity`);
-    halved when CUDA runs out of memory. on_end(i, number, sample) is called as each sample ends,
-    in no particular order. skip_too_long: a prompt that leaves no room in the context gets samples
-    without tokens, cut off at once; else it raises PromptTooLong, before any is drawn.
+    capacity: how many tokens' keys and values the cache may hold (default: what `cache_bytes`
+    holds); halved when CUDA runs out of memory. on_end(i, number, sample) is called as each sample
+    ends, in no particular order. skip_too_long: a prompt that leaves no room in the context gets
+    samples without tokens, cut off at once; else it raises PromptTooLong, before any is drawn.
     Raises ValueError for settings out of range.
     """
     chat, stops = Chat(tokenizer), stop_tokens(model, tokenizer)

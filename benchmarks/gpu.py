@@ -1,36 +1,60 @@
-"""What a GPU does with an 8B-shaped Llama-3 of random weights, in bfloat16 and in NF4: `python
-benchmarks/gpu.py`
+"""What a CUDA GPU does with this code: `python benchmarks/gpu.py`
 
-Prints the card, its bandwidth and matrix rate as measured; whether CUDA graphs draw what plain
-steps draw and greedy answers are generate's; tokens per second on the judge's workload beside
-transformers' generate, its continuous batching and the physical limit; how much a smaller card's
-cache holds; whether packed pairs are separate sequences; memory and speed of DPO, its share of the
-matrix rate, and the same on a card of 24 GB and for TRL, where it is installed. --small does it all
-with a small model on any machine, to see that the script runs.
+Stages, the most important first; each is a process of its own under a time limit, and writes every
+figure to OUT/gpu.jsonl at once, so that nothing is lost where it is cut. The same command goes on
+with what is missing; --tables prints what is there as Markdown. The models have random weights in
+Llama-3's shape, but for --model. --small does it all with small models on any machine, to see that
+the script runs.
+
+    correct    what is computed on CUDA against a CPU in float32, and ways of ours against each other
+    tiny       the tiny world, killed once on its way
+    real       benchmarks/real_model.py with --model, a folder
+    draw-4, draw-16     sampling by a model of 8B in NF4 and in bfloat16
+    train-4, train-16   DPO of the same
+    shared     from where on attention to shared prefixes pays
+    plan       what --plan says of the paper's schedule, with --model
 """
 import argparse
 import gc
+import json
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    TrainerCallback,
+)
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import dpo
 import sampling
 from benchmarks.dpo import trl_trainer
 from benchmarks.sampling import generate, ours
-from dpo import activation_bytes, add_lora, free_memory, pair_logps, train_dpo, trainable
+from sampling import sample_tokens
 
 logging.set_verbosity_error()
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+LIMITS = {"correct": 150, "tiny": 240, "real": 600, "draw-4": 150, "train-4": 100, "draw-16": 100,
+          "train-16": 120, "shared": 60, "plan": 120}  # seconds
 
+
+# ---- measuring
 
 def seconds(work):
     """How long work() takes, and what it returns."""
@@ -44,10 +68,25 @@ def seconds(work):
     return time.perf_counter() - start, result
 
 
-def peak():
-    if not CUDA:
-        return "peak not measured"
-    return f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+def peak(taken=0):
+    """Most memory held since `seconds` began, in GB of 1e9 bytes, beside what was `taken`."""
+    return round((torch.cuda.max_memory_allocated() - taken) / 1e9, 2) if CUDA else None
+
+
+@contextmanager
+def card_of(gigabytes):
+    """All but so much memory of the card is taken: how many bytes that is. None: nothing."""
+    gc.collect()
+    ballast = None
+    if CUDA:
+        torch.cuda.empty_cache()
+        if gigabytes:
+            used = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
+            rest = int(torch.cuda.mem_get_info()[1] - gigabytes * 1e9)
+            if used > gigabytes * 1e9:
+                raise MemoryError(f"the model alone takes {used / 1e9:.1f} GB")
+            ballast = torch.empty(rest, dtype=torch.uint8, device=DEVICE)
+    yield 0 if ballast is None else ballast.numel()
 
 
 def machine(small):
@@ -59,17 +98,13 @@ def machine(small):
     for _ in range(2):  # the second counts
         copying, _ = seconds(lambda: [b.copy_(a) for _ in range(10)])
         multiplying, _ = seconds(lambda: [m @ m for _ in range(10)])
-    bandwidth, rate = 20 * a.numel() * 4 / copying, 20 * m.shape[0]**3 / multiplying
-    name = torch.cuda.get_device_name() if CUDA else "CPU"
-    print(f"{name}, PyTorch {torch.__version__}: {bandwidth / 1e9:,.0f} GB/s, {rate / 1e12:,.1f} "
-          f"TFLOP/s in bfloat16", flush=True)
-    return bandwidth, rate
+    return 20 * a.numel() * 4 / copying, 20 * m.shape[0]**3 / multiplying
 
 
-def model_of(bits, small):
-    """Llama-3-8B's shape, weights at random; bits 4: its linear layers in NF4, as transformers
-    would load them.
-    """
+# ---- models and data
+
+def random_llama(small, layers=None, vocab=None):
+    """Llama-3-8B's shape, weights at random, in bfloat16."""
     torch.manual_seed(0)
     shape = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512,
              "num_hidden_layers": 2, "num_attention_heads": 4} if small else {
@@ -78,61 +113,278 @@ def model_of(bits, small):
     config = LlamaConfig(**shape, num_key_value_heads=shape["num_attention_heads"] // 4,
                          max_position_embeddings=8192, rope_theta=500000.0,
                          pad_token_id=0, bos_token_id=None, eos_token_id=None)
-    dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(DEVICE):
         model = LlamaForCausalLM(config)
-    torch.set_default_dtype(dtype)
-    model.eval().requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
     # as sure of the next token as a trained model: else any nucleus is half the vocabulary
-    model.lm_head.weight.mul_(8)
-    if bits == 4:
-        import bitsandbytes  # which --bits 16 does without
-        for name, old in [(name, module) for name, module in model.named_modules()
-                          if type(module) is torch.nn.Linear and name != "lm_head"]:
-            new = bitsandbytes.nn.Linear4bit(old.in_features, old.out_features, bias=False,
-                                             compute_dtype=torch.bfloat16, quant_type="nf4",
-                                             device="meta")
-            new.weight = bitsandbytes.nn.Params4bit(old.weight.data.cpu(), requires_grad=False,
-                                                    quant_type="nf4", compress_statistics=True)
-            new.support_avx512bf16_for_cpu = False
-            model.set_submodule(name, new.to(DEVICE))
-        # as transformers would say, so that PEFT takes its adapters for such layers
-        model.is_loaded_in_4bit = True
-        if CUDA:
-            torch.cuda.empty_cache()
+    model.requires_grad_(False).lm_head.weight.mul_(8)
+    return model.eval()
+
+
+def quantized(model):
+    """A model with its linear layers in NF4, as transformers would load them."""
+    import bitsandbytes
+    for name, old in [(name, module) for name, module in model.named_modules()
+                      if type(module) is torch.nn.Linear and name != "lm_head"]:
+        new = bitsandbytes.nn.Linear4bit(old.in_features, old.out_features, bias=False,
+                                         compute_dtype=model.dtype, quant_type="nf4", device="meta")
+        new.weight = bitsandbytes.nn.Params4bit(old.weight.data, requires_grad=False,
+                                                quant_type="nf4", compress_statistics=True)
+        new.support_avx512bf16_for_cpu = False
+        model.set_submodule(name, new.to(DEVICE))
+    # as transformers would say, so that PEFT takes its adapters for such layers
+    model.is_loaded_in_4bit = True
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
     return model
 
 
-def tokens(model, count, length):
+def big(bits, small):
+    """What a run samples from and trains: a random Llama with an adapter that does something."""
+    model = random_llama(small)
+    model = with_adapter(quantized(model) if bits == 4 else model, 16)
+    return model
+
+
+def with_adapter(model, rank):
+    model = dpo.add_lora(model, rank)
     torch.manual_seed(1)
-    return torch.randint(100, model.config.vocab_size, (count, length)).tolist()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=1e-3)
+    return model.eval()
 
 
-def check(model, small):
-    """Draws with graphs against draws without; greedy answers against generate's, which rounding
-    may part at some token.
-    """
-    prompts, stops = tokens(model, 6, 40), set(range(0, model.config.vocab_size, 50))
+def tokens(model, count, length, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(100, model.config.vocab_size, (count, length),
+                         generator=generator).tolist()
 
-    def samples():
-        return sampling.sample_tokens(model, prompts, 5, stops=stops, max_new_tokens=60,
-                                      temperature=1.0)
-    drawn = samples()
+
+def pairs(model, prompt, answer, count):
+    """Token ids as train_dpo takes them, of different lengths: from these down."""
+    columns = [[ids[: length - i % (length // 2)]
+                for i, ids in enumerate(tokens(model, count, length, seed))]
+               for seed, length in enumerate((prompt, answer, answer))]
+    return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row)) for row in zip(*columns)]
+
+
+# ---- correct
+
+def small_models():
+    """(name, model on a CPU in float32): full attention, windows, and the tiny world's."""
+    shape = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512,
+             "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+             "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**shape))
+    mistral = MistralForCausalLM(MistralConfig(**shape, sliding_window=24))
+    for model in (llama, mistral):
+        model.lm_head.weight.data.mul_(8)
+    tiny = AutoModelForCausalLM.from_pretrained(ROOT / "tiny", dtype=torch.float32)
+    return {"Llama": llama, "windows": mistral, "tiny world": tiny}
+
+
+def same(a, b):
+    """The share of samples that are the same."""
+    rows = [(x, y) for p, q in zip(a, b) for x, y in zip(p, q)]
+    return round(sum(x == y for x, y in rows) / len(rows), 3)
+
+
+def draws(model, **settings):
+    """Samples of prompts that share a beginning, and of others; some end early."""
+    common = tokens(model, 1, 60)[0]
+    prompts = [common + own for own in tokens(model, 12, 20)] + tokens(model, 6, 40, seed=2)
+    stops = set(range(0, model.config.vocab_size, 50))
+    return sample_tokens(model, prompts, 5, **{"stops": stops, "max_new_tokens": 60,
+                                               "temperature": 1.0, **settings})
+
+
+@contextmanager
+def plain_steps(model):
+    """Without CUDA graphs."""
     sampling.uncapturable.add(model)
-    plain = samples()
+    yield
     sampling.uncapturable.discard(model)
-    same = sum(a == b for x, y in zip(drawn, plain) for a, b in zip(x, y))
-    greedy = [x[0] for x in sampling.sample_tokens(model, prompts, stops=(), max_new_tokens=30,
-                                                   temperature=0)]
+
+
+def greedy_agreement(model):
+    """Greedy tokens until one differs from generate's, of 30: rounding may part them."""
+    prompts = tokens(model, 6, 40)
+    mine = sample_tokens(model, prompts, stops=(), max_new_tokens=30, temperature=0)
     ids = torch.tensor(prompts, device=DEVICE)
     theirs = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                            max_new_tokens=30, pad_token_id=0)[:, 40:].tolist()
-    agree = [next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), 30)
-             for x, y in zip(greedy, theirs)]
-    print(f"  graphs and plain steps: {same} of 30 samples the same; greedy tokens until one "
-          f"differs from generate's, of 30: {agree}", flush=True)
+                            eos_token_id=None, max_new_tokens=30, pad_token_id=0)[:, 40:].tolist()
+    return [next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), 30)
+            for (x,), y in zip(mine, theirs)]
 
+
+def answer_figures(model, examples):
+    """Log-probabilities of pairs, and the gradient of their sum."""
+    weights = list(dpo.trainable(model).values())
+    logps = torch.cat(dpo.logps_of(model, examples))
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(logps.sum(), weights)])
+    return logps.detach().cpu().double(), gradient.cpu().double()
+
+
+def correct(note, args):
+    for name, model in small_models().items():
+        model = with_adapter(model.requires_grad_(False), 4)
+        examples = pairs(model, 70, 50, 6)
+        on_cpu, reference = draws(model), answer_figures(model, examples)
+        for form in ("float32", "bfloat16", "NF4"):
+            model = model.to(DEVICE, torch.float32 if form == "float32" else torch.bfloat16)
+            for weight in dpo.trainable(model).values():
+                weight.data = weight.data.float()
+                weight.requires_grad_(False)
+            if form == "NF4":
+                model = with_adapter(quantized(model.unload()), 4)
+            drawn = draws(model)
+            with plain_steps(model):
+                plain = draws(model)
+            figures = {"graphs and plain steps": same(drawn, plain),
+                       "again": same(drawn, draws(model)),
+                       "greedy until it differs from generate's": greedy_agreement(model)}
+            if form == "NF4":
+                with small_cache(0):
+                    figures["expanded and not"] = same(drawn, draws(model))
+            else:
+                figures["draws as on a CPU in float32"] = same(drawn, on_cpu)
+                logps, gradient = answer_figures(model, examples)
+                figures |= {
+                    "log-probabilities off, nats": (logps - reference[0]).abs().max().item(),
+                    "gradient off, of its norm":
+                        ((gradient - reference[1]).norm() / reference[1].norm()).item()}
+            note(f"{name}, {form}", **figures)
+    model = small_models()["Llama"].to(DEVICE, torch.bfloat16).requires_grad_(False)
+    note("the head's product", **head_figures(model))
+    for work in (failed_capture, halved_cache, smaller_passes) if CUDA else ():
+        note(work.__name__.replace("_", " "), **work())
+
+
+@contextmanager
+def small_cache(spare):
+    """No more than so many bytes for expanded weights."""
+    before = sampling.prepared
+    sampling.prepared = lambda model, **_: before(model, spare)
+    yield
+    sampling.prepared = before
+
+
+def head_figures(model):
+    """How far log-probabilities are from those of the same hidden states in float32, in nats."""
+    hidden = torch.randn(2000, model.config.hidden_size, device=DEVICE).bfloat16()
+    head, ids = model.lm_head, torch.arange(2000, device=DEVICE)
+    exact = (hidden.double() @ head.weight.double().T).log_softmax(-1).gather(-1, ids[:, None])
+    figures = {}
+    for name, logits in {"product in bfloat16": head(hidden),
+                         "as we do": dpo.head_product(head, hidden)}.items():
+        got = dpo.normalized(logits).gather(-1, ids[:, None])
+        figures[f"{name}: off by (root mean square)"] = (got - exact).pow(2).mean().sqrt().item()
+    return figures
+
+
+def failed_capture():
+    """A layer that asks for a number, as no graph can: what comes after?"""
+    model = with_adapter(small_models()["Llama"].to(DEVICE).requires_grad_(False), 4)
+    expected = draws(model)
+    layer = sampling.base_model(model).model.layers[1]
+    hook = layer.register_forward_hook(lambda module, given, out: (out, given[0].sum().item())[0])
+    drawn, known = draws(model), model in sampling.uncapturable
+    hook.remove()
+    torch.cuda.empty_cache()
+    torch.randn(3, device=DEVICE)
+    other = small_models()["Llama"].to(DEVICE)
+    again = draws(other), other in sampling.uncapturable
+    held = torch.cuda.memory_allocated()
+    del other, model, layer
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {"draws": same(drawn, expected), "said so": known,
+            "another model's graphs": not again[1],
+            "memory given back": torch.cuda.memory_reserved() < held + 2**26}
+
+
+def halved_cache():
+    """Sampling with a cache that does not fit beside 1 GB of free memory."""
+    model = small_models()["Llama"].to(DEVICE)
+    prompts = tokens(model, 300, 400)
+
+    def work(capacity=None):
+        return sample_tokens(model, prompts, 2, stops=(), max_new_tokens=30, temperature=1.0,
+                             capacity=capacity)
+    expected = work()
+    with card_of(torch.cuda.mem_get_info()[1] / 1e9 - torch.cuda.mem_get_info()[0] / 1e9 + 0.3):
+        took, drawn = seconds(lambda: work(capacity=2**20))
+    return {"draws": same(drawn, expected), "seconds": round(took, 1)}
+
+
+def smaller_passes():
+    """Training where a pass as large as planned does not fit."""
+    model = with_adapter(small_models()["Llama"].to(DEVICE, torch.bfloat16)
+                         .requires_grad_(False), 4)
+    examples, figures = pairs(model, 400, 300, 16), {}
+    before = dpo.free_memory
+    for name, free in {"as planned": before, "too hopeful": lambda: 10**12}.items():
+        dpo.free_memory = free
+        used = (torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]) / 1e9
+        with card_of(used + 0.35):
+            records = list(dpo.train_dpo(model, [dict(e) for e in examples], beta=0.1, epochs=1,
+                                         batch_size=16, lr=0.0))
+        figures[f"loss, {name}"] = records[0]["loss"]
+    dpo.free_memory = before
+    return figures
+
+
+# ---- tiny, real, plan
+
+def tiny(note, args):
+    """The tiny world, killed in its second iteration and gone on with."""
+    out = args.out / "tiny"
+    small = ["--prompts-per-iter", "12", "--iters", "2", "--judgments", "3", "--epochs", "1"]
+    command = [sys.executable, str(ROOT / "metareward.py"), "--model", "tiny", "--out", str(out),
+               *(small if args.small else [])]
+    start = time.perf_counter()
+    with open(args.out / "tiny.log", "a") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log)
+        while first.poll() is None and not (out / "iter2" / "responses.jsonl").exists():
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        subprocess.run(command, stdout=log, stderr=log, check=True)
+    records = json.loads((out / "summary.json").read_text())
+    note("tiny world", **{
+        "true score": [round(record["actor"]["truth"], 2) for record in records],
+        "judge right": [round(record["judge"]["truth_agreement"], 3) for record in records],
+        "seconds": round(time.perf_counter() - start)})
+
+
+def real(note, args):
+    """Reward by the truth, and the whole method after the warm start."""
+    if not args.model:
+        return print("without --model nothing")
+    for kinds in (["checks", "control"], ["judge", "no-meta-judge"]):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "benchmarks" / "real_model.py"), "--model", args.model,
+             "--out", str(args.out / "real"), "--seeds", "0", "--kinds", *kinds],
+            stdout=subprocess.PIPE, text=True)
+        note(" and ".join(kinds), printed=done.stdout.splitlines())
+
+
+def plan(note, args):
+    """--plan of the paper's schedule on this card, and on smaller ones."""
+    if not args.model:
+        return print("without --model nothing")
+    for size in (None, 80, 24) if CUDA else (None,):
+        with card_of(size):
+            done = subprocess.run([sys.executable, str(ROOT / "metareward.py"), "--plan",
+                                   "--model", args.model], stdout=subprocess.PIPE, text=True)
+        note(f"{size or 'all'} GB", printed=done.stdout.splitlines())
+
+
+# ---- sampling
 
 def continuous(model, prompts, n, new):
     """transformers' continuous batching."""
@@ -146,168 +398,187 @@ def continuous(model, prompts, n, new):
     return drawn
 
 
-def speed(model, bandwidth, rate, small):
-    """The judge's workload: 64 prompts of 900 tokens, 11 samples of 200 new tokens each. The limit
-    is that of as many samples at once.
-
-    generate has as many prompts as make four calls: more would only take longer.
-    """
-    count, length, n, new = (4, 60, 3, 8) if small else (64, 900, 11, 200)
-    prompts, config = tokens(model, count, length), model.config
-    figures = {}
-    ours(model, prompts[:2], n, new, ())
-    peers = {f"generate, {k * n} samples per call":
-             lambda k=k: generate(model, prompts[: 4 * k], n, new, (), k * n) for k in (1, 4, 16)}
-    for name, work in {"ours": lambda: ours(model, prompts, n, new, ()), **peers,
-                       "generate_batch": lambda: continuous(model, prompts, n, new)}.items():
-        try:
-            took, drawn = seconds(work)
-            figures[name] = drawn / took
-            print(f"  {name:32}{drawn / took:10,.0f} tokens/s{took:8.1f} s   {peak()}", flush=True)
-        except Exception as error:  # a peer that does not run is a result as well
-            print(f"  {name:32}does not run: {type(error).__name__}: "
-                  f"{str(error).splitlines()[0] if str(error) else ''}", flush=True)
-    rows, drawn = min(count * n, sampling.ROWS[DEVICE]), count * n * new
+def limit(model, prompts, n, new, bandwidth, rate):
+    """Tokens per second at most, with as many rows as ours has at once, and what takes the time."""
+    config, drawn = model.config, len(prompts) * n * new
+    rows, length = min(len(prompts) * n, sampling.ROWS[DEVICE]), len(prompts[0])
     weights = sum(w.numel() * w.element_size() for name, w in model.named_parameters()
                   if "embed" not in name)
     token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     flops = 2 * sum(m.in_features * m.out_features for m in model.modules()
-                    if isinstance(m, torch.nn.Linear))
-    # a prompt needs the logits of its last token only
-    body = flops - 2 * config.vocab_size * config.hidden_size
+                    if hasattr(m, "in_features") and not hasattr(m, "base_layer"))
+    body = flops - 2 * config.vocab_size * config.hidden_size  # a prompt needs one token's logits
     terms = {"reading weights": drawn / rows * weights / bandwidth,
              "reading the cache": drawn * token * (new / 2 + length / n) / bandwidth,
              "arithmetic of drawing": drawn * flops / rate,
-             "arithmetic of prompts": count * length * body / rate}
+             "arithmetic of prompts": len(prompts) * length * body / rate}
     reading, caching, drawing, prompting = terms.values()
-    limit = drawn / (max(reading + caching, drawing) + prompting)
-    best = max([1e-9, *(rate for name, rate in figures.items() if name != "ours")])
-    print("  seconds at the least: "
-          + ", ".join(f"{name} {value:.2f}" for name, value in terms.items()))
-    mine = figures["ours"]
-    print(f"  limit {limit:,.0f} tokens/s, of which ours is {mine / limit:.0%}; ours is "
-          f"{mine / best:.1f}x the best peer", flush=True)
+    terms = {name: round(value, 3) for name, value in terms.items()}
+    return drawn / (max(reading + caching, drawing) + prompting), terms
 
 
-def smaller_cards(model, small):
-    """The same on a card of 24 and of 80 GB: the rest of this one's memory is taken."""
+def draw(note, args, bits):
+    """Judge's work, 64 prompts of 900 tokens with 11 samples of 200; actor's; meta-judge's."""
+    bandwidth, rate = machine(args.small)
+    note("card", bandwidth_GB_s=round(bandwidth / 1e9), TFLOP_s=round(rate / 1e12, 1))
+    model = big(bits, args.small)
+    scale = 20 if args.small else 1
+    judged = tokens(model, 64 // scale + 1 if args.small else 64, 900 // scale)
+    first = tokens(model, 2, 1200 // scale)
+    works = {"judge": (judged, 11, 200 // scale),
+             "actor": (tokens(model, 128 // scale, 100 // scale), 7, 300 // scale),
+             "meta-judge": ([ids + own for ids in first
+                             for own in tokens(model, 110 // scale, 300 // scale)], 1,
+                            100 // scale)}
+    ours(model, judged[:2], 11, 8, ())
+    for name, (prompts, n, new) in works.items():
+        most, terms = limit(model, prompts, n, new, bandwidth, rate)
+        captures = count_captures()
+        took, drawn = seconds(lambda: ours(model, prompts, n, new, ()))
+        note(f"{name}, ours", tokens_s=round(drawn / took), seconds=round(took, 2), peak_GB=peak(),
+             limit_tokens_s=round(most), of_limit=round(drawn / took / most, 3),
+             captures=len(captures), capturing_s=round(sum(captures), 2), at_the_least_s=terms)
+    if bits == 4:
+        with small_cache(0):
+            took, drawn = seconds(lambda: ours(model, judged, 11, 200 // scale, ()))
+        note("judge, ours, weights not expanded", tokens_s=round(drawn / took), peak_GB=peak())
     for size in (24, 80) if CUDA else ():
-        ballast = None
-        torch.cuda.empty_cache()
         try:
-            rest = int(torch.cuda.mem_get_info()[1] - size * 1e9)
-            ballast = torch.empty(rest, dtype=torch.uint8, device=DEVICE)  # noqa: F841
-            prompts = tokens(model, 64, 900)
-            capacity = sampling.cache_capacity(model)
-            rows = sampling.make_rows(prompts, 11, [[None] * 11] * 64)
-            took, drawn = seconds(lambda: ours(model, prompts, 11, 200, ()))
-            print(f"  {size} GB: cache of {capacity:,} tokens, "
-                  f"{sampling.slot_counts(rows, 200, capacity, sampling.ROWS['cuda'])[0]} rows, "
-                  f"{drawn / took:,.0f} tokens/s", flush=True)
+            with card_of(size) as taken:
+                part = judged[: 24 if size == 24 else 64]
+                took, drawn = seconds(lambda: ours(model, part, 11, 200 // scale, ()))
+                note(f"judge, ours, {size} GB", tokens_s=round(drawn / took), peak_GB=peak(taken))
+        except (RuntimeError, MemoryError) as error:
+            note(f"judge, ours, {size} GB", error=str(error).splitlines()[0])
+    for per_call in (44, 176, 352):
+        part = judged[: per_call // 11]
+        try:
+            took, drawn = seconds(lambda: generate(model, part, 11, 200 // scale, (), per_call))
+            note(f"judge, generate, {per_call} samples a call", tokens_s=round(drawn / took),
+                 peak_GB=peak())
         except RuntimeError as error:
-            print(f"  {size} GB: {str(error).splitlines()[0]}", flush=True)
+            note(f"judge, generate, {per_call} samples a call", error=str(error).splitlines()[0])
+    try:
+        took, drawn = seconds(lambda: continuous(model, judged[:16], 11, 200 // scale))
+        note("judge, generate_batch", tokens_s=round(drawn / took), peak_GB=peak())
+    except Exception as error:  # a peer that does not run is a result as well
+        note("judge, generate_batch", error=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def pairs(model, prompt, answer, count):
-    """Token ids as train_dpo takes them, of different lengths: from these down."""
-    columns = [[ids[: length - i % (length // 2)]
-                for i, ids in enumerate(tokens(model, count, length))]
-               for length in (prompt, answer, answer)]
-    return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row)) for row in zip(*columns)]
+def count_captures():
+    """A list that will hold the seconds of each graph's capture."""
+    taken, before = [], CAPTURE
+
+    def timed(self):
+        took, graph = seconds(lambda: before(self))
+        taken.append(took)
+        return graph
+    sampling.StepGraphs.capture = timed
+    return taken
 
 
-def packed(model, small):
-    """Packed pairs on this device against separate sequences, float32 and bfloat16, a small model:
-    log-probabilities and gradients.
+CAPTURE = sampling.StepGraphs.capture
+
+
+def shared(note, args):
+    """One layer of 8B's shape at a step of 704 rows: groups of n samples with prefixes of P tokens,
+    as ours attends to them, and with each row's prefix read for itself.
     """
-    prompts, chosen, rejected = [[5] * 70, [6, 7]], [[8] * 130, [9]], [[10, 11], [12] * 64]
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=4096, hidden_size=256, intermediate_size=512,
-                             num_hidden_layers=2, num_attention_heads=4,
-                             num_key_value_heads=2)
-        other = add_lora(LlamaForCausalLM(config).to(DEVICE, dtype).requires_grad_(False),
-                         4).train()
-        weights = list(trainable(other).values())
-        for weight in weights:
-            torch.nn.init.normal_(weight, std=0.05)
-        ours = torch.stack(pair_logps(other, prompts, chosen, rejected), 1).flatten()
-        theirs = []
-        for prompt, *answers in zip(prompts, chosen, rejected):
-            for answer in answers:
-                ids = torch.tensor([prompt + answer], device=DEVICE)
-                logits = other(input_ids=ids).logits[0, len(prompt) - 1: -1].float()
-                targets = torch.tensor(answer, device=DEVICE)[:, None]
-                theirs.append(logits.log_softmax(-1).gather(-1, targets).sum())
-        theirs = torch.stack(theirs)
-        a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(logps.sum(), weights)])
-                for logps in (ours, theirs))
-        print(f"  packed pairs, {dtype}: log-probabilities off by "
-              f"{((ours - theirs) / theirs).abs().max().item():.1e}, "
-              f"gradient by {((a - b).norm() / b.norm()).item():.1e} of its norm", flush=True)
+    heads, of_keys, width = (4, 1, 64) if args.small else (32, 8, 128)
+    for prefix in (16, 64) if args.small else (128, 512, 2048):
+        for n in (1, 7, 11, 110):
+            rows = 16 if args.small else 704
+            groups, own = -(-rows // n), 100
+            rows = groups * n
+            cache = sampling.SharedPrefixCache(groups, rows, prefix, own, DEVICE)
+            cache.shape = sampling.Shape(rows, own, groups, n, prefix)
+            sampling.put(cache.length, [own - 1] * rows)
+            sampling.put(cache.group, [b // n for b in range(rows)])
+            sampling.put(cache.cell_of_row, list(range(rows)))
+            sampling.put(cache.rows_of_prefix, list(range(rows)))
+            sampling.put(cache.prefix_length, [prefix] * groups)
+            query, key, value = (torch.randn(rows, h, 1, width, device=DEVICE).bfloat16()
+                                 for h in (heads, of_keys, of_keys))
+            cache.buffers("prefix", 0, key, value)
+            cache.prepare()
+            ours = step_time(lambda: sampling.attend_step(query, key, value, cache, 0, 0.1, None))
+            whole = torch.randn(2, rows, of_keys, prefix + own, width, device=DEVICE).bfloat16()
+            mask = torch.zeros(rows, 1, 1, prefix + own, device=DEVICE).bfloat16()
+            theirs = step_time(lambda: torch.nn.functional.scaled_dot_product_attention(
+                query.view(rows, of_keys, heads // of_keys, width), *whole, attn_mask=mask))
+            note(f"{groups} groups of {n}, prefix of {prefix}",
+                 times_as_fast=round(theirs / ours, 2), ours_us=round(ours * 1e6))
+
+
+def step_time(work):
+    """Median seconds of work() in a CUDA graph, where there is CUDA."""
+    run = work
+    for _ in range(3):
+        work()
+    if CUDA:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        run = graph.replay
+    return statistics.median(seconds(run)[0] for _ in range(10))
+
+
+# ---- training
+
+def train(note, args, bits):
+    """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500, 16 a step."""
+    bandwidth, rate = machine(args.small)
+    model = big(bits, args.small)
+    flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules()
+                    if hasattr(m, "in_features") and not hasattr(m, "base_layer")
+                    and "lora" not in name and "lm_head" not in name)
+    head = 2 * model.config.vocab_size * model.config.hidden_size
+    scale, a_step = (20, 4) if args.small else (1, 16)
+    works = {"judge": (900 // scale, 200 // scale), "actor": (100 // scale, 500 // scale)}
+    for size in (None, 24) if CUDA else (None,):
+        for name, (prompt, answer) in works.items():
+            examples = pairs(model, prompt, answer, a_step)
+            answers = sum(len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in examples)
+            try:
+                with card_of(size) as taken:
+                    fits = round(0.8 * dpo.free_memory() / dpo.activation_bytes(model)) \
+                        if CUDA else None
+                    took, count = steps(model, examples)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                note(f"{name} pairs, {size or 'all'} GB", error=str(error).splitlines()[0])
+                continue
+            # forward, and backward to what goes into frozen weights
+            useful = 2 * (count * flops + answers * head)
+            note(f"{name} pairs, {size or 'all'} GB", pairs_s=round(a_step / took, 2),
+                 tokens_s=round(count / took), of_matrix_rate=round(useful / took / rate, 3),
+                 peak_GB=peak(taken), tokens_that_fit=fits)
+    peer = model.unload()
+    peer.set_attn_implementation("sdpa")
+    examples = pairs(peer, *works["judge"], a_step)
+    for example in examples:
+        example["chosen_ids"][-1] = example["rejected_ids"][-1] = 1
+    for per_pass, checkpointing in ((1, False), (4, True)):
+        name, clock = f"judge pairs, TRL, {per_pass} a pass", Clock()
+        peer.gradient_checkpointing_disable()  # TRL would only ever enable it
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = trl_trainer(peer, examples, folder, per_pass, checkpointing, 3, clock,
+                                      bf16=CUDA)
+                seconds(trainer.train)
+                peer = trainer.model.unload()
+            note(name, checkpointing=checkpointing, peak_GB=peak(),
+                 pairs_s=round(a_step / statistics.median(clock.seconds[1:]), 2))
+        except Exception as error:  # not installed, or out of memory
+            note(name, error=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def steps(model, examples):
     """Median seconds of DPO steps on all examples, the first left out; tokens of a step."""
-    _, records = seconds(lambda: list(train_dpo(model, examples, beta=0.1, epochs=4,
-                                                batch_size=len(examples), lr=1e-6)))
+    _, records = seconds(lambda: list(dpo.train_dpo(model, examples, beta=0.1, epochs=3,
+                                                    batch_size=len(examples), lr=1e-6)))
     records = [record for record in records if "step" in record][1:]
     return statistics.median(record["tokens"] / record["tokens_per_second"]
                              for record in records), records[0]["tokens"]
-
-
-def dpo(model, bandwidth, rate, small):
-    """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500, 16 a step."""
-    flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules()
-                    if isinstance(m, torch.nn.Linear) and "lora" not in name
-                    and "lm_head" not in name)
-    head = 2 * model.config.vocab_size * model.config.hidden_size
-    scale, a_step = (20, 4) if small else (1, 16)
-    workloads = {"judge": (900, 200), "actor": (100, 500)}
-    for name, (prompt, answer) in workloads.items():
-        examples = pairs(model, prompt // scale, answer // scale, a_step)
-        for size in (None, 24) if CUDA else (None,):
-            torch.cuda.empty_cache()
-            ballast = torch.empty(int(torch.cuda.mem_get_info()[1] - size * 1e9), dtype=torch.uint8,
-                                  device=DEVICE) if size else None
-            took, count = steps(model, examples)
-            answers = sum(len(example["chosen_ids"]) + len(example["rejected_ids"])
-                          for example in examples)
-            # forward, and backward to what goes into frozen weights
-            useful = 2 * (count * flops + answers * head)
-            taken = 0 if ballast is None else ballast.numel()
-            memory, budget = "peak not measured", "budget not measured"
-            if CUDA:
-                memory = f"peak {(torch.cuda.max_memory_allocated() - taken) / 1e9:.1f} GB"
-                fits = 0.8 * free_memory() / activation_bytes(model)
-                budget = f"{fits:,.0f} tokens fit"
-            print(f"  DPO, {name} pairs of {prompt} + 2 x "
-                  f"{answer}{f', {size} GB' if size else ''}: {len(examples) / took:.2f} pairs/s, "
-                  f"{count / took:,.0f} tokens/s, {useful / took / rate:.0%} of the matrix rate, "
-                  f"{memory}, {budget}", flush=True)
-            del ballast
-    peer = model.unload()
-    peer.set_attn_implementation("sdpa")
-    for name, (prompt, answer) in workloads.items():
-        examples = pairs(peer, prompt // scale, answer // scale, a_step)
-        for example in examples:
-            example["chosen_ids"][-1] = example["rejected_ids"][-1] = 1
-        for per_pass, checkpointing in ((1, False), (1, True), (4, True)):
-            clock = Clock()
-            peer.gradient_checkpointing_disable()  # TRL would only ever enable it
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    trainer = trl_trainer(peer, examples, folder, per_pass, checkpointing, 4, clock,
-                                          bf16=CUDA)
-                    seconds(trainer.train)
-                    peer = trainer.model.unload()
-                print(f"  TRL, {name} pairs, {per_pass} per pass, checkpointing "
-                      f"{'on' if checkpointing else 'off'}: "
-                      f"{len(examples) / statistics.median(clock.seconds[1:]):.2f} pairs/s, "
-                      f"{peak()}", flush=True)
-            except Exception as error:  # not installed, or out of memory
-                print(f"  TRL, {name} pairs: does not run: {type(error).__name__}: "
-                      f"{str(error).splitlines()[0] if str(error) else ''}", flush=True)
 
 
 class Clock(TrainerCallback):
@@ -325,30 +596,81 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
+# ---- the stages
+
+STAGES = {"correct": correct, "tiny": tiny, "real": real,
+          "draw-4": lambda note, args: draw(note, args, 4),
+          "train-4": lambda note, args: train(note, args, 4),
+          "draw-16": lambda note, args: draw(note, args, 16),
+          "train-16": lambda note, args: train(note, args, 16), "shared": shared, "plan": plan}
+
+
+def records(file):
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def do(stage, args):
+    """Run a stage, and write down each figure."""
+    card = torch.cuda.get_device_name() if CUDA else "CPU"
+
+    def note(name, **figures):
+        line = {"stage": stage, "name": name, "card": card, "torch": torch.__version__,
+                "date": str(date.today()), "small": args.small, **figures}
+        with open(args.out / "gpu.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"{stage}: {name}: {', '.join(f'{key} {value}' for key, value in figures.items())}",
+              flush=True)
+
+    took, _ = seconds(lambda: STAGES[stage](note, args))
+    note("done", seconds=round(took, 1))
+
+
+def table(lines):
+    """What was measured, as Markdown."""
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        mine = [line for line in lines if line["stage"] == stage]
+        yield f"\n{stage}: {mine[0]['card']}, PyTorch {mine[0]['torch']}, {mine[0]['date']}\n"
+        yield "| what | figures |"
+        yield "|---|---|"
+        for line in mine:
+            left_out = ("stage", "name", "card", "torch", "date", "small")
+            figures = [f"{key.replace('_', ' ')} {value}" for key, value in line.items()
+                       if key not in left_out]
+            yield f"| {line['name']} | {'; '.join(figures)} |"
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where figures go")
+    parser.add_argument("--only", nargs="+", choices=list(STAGES), help="these stages")
+    parser.add_argument("--minutes", type=float, default=60, help="for all of it")
+    parser.add_argument("--model", help="a model folder or a hub name, for the stage real")
     parser.add_argument("--small", action="store_true",
-                        help="a small model on any machine: does the script run?")
-    parser.add_argument("--bits", type=int, nargs="+", default=[16, 4], choices=[16, 4],
-                        help="which precisions")
+                        help="small models on any machine: does the script run?")
+    parser.add_argument("--tables", action="store_true", help="print what was measured")
+    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "gpu.jsonl"
+    if args.tables:
+        return print("\n".join(table(records(file))))
+    if args.stage:
+        return do(args.stage, args)
     if not (CUDA or args.small):
         parser.error("there is no CUDA GPU here; --small runs anywhere")
-    limits = machine(args.small)
-    for bits in args.bits:
-        model = add_lora(model_of(bits, args.small), 16)  # a run samples with its adapter, too
-        print(f"{bits} bits: " + (f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB of weights"
-                                  if CUDA else "on the CPU"), flush=True)
-        for part, more in ((check, ()), (speed, limits), (smaller_cards, ()), (packed, ()),
-                           (dpo, limits)):
-            try:
-                part(model, *more, args.small)
-            except Exception:  # the other parts are still worth their time on the card
-                traceback.print_exc()
-        del model
-        gc.collect()  # TRL leaves the model in a cycle
-        if CUDA:
-            torch.cuda.empty_cache()
+    end = time.monotonic() + 60 * args.minutes
+    done = {line["stage"] for line in records(file) if line["name"] == "done"}
+    for stage in args.only or STAGES:
+        left = min(LIMITS[stage], end - time.monotonic())
+        if stage in done or left < 5:
+            print(f"{stage}: {'is done' if stage in done else 'no time left'}", flush=True)
+            continue
+        try:
+            subprocess.run([sys.executable, __file__, "--stage", stage, *sys.argv[1:]],
+                           timeout=left)
+        except subprocess.TimeoutExpired:
+            print(f"{stage}: cut after {left:.0f} seconds", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ differ is not in them. Resumable: what is there is not run again.
 """
 import argparse
 import json
-import os
 import random
 import re
 import shutil
@@ -47,6 +46,7 @@ from harness.checks import meets
 from harness.files import as_example, write_jsonl
 from harness.folder import Run
 from harness.inputs import given_examples, read_prompts
+from harness.whole import save_model
 from sampling import Chat, load, sample
 
 KINDS = ("at most", "question", "first", "no comma", "word")  # of demands, see data/make.py
@@ -55,8 +55,7 @@ SETTINGS = {  # of the runs
     "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0,
 }
 HELD_OUT = 48  # prompts
-TAUGHT = 240   # prompts of what is taught, with REPLIES answers each
-REPLIES = 4
+TAUGHT = 240   # prompts of what is taught
 DEMANDS = 4
 TEACHING = {"epochs": 2, "batch_size": 8, "lr": 4e-4}
 RUBRIC = f"""\
@@ -116,7 +115,9 @@ def taught(args):
 
 
 def lessons(records, answers, rng):
-    """What is taught: for each answer a judgment and the answer itself, for some a comparison.
+    """What is taught: of each answer a judgment, and of each prompt an answer, if it has ended.
+
+    Of every sixth prompt comparisons as well, which have many tokens.
 
     answers: the Samples of each record. Returns lines as --eft's warm start makes them.
     """
@@ -127,12 +128,10 @@ def lessons(records, answers, rng):
         for one in group:
             long = len(one.text) > median
             reply = {"text": one.text, "judgment": judgment(record, one.text, long, rng)[0]}
-            two = comparison(record, one.text, long, rng)
-            if two and number % 6 == 0:  # a comparison has many tokens
-                reply["comparisons"] = [two]
-            replies.append(reply)
-            if one.finished and one is group[0]:
-                lines.append(as_example(record["prompt_id"], record["prompt"], one.text))
+            two = comparison(record, one.text, long, rng) if number % 6 == 0 else None
+            replies.append(reply | ({"comparisons": [two]} if two else {}))
+        if group[0].finished:
+            lines.append(as_example(record["prompt_id"], record["prompt"], group[0].text))
         lines += given_examples([{**record, "replies": replies}], RUBRIC, DEMANDS)
     return lines
 
@@ -142,7 +141,7 @@ def teach(args, folder):
     records = prompts(make.TASKS, random.Random("real model"))[-TAUGHT:]
     records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(records)]
     model, tokenizer = load(args.model, bits=SETTINGS["bits"])
-    answers = sample(model, tokenizer, [record["prompt"] for record in records], REPLIES,
+    answers = sample(model, tokenizer, [record["prompt"] for record in records], args.replies,
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
     lines, chat = lessons(records, answers, random.Random("warm start")), Chat(tokenizer)
     write_jsonl(f"{folder}.jsonl", lines)
@@ -155,26 +154,26 @@ def teach(args, folder):
             if "step" in record:
                 bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
                 bar.update()
-    temporary = Path(f"{folder}.part")
-    model.merge_and_unload().save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    os.replace(temporary, folder)
+    save_model(model.merge_and_unload(), tokenizer, folder)
 
 
 # ---- the runs
 
+def chance(run, t, answer):
+    """Random numbers that depend on nothing but the answer's place."""
+    return random.Random(f"{run.settings.seed}/{t}/{answer['id']}")
+
+
 def random_reward(run, t, answers, label):
-    """Stands in for Run.reward_scores: numbers that depend on nothing but the answers' places."""
-    return [random.Random(f"{run.settings.seed}/{t}/{answer['id']}").random()
-            for answer in answers]
+    """Stands in for Run.reward_scores: numbers that say nothing."""
+    return [chance(run, t, answer).random() for answer in answers]
 
 
 def blurred_reward(kind):
     """What stands in for Run.reward_scores: the truth and noise."""
     def scores(run, t, answers, label):
         sd = BLUR[kind] * run.settings.max_score / DEMANDS
-        return [answer["truth"] + random.Random(f"{run.settings.seed}/{t}/{answer['id']}").gauss(
-                0, sd) for answer in answers]
+        return [answer["truth"] + chance(run, t, answer).gauss(0, sd) for answer in answers]
 
     return scores
 
@@ -323,6 +322,8 @@ def main():
                         help="of runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
     parser.add_argument("--iters", type=int, default=4, help="iterations")
+    parser.add_argument("--replies", type=int, default=4,
+                        help=f"answers to each of {TAUGHT} prompts that it is taught to judge")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="where the runs go")
     parser.add_argument("--plot", type=Path, help="an SVG of all runs")
     args = parser.parse_args()

@@ -15,15 +15,15 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, FUZZ, LLAMA_3, QWEN_3, TINY, random_model
+from conftest import FAMILIES, FUZZ, LLAMA_3, QWEN_3, TINY, greedy_ids, random_model
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from tokenizers import (
@@ -95,13 +95,7 @@ def exact_nucleus(logits, temperature, top_p):
 
 def generated(model, tokenizer, text, max_new_tokens):
     """transformers' greedy answer: token ids."""
-    ids = torch.tensor([template_ids(tokenizer, text)])
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "max_length": None,
-                "pad_token_id": 0}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    return out[0, ids.shape[1]:].tolist()
+    return greedy_ids(model, template_ids(tokenizer, text), max_new_tokens)
 
 
 def test_greedy_answers_are_those_of_generate(family):
@@ -889,7 +883,7 @@ def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(
         seen.append([module.merged for module in model.modules()
                      if isinstance(module, sampling.LoraLayer)])
         raise KeyboardInterrupt
-    with sampling.merged(model):
+    with sampling.prepared(model):
         inside = next_logits(model, ids)
     assert torch.allclose(inside, logits, atol=1e-4) and not torch.equal(inside, logits)
     monkeypatch.setattr(sampling, "draw", look)
@@ -903,7 +897,7 @@ def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(
 def test_an_adapter_on_four_bits_stays_beside_the_weights(iteration):
     """Merging would round it away."""
     model, tokenizer = load(str(iteration[0]), bits=4)
-    with sampling.merged(model):
+    with sampling.prepared(model):
         assert not any(module.merged for module in model.modules()
                        if isinstance(module, sampling.LoraLayer))
     got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12,
@@ -949,13 +943,55 @@ def test_in_16_bits_the_adapter_stays_beside_the_weights():
     itself to rounding.
     """
     model = adapted(target_modules=["q_proj"]).to(torch.bfloat16)
-    with sampling.merged(model):
+    with sampling.prepared(model):
         assert not any(module.merged for module in model.modules()
                        if isinstance(module, sampling.LoraLayer))
     generator = torch.Generator().manual_seed(0)
     weight, change = (torch.randn(512, 512, generator=generator) * size for size in (0.02, 5e-5))
     kept = (weight.bfloat16() + change.bfloat16()).float() - weight.bfloat16().float()
     assert (kept - change).norm() / change.norm() > 0.33
+
+
+def test_what_samples_in_16_bits_is_what_trains(tiny):
+    """Adapters are kept in float32, and compute in bfloat16 on both sides: the same logits, to the
+    bit, as under the autocast of training. After it they are what they were.
+    """
+    model = adapted(target_modules="all-linear").to(torch.bfloat16)
+    lora = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
+    for weight in lora.values():
+        weight.data = weight.data.float() * 1.001  # not to be had in 16 bits
+    before = {name: weight.clone() for name, weight in lora.items()}
+    ids = template_ids(tiny[1], PROMPTS[0])
+    beside = next_logits(model, ids)
+    with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(model.base_model.model):
+        training = next_logits(model, ids)
+    with sampling.prepared(model):
+        assert torch.equal(next_logits(model, ids), training)
+    assert not torch.equal(beside, training)
+    assert all(torch.equal(lora[name], weight) for name, weight in before.items())
+
+
+def test_four_bits_are_expanded_as_far_as_memory_allows(iteration, monkeypatch):
+    """The same draws, whether none, some or all layers are; and nothing is left of it."""
+    model, tokenizer = load(str(iteration[0]), bits=4)
+    layers = [m for m in model.modules() if sampling.expanded_bytes(m, model.dtype)]
+    sizes = [sampling.expanded_bytes(layer, model.dtype) for layer in layers]
+    assert sizes == [4 * layer.in_features * layer.out_features for layer in layers]
+    for spare in (0, sum(sizes[:3]), sum(sizes)):
+        with sampling.prepared(model, spare) as taken:
+            expanded = [layer for layer in layers if "forward" in vars(layer)]
+            assert taken == sum(sampling.expanded_bytes(one, model.dtype) for one in expanded)
+            assert spare >= taken > spare - max(sizes)
+    assert not any("forward" in vars(layer) for layer in layers)
+    # what a cache can be of use to comes before the weights
+    seen, prepared = [], sampling.prepared
+    monkeypatch.setattr(sampling, "prepared", lambda model, spare: seen.append(spare)
+                        or prepared(model, spare))
+    drawn = []
+    for free in (10**4, 2**30):
+        monkeypatch.setattr(sampling, "cache_bytes", lambda model, free=free: free)
+        drawn.append(sample(model, tokenizer, PROMPTS, n=3, max_new_tokens=12, temperature=1.0))
+    assert drawn[0] == drawn[1] and seen[0] < 0 < sum(sizes) < seen[1]
 
 
 def drop_a_key(weights):
