@@ -893,7 +893,7 @@ class Slots:
         self.waiting, self.rows, self.groups = deque(rows), [], []
         for row in rows:
             row.group.slot = None if row.group.prefix else self.most_groups  # prefix_length 0
-        self.graphs = StepGraphs(self.forward, self.most_rows)
+        self.graphs = StepGraphs(self.most_rows)
 
     def admit(self):
         """Let waiting rows into empty slots, and compute their prompts.
@@ -1012,7 +1012,7 @@ class Slots:
             G=self.rounded(len(self.groups), G), R=self.R, P=self.rounded(prefix, P))
         if self.device.type != "cpu" and self.model not in uncapturable:
             try:
-                return self.graphs.replay(cache.shape)[: len(self.rows)]
+                return self.graphs.replay(cache.shape, self.forward)[: len(self.rows)]
             except CannotCapture as error:
                 print(f"this model samples without CUDA graphs, which is slower: {error}",
                       file=sys.stderr)
@@ -1035,21 +1035,24 @@ uncapturable = weakref.WeakSet()  # models of which that is known
 
 
 class StepGraphs:
-    """A step as CUDA graphs, one per shape of the cache: the GPU need not wait for Python."""
+    """A step as CUDA graphs, one per shape of the cache: the GPU need not wait for Python.
 
-    def __init__(self, forward, rows):
-        self.forward, self.rows = forward, rows
-        self.graphs, self.out, self.pool = {}, None, None
+    It must go when its Slots do, so it holds nothing of them: a graph that the garbage collector
+    finds while another one is captured would spoil that.
+    """
 
-    def replay(self, shape):
+    def __init__(self, rows):
+        self.rows, self.graphs, self.out, self.pool = rows, {}, None, None
+
+    def replay(self, shape, forward):
         """What forward() would return, (B, V). Raises CannotCapture."""
         if shape not in self.graphs:
-            self.graphs[shape] = self.capture()
+            self.graphs[shape] = self.capture(forward)
         self.graphs[shape].replay()
         return self.out[: shape.B]
 
-    def capture(self):
-        logits = self.forward()  # libraries set themselves up, which they may not in a capture
+    def capture(self, forward):
+        logits = forward()  # libraries set themselves up, which they may not in a capture
         if self.out is None:  # one buffer for all graphs
             self.out = logits.new_empty(self.rows, logits.shape[-1])
             self.pool = torch.cuda.graph_pool_handle()
@@ -1058,7 +1061,7 @@ class StepGraphs:
             # The outer context sets the stream back if the capture fails.
             with torch.cuda.stream(torch.cuda.current_stream()), \
                     torch.cuda.graph(graph, pool=self.pool):
-                self.out[: len(logits)] = self.forward()
+                self.out[: len(logits)] = forward()
         except RuntimeError as error:
             end_capture(logits.device, self.pool)
             if out_of_memory(error):

@@ -6,16 +6,17 @@ with what is missing; --tables prints what is there as Markdown. The models have
 Llama-3's shape, but for --model. --small does it all with small models on any machine, to see that
 the script runs.
 
-    correct    what is computed on CUDA against a CPU in float32, and ways of ours against each other
+    correct    what is computed on CUDA against a CPU in float32; ways of ours against each other
     tiny       the tiny world, killed once on its way
     real       benchmarks/real_model.py with --model, a folder
-    draw-4, draw-16     sampling by a model of 8B in NF4 and in bfloat16
-    train-4, train-16   DPO of the same
+    nf4, bf16  sampling and DPO of a model of 8B in these
     shared     from where on attention to shared prefixes pays
     plan       what --plan says of the paper's schedule, with --model
 """
 import argparse
+import contextlib
 import gc
+import io
 import json
 import signal
 import statistics
@@ -50,8 +51,8 @@ from sampling import sample_tokens
 logging.set_verbosity_error()
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-LIMITS = {"correct": 150, "tiny": 240, "real": 600, "draw-4": 150, "train-4": 100, "draw-16": 100,
-          "train-16": 120, "shared": 60, "plan": 120}  # seconds
+LIMITS = {"correct": 150, "tiny": 240, "real": 600, "nf4": 200, "bf16": 150, "shared": 60,
+          "plan": 120}  # seconds
 
 
 # ---- measuring
@@ -74,19 +75,19 @@ def peak(taken=0):
 
 
 @contextmanager
-def card_of(gigabytes):
-    """All but so much memory of the card is taken: how many bytes that is. None: nothing."""
+def card_of(size=None, free=None):
+    """A card of `size` GB, or with `free` GB left: the rest is taken. How many bytes that is."""
     gc.collect()
-    ballast = None
+    taken = 0
     if CUDA:
         torch.cuda.empty_cache()
-        if gigabytes:
-            used = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
-            rest = int(torch.cuda.mem_get_info()[1] - gigabytes * 1e9)
-            if used > gigabytes * 1e9:
-                raise MemoryError(f"the model alone takes {used / 1e9:.1f} GB")
-            ballast = torch.empty(rest, dtype=torch.uint8, device=DEVICE)
-    yield 0 if ballast is None else ballast.numel()
+        left, whole = torch.cuda.mem_get_info()
+        taken = int(left - free * 1e9 if free else whole - size * 1e9 if size else 0)
+        if not 0 <= taken < left:
+            raise MemoryError(f"{(whole - left) / 1e9:.1f} GB are in use")
+    ballast = torch.empty(taken, dtype=torch.uint8, device=DEVICE)
+    yield taken
+    del ballast
 
 
 def machine(small):
@@ -316,9 +317,10 @@ def halved_cache():
         return sample_tokens(model, prompts, 2, stops=(), max_new_tokens=30, temperature=1.0,
                              capacity=capacity)
     expected = work()
-    with card_of(torch.cuda.mem_get_info()[1] / 1e9 - torch.cuda.mem_get_info()[0] / 1e9 + 0.3):
-        took, drawn = seconds(lambda: work(capacity=2**20))
-    return {"draws": same(drawn, expected), "seconds": round(took, 1)}
+    said = io.StringIO()
+    with card_of(free=0.25), contextlib.redirect_stderr(said):
+        drawn = work(capacity=2**20)
+    return {"draws": same(drawn, expected), "said": said.getvalue().splitlines()}
 
 
 def smaller_passes():
@@ -328,12 +330,13 @@ def smaller_passes():
     examples, figures = pairs(model, 400, 300, 16), {}
     before = dpo.free_memory
     for name, free in {"as planned": before, "too hopeful": lambda: 10**12}.items():
-        dpo.free_memory = free
-        used = (torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]) / 1e9
-        with card_of(used + 0.35):
+        dpo.free_memory, said = free, io.StringIO()
+        with card_of(free=0.35), contextlib.redirect_stderr(said):
             records = list(dpo.train_dpo(model, [dict(e) for e in examples], beta=0.1, epochs=1,
                                          batch_size=16, lr=0.0))
         figures[f"loss, {name}"] = records[0]["loss"]
+        figures[f"said, {name}"] = [line for line in said.getvalue().splitlines()
+                                    if line.startswith("out of")]
     dpo.free_memory = before
     return figures
 
@@ -417,20 +420,36 @@ def limit(model, prompts, n, new, bandwidth, rate):
     return drawn / (max(reading + caching, drawing) + prompting), terms
 
 
-def draw(note, args, bits):
-    """Judge's work, 64 prompts of 900 tokens with 11 samples of 200; actor's; meta-judge's."""
+def eight_billion(note, args, bits):
+    """Sampling and DPO; then the peers."""
     bandwidth, rate = machine(args.small)
     note("card", bandwidth_GB_s=round(bandwidth / 1e9), TFLOP_s=round(rate / 1e12, 1))
     model = big(bits, args.small)
+    draw(note, args, model, bandwidth, rate)
+    train(note, args, model, rate)
+    sampling.base_model(model).set_attn_implementation("sdpa")
+    for samples in (176, 44):
+        draw_by(note, f"generate, {samples} samples a call", judge_work(args, model, samples // 11),
+                lambda *work, samples=samples: generate(model, *work, (), samples))
+    model = train_by_trl(note, args, model)
+    if bits == 16:
+        draw_by(note, "generate_batch", judge_work(args, model, 16),
+                lambda *work: continuous(model, *work))
+
+
+def judge_work(args, model, count=64):
+    """`count` prompts of 900 tokens, 11 samples of each, 200 new tokens."""
+    return (tokens(model, 4, 45), 11, 10) if args.small else (tokens(model, count, 900), 11, 200)
+
+
+def draw(note, args, model, bandwidth, rate):
+    """The three roles' work, on this card and on one of 24 GB."""
     scale = 20 if args.small else 1
-    judged = tokens(model, 64 // scale + 1 if args.small else 64, 900 // scale)
     first = tokens(model, 2, 1200 // scale)
-    works = {"judge": (judged, 11, 200 // scale),
-             "actor": (tokens(model, 128 // scale, 100 // scale), 7, 300 // scale),
-             "meta-judge": ([ids + own for ids in first
-                             for own in tokens(model, 110 // scale, 300 // scale)], 1,
-                            100 // scale)}
-    ours(model, judged[:2], 11, 8, ())
+    meta = [ids + own for ids in first for own in tokens(model, 110 // scale, 300 // scale)]
+    works = {"judge": judge_work(args, model), "meta-judge": (meta, 1, 100 // scale),
+             "actor": (tokens(model, 96 // scale, 100 // scale), 7, 300 // scale)}
+    ours(model, *judge_work(args, model, 2)[:2], 8, ())
     for name, (prompts, n, new) in works.items():
         most, terms = limit(model, prompts, n, new, bandwidth, rate)
         captures = count_captures()
@@ -438,39 +457,32 @@ def draw(note, args, bits):
         note(f"{name}, ours", tokens_s=round(drawn / took), seconds=round(took, 2), peak_GB=peak(),
              limit_tokens_s=round(most), of_limit=round(drawn / took / most, 3),
              captures=len(captures), capturing_s=round(sum(captures), 2), at_the_least_s=terms)
-    if bits == 4:
+    if any(sampling.expanded_bytes(module, model.dtype) for module in model.modules()):
         with small_cache(0):
-            took, drawn = seconds(lambda: ours(model, judged, 11, 200 // scale, ()))
+            took, drawn = seconds(lambda: ours(model, *judge_work(args, model), ()))
         note("judge, ours, weights not expanded", tokens_s=round(drawn / took), peak_GB=peak())
-    for size in (24, 80) if CUDA else ():
-        try:
-            with card_of(size) as taken:
-                part = judged[: 24 if size == 24 else 64]
-                took, drawn = seconds(lambda: ours(model, part, 11, 200 // scale, ()))
-                note(f"judge, ours, {size} GB", tokens_s=round(drawn / took), peak_GB=peak(taken))
-        except (RuntimeError, MemoryError) as error:
-            note(f"judge, ours, {size} GB", error=str(error).splitlines()[0])
-    for per_call in (44, 176, 352):
-        part = judged[: per_call // 11]
-        try:
-            took, drawn = seconds(lambda: generate(model, part, 11, 200 // scale, (), per_call))
-            note(f"judge, generate, {per_call} samples a call", tokens_s=round(drawn / took),
-                 peak_GB=peak())
-        except RuntimeError as error:
-            note(f"judge, generate, {per_call} samples a call", error=str(error).splitlines()[0])
     try:
-        took, drawn = seconds(lambda: continuous(model, judged[:16], 11, 200 // scale))
-        note("judge, generate_batch", tokens_s=round(drawn / took), peak_GB=peak())
+        with card_of(24 if CUDA else None) as taken:
+            took, drawn = seconds(lambda: ours(model, *judge_work(args, model, 24), ()))
+            note("judge, ours, 24 GB", tokens_s=round(drawn / took), peak_GB=peak(taken))
+    except (RuntimeError, MemoryError) as error:
+        note("judge, ours, 24 GB", error=str(error).splitlines()[0])
+
+
+def draw_by(note, peer, work, draw):
+    try:
+        took, drawn = seconds(lambda: draw(*work))
+        note(f"judge, {peer}", tokens_s=round(drawn / took), peak_GB=peak())
     except Exception as error:  # a peer that does not run is a result as well
-        note("judge, generate_batch", error=f"{type(error).__name__}: {error}".splitlines()[0])
+        note(f"judge, {peer}", error=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def count_captures():
     """A list that will hold the seconds of each graph's capture."""
     taken, before = [], CAPTURE
 
-    def timed(self):
-        took, graph = seconds(lambda: before(self))
+    def timed(self, forward):
+        took, graph = seconds(lambda: before(self, forward))
         taken.append(took)
         return graph
     sampling.StepGraphs.capture = timed
@@ -525,24 +537,25 @@ def step_time(work):
 
 # ---- training
 
-def train(note, args, bits):
-    """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500, 16 a step."""
-    bandwidth, rate = machine(args.small)
-    model = big(bits, args.small)
+def pair_works(args):
+    """Judge pairs of 900 + 2 x 200 tokens and actor pairs of 100 + 2 x 500, and how many a step."""
+    return ({"judge": (45, 10), "actor": (10, 25)}, 4) if args.small else (
+        {"judge": (900, 200), "actor": (100, 500)}, 16)
+
+
+def train(note, args, model, rate):
+    """DPO on this card and on one of 24 GB."""
     flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules()
                     if hasattr(m, "in_features") and not hasattr(m, "base_layer")
                     and "lora" not in name and "lm_head" not in name)
     head = 2 * model.config.vocab_size * model.config.hidden_size
-    scale, a_step = (20, 4) if args.small else (1, 16)
-    works = {"judge": (900 // scale, 200 // scale), "actor": (100 // scale, 500 // scale)}
+    works, a_step = pair_works(args)
     for size in (None, 24) if CUDA else (None,):
         for name, (prompt, answer) in works.items():
             examples = pairs(model, prompt, answer, a_step)
             answers = sum(len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in examples)
             try:
                 with card_of(size) as taken:
-                    fits = round(0.8 * dpo.free_memory() / dpo.activation_bytes(model)) \
-                        if CUDA else None
                     took, count = steps(model, examples)
             except (RuntimeError, ValueError, MemoryError) as error:
                 note(f"{name} pairs, {size or 'all'} GB", error=str(error).splitlines()[0])
@@ -551,9 +564,13 @@ def train(note, args, bits):
             useful = 2 * (count * flops + answers * head)
             note(f"{name} pairs, {size or 'all'} GB", pairs_s=round(a_step / took, 2),
                  tokens_s=round(count / took), of_matrix_rate=round(useful / took / rate, 3),
-                 peak_GB=peak(taken), tokens_that_fit=fits)
+                 peak_GB=peak(taken))
+
+
+def train_by_trl(note, args, model):
+    """TRL's DPO: the model without its adapter is what is left."""
     peer = model.unload()
-    peer.set_attn_implementation("sdpa")
+    works, a_step = pair_works(args)
     examples = pairs(peer, *works["judge"], a_step)
     for example in examples:
         example["chosen_ids"][-1] = example["rejected_ids"][-1] = 1
@@ -570,6 +587,7 @@ def train(note, args, bits):
                  pairs_s=round(a_step / statistics.median(clock.seconds[1:]), 2))
         except Exception as error:  # not installed, or out of memory
             note(name, error=f"{type(error).__name__}: {error}".splitlines()[0])
+    return peer
 
 
 def steps(model, examples):
@@ -599,10 +617,8 @@ class Clock(TrainerCallback):
 # ---- the stages
 
 STAGES = {"correct": correct, "tiny": tiny, "real": real,
-          "draw-4": lambda note, args: draw(note, args, 4),
-          "train-4": lambda note, args: train(note, args, 4),
-          "draw-16": lambda note, args: draw(note, args, 16),
-          "train-16": lambda note, args: train(note, args, 16), "shared": shared, "plan": plan}
+          "nf4": lambda note, args: eight_billion(note, args, 4),
+          "bf16": lambda note, args: eight_billion(note, args, 16), "shared": shared, "plan": plan}
 
 
 def records(file):
@@ -627,8 +643,9 @@ def do(stage, args):
 
 def table(lines):
     """What was measured, as Markdown."""
-    for stage in dict.fromkeys(line["stage"] for line in lines):
-        mine = [line for line in lines if line["stage"] == stage]
+    last = {(line["stage"], line["name"]): line for line in lines}  # a stage may have been cut
+    for stage in dict.fromkeys(stage for stage, _ in last):
+        mine = [line for (of, _), line in last.items() if of == stage]
         yield f"\n{stage}: {mine[0]['card']}, PyTorch {mine[0]['torch']}, {mine[0]['date']}\n"
         yield "| what | figures |"
         yield "|---|---|"
