@@ -975,7 +975,7 @@ class Slots:
         for b, row in enumerate(self.rows):
             if row.group.prefix:
                 members[row.group.slot].append(b)
-        self.R = self.rounded(max(map(len, members), default=0), self.most_rows)
+        self.R = self.rounded(max(map(len, members), default=0), self.most_rows, steps=4)
         cell_of_row, rows_of_prefix = [0] * len(self.rows), []
         for g, rows in enumerate(members):
             for nth, b in enumerate(rows):
@@ -987,14 +987,15 @@ class Slots:
         put(self.cache.prefix_length,
             [len(group.prefix) if group else 0 for group in self.groups])
 
-    def rounded(self, size, most, steps=1):
+    def rounded(self, size, most, least=1, steps=1):
         """On CUDA a size is rounded up, so that few graphs are captured; at most `most`.
 
-        It becomes a power of two, or one of `steps` sizes from one such to the next: with 4 steps
-        80, 96, 112 and 128 follow 64.
+        It becomes `least`, a power of two, or one of `steps` sizes from one such to the next: with
+        4 steps 80, 96, 112 and 128 follow 64.
         """
-        if self.device.type == "cpu" or size < 2:
+        if self.device.type == "cpu" or size == 0:
             return min(most, size)
+        size = max(size, least)
         power = 1 << (size - 1).bit_length()  # the next power of two
         grain = max(1, power // (2 * steps))
         return min(most, -(-size // grain) * grain)
@@ -1008,8 +1009,9 @@ class Slots:
         suffix = 1 + max(row.length for row in self.rows if row)
         (G, P), (B, S) = cache.prefix_size, cache.suffix_size
         cache.shape = Shape(
-            B=self.rounded(len(self.rows), B), S=self.rounded(suffix, S, steps=4),
-            G=self.rounded(len(self.groups), G), R=self.R, P=self.rounded(prefix, P))
+            B=self.rounded(len(self.rows), B, 16), S=self.rounded(suffix, S, 64, steps=4),
+            G=self.rounded(len(self.groups), G, 8), R=self.R,
+            P=self.rounded(prefix, P, 64, steps=4))
         if self.device.type != "cpu" and self.model not in uncapturable:
             try:
                 return self.graphs.replay(cache.shape, self.forward)[: len(self.rows)]

@@ -8,6 +8,7 @@ each token its probability to within the grid, which no wrong distribution does.
 """
 import ast
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +51,7 @@ from harness.training import save_adapter
 from sampling import (
     Chat,
     Slots,
+    StepGraphs,
     close_gaps,
     draw,
     first_wave,
@@ -384,7 +389,7 @@ def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
     """
     shapes = set()
 
-    def rounded(self, size, most, steps=1):
+    def rounded(self, size, most, least=1, steps=1):
         shapes.add(size)
         return min(most, -(-size // 4) * 4)
     monkeypatch.setattr(Slots, "rounded", rounded)
@@ -392,6 +397,80 @@ def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
     assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
                   keys=PROMPTS) == drawn
     assert any(size % 4 for size in shapes)
+
+
+def test_sizes_are_rounded_up_on_cuda_alone():
+    slots = Slots.__new__(Slots)
+    slots.device = torch.device("cuda")
+    assert [slots.rounded(size, 1000, 64, steps=4) for size in (0, 1, 64, 65, 81, 129)] == [
+        0, 64, 64, 80, 96, 160]
+    assert [slots.rounded(size, 1000) for size in (1, 2, 3, 5, 512)] == [1, 2, 4, 8, 512]
+    assert slots.rounded(70, 75, 64) == 75
+    slots.device = torch.device("cpu")
+    assert slots.rounded(65, 1000, 64) == 65
+
+
+class FakeCuda:
+    """What StepGraphs uses of torch.cuda: a graph replays what ran while it was captured."""
+
+    def __init__(self, monkeypatch):
+        self.pools, self.captured, self.running = [], 0, []
+        for name, value in {"CUDAGraph": self.graph_class, "graph_pool_handle": lambda: "pool",
+                            "stream": lambda stream: nullcontext(), "graph": self.graph,
+                            "current_stream": lambda: None}.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool",
+                            lambda device, pool: self.pools.append(pool), raising=False)
+
+    def graph_class(self):
+        return SimpleNamespace(replay=lambda: self.running.append("replay"))
+
+    @contextmanager
+    def graph(self, graph, pool=None):
+        self.running.append("capture")
+        yield
+        self.captured += 1
+
+
+def test_a_shape_is_captured_once_and_replayed(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    graphs, shape = StepGraphs(3), sampling.Shape(2, 1, 0, 0, 0)
+    for _ in range(2):
+        got = graphs.replay(shape, lambda: torch.arange(8.0).view(2, 4))
+        assert torch.equal(got, torch.arange(8.0).view(2, 4))
+    assert cuda.running == ["capture", "replay", "replay"] and not cuda.pools
+
+
+@pytest.mark.parametrize("error, raised", [
+    (RuntimeError("operation not permitted"), sampling.CannotCapture),
+    (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError)])
+def test_a_capture_that_fails_leaves_nothing_capturing(error, raised, monkeypatch):
+    """PyTorch itself goes on to allocate in the graph's pool, and to draw as if in a capture."""
+    cuda, calls = FakeCuda(monkeypatch), []
+
+    def forward():
+        calls.append(1)
+        if len(calls) == 2:  # the first is before the capture
+            raise error
+        return torch.zeros(2, 4)
+    with pytest.raises(raised):
+        StepGraphs(3).replay(sampling.Shape(2, 1, 0, 0, 0), forward)
+    assert cuda.pools == ["pool"] and cuda.captured == 1  # of nothing: it ends the one that failed
+
+
+def test_a_models_graphs_go_with_its_slots(llama):
+    """By counting references. Graphs that garbage collection finds while another is captured spoil
+    that one.
+    """
+    rows = make_rows([[1, 2, 3]], 2, [[np.zeros(4, dtype=np.float32)] * 2])
+    gc.disable()
+    try:
+        slots = Slots(llama[0], rows, 4, 1000)
+        gone = weakref.ref(slots.graphs)
+        del slots
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_out_of_memory_halves_the_cache_and_goes_on(llama, drawn, monkeypatch, capsys):
