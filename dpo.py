@@ -370,8 +370,8 @@ class FrozenHead(torch.autograd.Function):
 
 def head_product(head, hidden):
     """Logits (N, V) of a plain head; on CUDA in float32, which its kernels add up in anyway."""
-    if hidden.is_cuda and head.bias is None and hidden.dtype == head.weight.dtype == torch.bfloat16:
-        return torch.mm(hidden, head.weight.T, out_dtype=torch.float32)
+    if hidden.is_cuda and head.bias is None and head.weight.dtype == torch.bfloat16:
+        return torch.mm(hidden.bfloat16(), head.weight.T, out_dtype=torch.float32)
     return head(hidden)
 
 

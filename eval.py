@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from harness.checks import meets
 from harness.export import export
-from harness.files import iterations, read_jsonl, write_jsonl
+from harness.files import by_prompt, iterations, read_jsonl, write_jsonl
 from harness.flags import command_line
 from harness.ifeval import ifeval
 from harness.inputs import read_prompts
@@ -163,14 +163,6 @@ def truth(checks, text):
     return sum(meets(check, text) for check in checks)
 
 
-def by_prompt(answers):
-    """{prompt_id: the answers to it}."""
-    groups = defaultdict(list)
-    for answer in answers:
-        groups[answer["prompt_id"]].append(answer)
-    return groups
-
-
 def same_prompt(answers):
     """Every two answers to the same prompt."""
     return [pair for group in by_prompt(answers).values() for pair in combinations(group, 2)]
@@ -254,14 +246,15 @@ def measure_meta_judge(battles):
     """Biases of a meta-judge from its comparisons.
 
     battles: records with "verdicts" (N, N), entry [m][n] with m shown first, "scores" of the N
-    judgments, and perhaps "truth" of the answer. Rates are over the comparisons that parsed; of
+    judgments, and perhaps "said", a list of the comparisons that were made, if not all of them, and
+    "truth" of the answer. Rates are over the comparisons that parsed; of
     "truth_accuracy", over those of judgments of which one's score is nearer to the truth.
     """
     total, first, consistent, higher, right, differ = 0, [], [], [], [], []
     for battle in battles:
         verdicts, scores = battle["verdicts"], battle["scores"]
+        total += comparisons(battle)
         for m, n in permutations(range(len(scores)), 2):
-            total += 1
             verdict, turned = verdicts[m][n], verdicts[n][m]
             if verdict == 0:
                 continue
@@ -285,6 +278,12 @@ def measure_meta_judge(battles):
     return figures
 
 
+def comparisons(battle):
+    """How many comparisons of an answer's judgments were made: all, if the record has no list."""
+    N = len(battle["verdicts"])
+    return len(battle["said"]) if "said" in battle else N * (N - 1)
+
+
 # ---- comparisons made again
 
 def measure_repeats(battles, repeats):
@@ -305,10 +304,10 @@ def measure_repeats(battles, repeats):
         winners += (before != again)[parsed_twice].astype(float).tolist()
         ends.append(float(best_and_worst(battle["texts"], before)
                           != best_and_worst(battle["texts"], again)))
-        N = len(order)
-        total += N * (N - 1)
-        unparsed[0] += N * (N - 1) - np.count_nonzero(before)
-        unparsed[1] += N * (N - 1) - np.count_nonzero(again)
+        count = comparisons(battle)
+        total += count
+        unparsed[0] += count - np.count_nonzero(before)
+        unparsed[1] += count - np.count_nonzero(again)
     return {"winner_changed": mean(winners), "pair_changed": mean(ends),
             "comparisons": total, "unparsed": unparsed}
 

@@ -28,7 +28,6 @@ Deviations from the paper:
 import itertools
 import math
 import random
-from collections import Counter
 
 import harness.early  # what must stand before torch is imported
 
@@ -42,6 +41,7 @@ import prompts as words
 from dpo import train_dpo, train_sft
 from eval import (
     by_prompt,
+    comparisons,
     mean,
     measure_actor,
     measure_judge,
@@ -51,9 +51,16 @@ from eval import (
     truth,
 )
 from harness.command import command, last_words
-from harness.files import as_example, as_pair
+from harness.files import as_pair
 from harness.folder import Run
-from harness.inputs import carries_judgments, choose_prompts, given_examples, ranked_items
+from harness.inputs import (
+    agreeing_judgments,
+    carries_judgments,
+    choose_prompts,
+    evened_out,
+    given_examples,
+    ranked_items,
+)
 from harness.plan import plan
 from harness.report import table
 from harness.settings import DIAGNOSED, Settings, parse_settings
@@ -184,6 +191,42 @@ def judge_pair(ratings, lengths, max_length=None):
     return chosen, rejected
 
 
+def next_comparisons(verdicts, done, budget, seed=0):
+    """Which of N judgments to compare next: a list of (m, n), m shown first; [] when all is done.
+
+    verdicts (N, N): those so far, as `battle_matrix` takes them. done (N, N): whether m was
+    compared with n, m shown first. budget: how many comparisons in all. First each judgment meets
+    its neighbours in a random circle, as often in first as in second place. After that the leader
+    meets its two strongest contenders and the last its two weakest, in both orders: who is first
+    and who is last is all that a pair needs. What few comparisons leave open counts for a contender
+    (an upper confidence bound).
+    """
+    verdicts, done = np.asarray(verdicts), np.asarray(done, dtype=bool)
+    if verdicts.ndim != 2 or len(set(verdicts.shape) | set(done.shape)) != 1 or budget < 1:
+        raise ValueError("verdicts and done must be square matrices of one size, and budget >= 1")
+    N = len(done)
+    missing = ~done & ~np.eye(N, dtype=bool)
+    left = min(budget - done.sum(), missing.sum())
+    if left <= 0:
+        return []
+    if not done.any():
+        circle = random.Random(seed).sample(range(N), N)
+        reach = max(1, min(budget // (2 * N), (N - 1) // 2))
+        return [(circle[i], circle[(i + step) % N])
+                for step in range(1, reach + 1) for i in range(N)][:left]
+    ratings = elo(battle_matrix(verdicts, *EQUAL), ridge=0.05)
+    doubt = 1.2 / np.sqrt(np.maximum(1, done.sum(0) + done.sum(1)))
+    chosen = []  # (1 for the strongest rival, 2 for the next one, m, n)
+    for one, others in ((ratings.argmax(), (-ratings - doubt).argsort(kind="stable")),
+                        (ratings.argmin(), (ratings - doubt).argsort(kind="stable"))):
+        rivals = [other for other in others if missing[one, other] or missing[other, one]][:2]
+        chosen += [(nth, m, n) for nth, other in enumerate(rivals)
+                   for m, n in ((one, other), (other, one)) if missing[m, n]]
+    chosen.sort(key=lambda meeting: meeting[0])
+    pairs = [meeting[1:] for meeting in chosen] or np.argwhere(missing)
+    return list(dict.fromkeys((int(m), int(n)) for m, n in pairs))[:left]
+
+
 # ---- the three roles: what is asked, and what is read out of the replies
 
 def answer(run, t, prompts, name="responses.jsonl", n=None, label="answers"):
@@ -227,29 +270,70 @@ def score(run, t, answers, name="judgments.jsonl", label="judgments"):
 
 
 def meta_judge(run, t, varied):
-    """As meta-judge, compare every two judgments of an answer, in both orders.
+    """As meta-judge, compare every two judgments of an answer, in both orders, or --comparisons.
 
-    Returns records with "verdicts" (N, N), as `battle_matrix` reads them; none at all if hardly
-    any comparison names a winner.
+    Returns records with "verdicts" (N, N), as `battle_matrix` reads them, and "said"; none at all
+    if hardly any comparison names a winner.
     """
-    def orders(item):
-        return list(itertools.permutations(range(len(item["texts"])), 2))
+    if not run.settings.comparisons:
+        orders = {item["id"]: list(itertools.permutations(range(len(item["texts"])), 2))
+                  for item in varied}
+        return compare(run, t, varied, orders, "battles.jsonl")
+    compared = {item["id"]: {**item, "verdicts": np.zeros([len(item["texts"])] * 2, int).tolist(),
+                             "said": [], "sampled_tokens": 0} for item in varied}
+    for number in itertools.count(1):
+        orders = {key: pairs for key, record in compared.items()
+                  if (pairs := next_pairs(record, run.settings.comparisons,
+                                          f"{run.settings.seed}/{t}/{key}"))}
+        if not orders:
+            break
+        made = compare(run, t, [item for item in varied if item["id"] in orders], orders,
+                       f"round{number}.jsonl")
+        if not made:
+            return []
+        for record in made:
+            compared[record["id"]] = add_battles(compared[record["id"]], record)
+    run.save(t, "battles.jsonl", compared.values())
+    return list(compared.values())
 
+
+def compare(run, t, items, orders, name):
+    """The meta-judge's verdicts on orders[id] of each item: pairs (m, n), m shown first."""
     def ask(item):
         return [words.meta_judge_prompt(item["prompt"], item["text"], item["texts"][m],
-                                        item["texts"][n], run.rubric) for m, n in orders(item)]
+                                        item["texts"][n], run.rubric)
+                for m, n in orders[item["id"]]]
 
     def read(item, samples):
         N = len(item["texts"])
         verdicts, said = np.zeros((N, N), dtype=int), []
-        for (m, n), (s,) in zip(orders(item), samples):
+        for (m, n), (s,) in zip(orders[item["id"]], samples):
             winner = words.parse_winner(s.text) if s.finished else None
             verdicts[m, n] = {"A": 1, "B": -1, None: 0}[winner]
             said.append({"first": m, "second": n, "text": s.text, "finished": s.finished})
         return {**item, "verdicts": verdicts.tolist(), "said": said}
 
-    return run.draw(t, "battles.jsonl", varied, ask, read, 1, run.settings.max_verdict_tokens,
-                    "comparisons", needed=False)
+    return run.draw(t, name, items, ask, read, 1, run.settings.max_verdict_tokens, "comparisons",
+                    needed=False)
+
+
+def next_pairs(record, budget, seed):
+    """What `next_comparisons` wants of a compared answer. Equal texts do not meet each other."""
+    texts, done = record["texts"], np.zeros_like(record["verdicts"], dtype=bool)
+    for said in record["said"]:
+        done[said["first"], said["second"]] = True
+    first = [texts.index(text) for text in dict.fromkeys(texts)]
+    own = np.ix_(first, first)
+    pairs = next_comparisons(np.array(record["verdicts"])[own], done[own], budget, seed)
+    return [(first[m], first[n]) for m, n in pairs]
+
+
+def add_battles(before, record):
+    """A compared answer with what further comparisons of it said."""
+    counts = {key: before.get(key, 0) + record[key] for key in ("sampled_tokens", "too_long")
+              if key in record}
+    return {**before, **counts, "said": before["said"] + record["said"],
+            "verdicts": np.add(before["verdicts"], record["verdicts"]).tolist()}
 
 
 # ---- selections, which yield records, and a sentence for each thing they drop; and their helpers
@@ -362,8 +446,8 @@ def unread_judgments(answers):
 
 def unread_verdicts(record):
     """A sentence for each comparison that named no winner."""
-    N, too_long = len(record["texts"]), record.get("too_long", 0)
-    unread = N * (N - 1) - np.count_nonzero(record["verdicts"]) - too_long
+    too_long = record.get("too_long", 0)
+    unread = comparisons(record) - np.count_nonzero(record["verdicts"]) - too_long
     yield from ["verdict malformed or cut off"] * unread
     yield from ["judgments too long to be compared"] * too_long
 
@@ -417,52 +501,6 @@ def warm_start(run):
                          f"({lost}): choose another --out and --no-eft")
     run.save(0, "sft.jsonl", examples)
     return figures | {"train": run.train(0, train_sft, examples, epochs=s.eft_epochs)}
-
-
-def agreeing_judgments(judged):
-    """The judgments whose scores agree with the ranks; those of one round stay or go together.
-
-    A round is the j-th judgment of every reply to a prompt. It agrees when no reply has a higher
-    score than one that people ranked above it, and the best a higher one than the worst.
-    """
-    for group in by_prompt(judged).values():
-        for judgments in zip(*(record["judgments"] for record in group)):
-            scores = [j["score"] for j in judgments]
-            missing = scores.count(None)
-            if missing:
-                yield from ["EFT judgments malformed or cut off"] * missing
-                yield from ["EFT judgments lost with one of their round"] * (len(scores) - missing)
-            elif not agree([record["rank"] for record in group], scores):
-                yield from ["EFT judgments that disagree with the ranks"] * len(scores)
-            else:
-                for record, j in zip(group, judgments):
-                    yield {"record": record, "text": j["text"], "score": j["score"]}
-
-
-def agree(ranks, scores):
-    """Whether scores order replies as their ranks (0 the best) do; equal ranks in any order."""
-    # Replies of one rank are put in the order of their scores, so that they never disagree.
-    by_rank = sorted(zip(ranks, scores), key=lambda two: (two[0], -two[1]))
-    ordered = [score for _, score in by_rank]
-    falls = all(a >= b for a, b in zip(ordered, ordered[1:]))
-    return falls and ordered[0] > ordered[-1]
-
-
-def evened_out(kept, rubric, seed):
-    """The EFT examples, in random order: no score more than twice as often as the median score."""
-    kept = list(kept)
-    random.Random(f"{seed}/EFT").shuffle(kept)
-    frequencies = Counter(one["score"] for one in kept)
-    cap = 2 * np.median(list(frequencies.values())) if kept else 0
-    used = Counter()
-    for one in kept:
-        used[one["score"]] += 1
-        if used[one["score"]] > cap:
-            yield "EFT judgments with a too frequent score"
-            continue
-        record = one["record"]
-        prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
-        yield as_example(record["prompt_id"], prompt, one["text"], score=one["score"])
 
 
 # ---- measuring

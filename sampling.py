@@ -31,7 +31,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections import deque, namedtuple
+from collections import Counter, deque, namedtuple
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,7 @@ from huggingface_hub.utils import logging as hub_logging
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AttentionInterface,
@@ -627,59 +628,52 @@ def try_layers(model):
 
 @contextmanager
 def prepared(model, spare=0):
-    """Bring weights into a form that is quick to sample with, and back: the bytes that this takes.
+    """Bring weights into a form that is quick to sample with, and put them back after it.
 
     An adapter of 32-bit weights is added to them, and the very same weights are put back. In 16 and
     4 bits it stays beside them: a change below their last bit would be rounded away, and another
     model would sample than trains; and it computes in 16 bits, as in training. 4-bit weights are
     expanded, as many layers as `spare` bytes hold: once, and not at every call.
     """
-    embedding, taken = model.get_input_embeddings().weight, 0
+    users = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     with torch.no_grad(), ExitStack() as undo:
         for name, weight in model.named_parameters():
-            if "lora_" in name and model.dtype == torch.bfloat16:
+            if model.dtype == torch.bfloat16 and re.search("lora_(embedding_)?[AB]", name):
                 undo.callback(setattr, weight, "data", weight.data)
                 weight.data = weight.data.to(model.dtype)
         for module in list(model.modules()):
             size = expanded_bytes(module, model.dtype)
-            if isinstance(module, LoraLayer) and can_merge(module, embedding):
-                kept = module.get_base_layer().weight.clone()
-                undo.callback(unmerge, module, kept)
+            if isinstance(module, LoraLayer) and can_merge(module, users):
+                weight = module.get_base_layer().weight
+                undo.callback(module.merged_adapters.clear)
+                undo.callback(weight.copy_, weight.clone())
                 module.merge()
-                taken += kept.nbytes
-            elif size and taken + size <= spare:
-                module.forward = partial(F.linear, weight=expanded(module), bias=module.bias)
-                undo.callback(delattr, module, "forward")
-                taken += size
-        yield taken
+            elif 0 < size <= spare:
+                weight = dequantize_module_weight(module).to(model.dtype)
+                undo.callback(vars(module).pop, "forward", None)
+                module.forward = partial(F.linear, weight=weight, bias=module.bias)
+                spare -= size
+        yield
 
 
-def unmerge(layer, weight):
-    """Put back what a LoRA layer's weight was before its adapter was added."""
-    layer.get_base_layer().weight.copy_(weight)
-    layer.merged_adapters.clear()
+def can_merge(layer, users):
+    """Whether a LoRA layer lies on a plain 32-bit matrix that nothing else uses.
+
+    The head may be the embedding, and some models share layers. users: how many use a weight.
+    """
+    base = layer.get_base_layer()
+    if layer.merged or any(layer.lora_bias.values()) or type(base) is not torch.nn.Linear:
+        return False
+    return base.weight.dtype == torch.float32 and users[id(base.weight)] == 1
 
 
 def expanded_bytes(module, dtype):
     """Bytes of a 4-bit layer's weights in the dtype it computes in; 0: it is no such layer."""
     state = getattr(getattr(module, "weight", None), "quant_state", None)
-    if state is None or getattr(module, "compute_dtype", None) != dtype:  # none: an adapter on one
+    # PEFT's wrapper of a 4-bit layer has its weight too, but no compute_dtype.
+    if state is None or getattr(module, "compute_dtype", None) != dtype:
         return 0
     return state.shape.numel() * dtype.itemsize
-
-
-def expanded(module):
-    """The weights that a 4-bit layer multiplies by."""
-    from bitsandbytes.functional import dequantize_4bit  # which --bits 16 does without
-    return dequantize_4bit(module.weight.data, module.weight.quant_state).to(module.compute_dtype)
-
-
-def can_merge(layer, embedding):
-    """Whether a LoRA layer lies on a plain 32-bit matrix that is not the embedding as well."""
-    base = layer.get_base_layer()
-    if layer.merged or any(layer.lora_bias.values()) or type(base) is not torch.nn.Linear:
-        return False
-    return base.weight.dtype == torch.float32 and base.weight is not embedding
 
 
 # ---- drawing
@@ -854,9 +848,7 @@ def slot_counts(rows, max_new_tokens, capacity, most):
 
 
 def wanted_tokens(rows, max_new_tokens, most):
-    """As many tokens as a cache can be of use to these rows."""
-    if not rows:
-        return 0
+    """Tokens of the largest cache that these rows could fill."""
     count, groups = slot_counts(rows, max_new_tokens, sys.maxsize, most)
     prefix, suffix = cache_sizes(rows, max_new_tokens)
     return groups * prefix + count * suffix
@@ -1076,8 +1068,9 @@ def end_capture(device, pool):
     """After a capture that failed: PyTorch would go on to allocate, and to draw, as if in one."""
     with suppress(RuntimeError):  # it has ended
         torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):  # ends what the failed one began
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device)
 
 
 def out_of_memory(error):
@@ -1087,7 +1080,7 @@ def out_of_memory(error):
 
 
 def put(buffer, values):
-    """Fill a buffer; places that are not in use point at something that is there."""
+    """Fill a buffer; places that are not in use are 0, a valid index."""
     buffer[: len(values)] = torch.tensor(values, device=buffer.device)
     buffer[len(values):] = 0
 
@@ -1231,11 +1224,12 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
     longest = max(map(len, prompts), default=0) + max_new_tokens
     shared = (shared_bytes(base_model(model)) is not None
               and longest <= rotation_limit(model.config.get_text_config()))
-    free, size = cache_bytes(model), bytes_per_token(model)
-    wanted = capacity or wanted_tokens(rows, max_new_tokens, ROWS[model.device.type])
+    size = bytes_per_token(model)
+    wanted = min(capacity or sys.maxsize,
+                 wanted_tokens(rows, max_new_tokens, ROWS[model.device.type]) if rows else 0)
     with shared_prefix(base_model(model)) if shared else nullcontext(), \
-            prepared(model, spare=free - wanted * size) as taken:
-        capacity = capacity or (free - taken) // size
+            prepared(model, spare=cache_bytes(model) - wanted * size):
+        capacity = capacity or cache_bytes(model) // size
         while rows := [row for row in rows if samples[row.prompt][row.number] is None]:
             wave = first_wave(rows, max_new_tokens, capacity, ROWS[model.device.type])
             try:

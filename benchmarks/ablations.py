@@ -38,6 +38,7 @@ VARIANTS = {
     "N 3": ["--judgments", "3"],
     "N 5": ["--judgments", "5"],
     "N 11": ["--judgments", "11"],
+    "16 comparisons of 42": ["--comparisons", "16"],
 }
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 

@@ -18,6 +18,7 @@ import contextlib
 import gc
 import io
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -207,8 +208,10 @@ def draws(model, **settings):
 def plain_steps(model):
     """Without CUDA graphs."""
     sampling.uncapturable.add(model)
-    yield
-    sampling.uncapturable.discard(model)
+    try:
+        yield
+    finally:
+        sampling.uncapturable.discard(model)
 
 
 def greedy_agreement(model):
@@ -249,7 +252,7 @@ def correct(note, args):
                        "again": same(drawn, draws(model)),
                        "greedy until it differs from generate's": greedy_agreement(model)}
             if form == "NF4":
-                with small_cache(0):
+                with not_expanded():
                     figures["expanded and not"] = same(drawn, draws(model))
             else:
                 figures["draws as on a CPU in float32"] = same(drawn, on_cpu)
@@ -266,12 +269,14 @@ def correct(note, args):
 
 
 @contextmanager
-def small_cache(spare):
-    """No more than so many bytes for expanded weights."""
+def not_expanded():
+    """4-bit weights stay as they are."""
     before = sampling.prepared
-    sampling.prepared = lambda model, **_: before(model, spare)
-    yield
-    sampling.prepared = before
+    sampling.prepared = lambda model, **_: before(model)
+    try:
+        yield
+    finally:
+        sampling.prepared = before
 
 
 def head_figures(model):
@@ -299,17 +304,17 @@ def failed_capture():
     torch.randn(3, device=DEVICE)
     other = small_models()["Llama"].to(DEVICE)
     again = draws(other), other in sampling.uncapturable
-    held = torch.cuda.memory_allocated()
-    del other, model, layer
     gc.collect()
     torch.cuda.empty_cache()
+    kept = [segment for segment in torch.cuda.memory_snapshot()
+            if segment["segment_pool_id"] != (0, 0)]
     return {"draws": same(drawn, expected), "said so": known,
             "another model's graphs": not again[1],
-            "memory given back": torch.cuda.memory_reserved() < held + 2**26}
+            "bytes kept by graphs": sum(segment["total_size"] for segment in kept)}
 
 
 def halved_cache():
-    """Sampling with a cache that does not fit beside 1 GB of free memory."""
+    """Sampling with a cache that does not fit into 0.25 GB of free memory."""
     model = small_models()["Llama"].to(DEVICE)
     prompts = tokens(model, 300, 400)
 
@@ -381,10 +386,13 @@ def plan(note, args):
     if not args.model:
         return print("without --model nothing")
     for size in (None, 80, 24) if CUDA else (None,):
-        with card_of(size):
-            done = subprocess.run([sys.executable, str(ROOT / "metareward.py"), "--plan",
-                                   "--model", args.model], stdout=subprocess.PIPE, text=True)
-        note(f"{size or 'all'} GB", printed=done.stdout.splitlines())
+        try:
+            with card_of(size):
+                done = subprocess.run([sys.executable, str(ROOT / "metareward.py"), "--plan",
+                                       "--model", args.model], stdout=subprocess.PIPE, text=True)
+            note(f"{size or 'all'} GB", printed=done.stdout.splitlines())
+        except MemoryError as error:  # a smaller card
+            note(f"{size} GB", error=str(error))
 
 
 # ---- sampling
@@ -452,13 +460,13 @@ def draw(note, args, model, bandwidth, rate):
     ours(model, *judge_work(args, model, 2)[:2], 8, ())
     for name, (prompts, n, new) in works.items():
         most, terms = limit(model, prompts, n, new, bandwidth, rate)
-        captures = count_captures()
-        took, drawn = seconds(lambda: ours(model, prompts, n, new, ()))
+        with count_captures() as captures:
+            took, drawn = seconds(lambda: ours(model, prompts, n, new, ()))
         note(f"{name}, ours", tokens_s=round(drawn / took), seconds=round(took, 2), peak_GB=peak(),
              limit_tokens_s=round(most), of_limit=round(drawn / took / most, 3),
              captures=len(captures), capturing_s=round(sum(captures), 2), at_the_least_s=terms)
     if any(sampling.expanded_bytes(module, model.dtype) for module in model.modules()):
-        with small_cache(0):
+        with not_expanded():
             took, drawn = seconds(lambda: ours(model, *judge_work(args, model), ()))
         note("judge, ours, weights not expanded", tokens_s=round(drawn / took), peak_GB=peak())
     try:
@@ -477,19 +485,20 @@ def draw_by(note, peer, work, draw):
         note(f"judge, {peer}", error=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
+@contextmanager
 def count_captures():
     """A list that will hold the seconds of each graph's capture."""
-    taken, before = [], CAPTURE
+    taken, before = [], sampling.StepGraphs.capture
 
     def timed(self, forward):
-        took, graph = seconds(lambda: before(self, forward))
-        taken.append(took)
+        start = time.perf_counter()
+        graph = before(self, forward)
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
         return graph
     sampling.StepGraphs.capture = timed
-    return taken
-
-
-CAPTURE = sampling.StepGraphs.capture
+    yield taken
+    sampling.StepGraphs.capture = before
 
 
 def shared(note, args):
@@ -683,11 +692,16 @@ def main():
         if stage in done or left < 5:
             print(f"{stage}: {'is done' if stage in done else 'no time left'}", flush=True)
             continue
+        command = [sys.executable, __file__, "--stage", stage, *sys.argv[1:]]
+        child = subprocess.Popen(command, start_new_session=True)
         try:
-            subprocess.run([sys.executable, __file__, "--stage", stage, *sys.argv[1:]],
-                           timeout=left)
+            child.wait(timeout=left)
         except subprocess.TimeoutExpired:
             print(f"{stage}: cut after {left:.0f} seconds", flush=True)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # and what it has started
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 if __name__ == "__main__":

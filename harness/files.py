@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 
 
@@ -101,3 +102,11 @@ def as_example(prompt_id, prompt, completion, **figures):
 
 def message(role, text):
     return [{"role": role, "content": text}]
+
+
+def by_prompt(answers):
+    """{prompt_id: the answers to it}."""
+    groups = defaultdict(list)
+    for answer in answers:
+        groups[answer["prompt_id"]].append(answer)
+    return groups

@@ -353,6 +353,8 @@ class Run:
             figures["pairs"]["dropped"] = dict(self.dropped)
             figures = figures | {"tokens": tokens, "adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))
+            for file in self.folder(t).glob("round*.jsonl"):  # all is in battles.jsonl
+                file.unlink()
             (self.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
         barrier()
 

@@ -1,4 +1,6 @@
-"""What a run reads: prompt files, ranked replies, and prompts that the model invents itself."""
+"""What a run reads: prompt files, ranked replies with what the warm start learns of them, and
+prompts that the model invents itself.
+"""
 import gzip
 import itertools
 import json
@@ -6,10 +8,11 @@ import random
 import re
 from collections import Counter, defaultdict
 
+import numpy as np
 from huggingface_hub import hf_hub_download
 
 import prompts as words
-from harness.files import as_example, read_jsonl
+from harness.files import as_example, by_prompt, read_jsonl
 from harness.records import read_prompts
 from harness.settings import HERE
 
@@ -118,8 +121,8 @@ def given_examples(records, rubric, max_score):
     """Warm-start examples from what ranked replies carry, for models that cannot judge untaught.
 
     A reply may have a "judgment", a text that ends in a score, and "comparisons": two "judgments"
-    and the "better" one, 0 or 1; of each comparison both orders train. Yields what `evened_out` of
-    metareward yields.
+    and the "better" one, 0 or 1; of each comparison both orders train. Yields what `evened_out`
+    yields.
     """
     for record in records:
         for reply in record["replies"]:
@@ -137,6 +140,52 @@ def given_examples(records, rubric, max_score):
                     prompt = words.meta_judge_prompt(*asked, first, second, rubric)
                     winner = "A" if m == comparison["better"] else "B"
                     yield as_example(record["prompt_id"], prompt, f"Winner: Judgment {winner}")
+
+
+def agreeing_judgments(judged):
+    """The judgments whose scores agree with the ranks; those of one round stay or go together.
+
+    A round is the j-th judgment of every reply to a prompt. It agrees when no reply has a higher
+    score than one that people ranked above it, and the best a higher one than the worst.
+    """
+    for group in by_prompt(judged).values():
+        for judgments in zip(*(record["judgments"] for record in group)):
+            scores = [j["score"] for j in judgments]
+            missing = scores.count(None)
+            if missing:
+                yield from ["EFT judgments malformed or cut off"] * missing
+                yield from ["EFT judgments lost with one of their round"] * (len(scores) - missing)
+            elif not agree([record["rank"] for record in group], scores):
+                yield from ["EFT judgments that disagree with the ranks"] * len(scores)
+            else:
+                for record, j in zip(group, judgments):
+                    yield {"record": record, "text": j["text"], "score": j["score"]}
+
+
+def agree(ranks, scores):
+    """Whether scores order replies as their ranks (0 the best) do; equal ranks in any order."""
+    # Replies of one rank are put in the order of their scores, so that they never disagree.
+    by_rank = sorted(zip(ranks, scores), key=lambda two: (two[0], -two[1]))
+    ordered = [score for _, score in by_rank]
+    falls = all(a >= b for a, b in zip(ordered, ordered[1:]))
+    return falls and ordered[0] > ordered[-1]
+
+
+def evened_out(kept, rubric, seed):
+    """The EFT examples, in random order: no score more than twice as often as the median score."""
+    kept = list(kept)
+    random.Random(f"{seed}/EFT").shuffle(kept)
+    frequencies = Counter(one["score"] for one in kept)
+    cap = 2 * np.median(list(frequencies.values())) if kept else 0
+    used = Counter()
+    for one in kept:
+        used[one["score"]] += 1
+        if used[one["score"]] > cap:
+            yield "EFT judgments with a too frequent score"
+            continue
+        record = one["record"]
+        prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
+        yield as_example(record["prompt_id"], prompt, one["text"], score=one["score"])
 
 
 def carries_judgments(records):

@@ -166,16 +166,20 @@ def winner_of(sample, what):
 def compare_again(model, battles, orders, label, seed, settings, bits=None):
     """Have a model compare the judgments of some answers, shuffled, in both orders.
 
-    battles: records of battles.jsonl. orders: for each, how its N judgments are shuffled. settings:
-    of the run. Returns for each the verdicts (N, N): 1, -1 or 0 as in battles.jsonl, and entry
-    [m][n] that of the judgments order[m], shown first, and order[n].
+    Only what was compared is compared again. battles: records of battles.jsonl. orders: for each,
+    how its N judgments are shuffled. settings: of the run. Returns for each the verdicts (N, N): 1,
+    -1 or 0 as in battles.jsonl, and entry [m][n] that of the judgments order[m], shown first, and
+    order[n].
     """
     rubric = rubric_of(model, settings)
     verdicts = [[[0] * len(order) for _ in order] for order in orders]
     asked, places = [], []
     for i, (battle, order) in enumerate(zip(battles, orders)):
         texts = [battle["texts"][j] for j in order]
+        made = {(said["first"], said["second"]) for said in battle["said"]}
         for m, n in permutations(range(len(texts)), 2):
+            if (order[m], order[n]) not in made:
+                continue
             asked.append(words.meta_judge_prompt(battle["prompt"], battle["text"], texts[m],
                                                  texts[n], rubric))
             places.append((i, m, n))

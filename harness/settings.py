@@ -37,6 +37,8 @@ class Settings:
                                "held-out prompts that measure and never train")
     responses: int = option(7, "answers per prompt (K)", least=2)
     judgments: int = option(11, "judgments per answer (N)", least=1)
+    comparisons: int = option(None, "of an answer's judgments with each other, by the meta-judge "
+                                    "(default: all N(N-1))", least=2)
     rho: tuple = option((0.0, 0.32, 0.32, 0.40), "length control per iteration, 0 = none",
                         type=float)
     judge_iters: int = option(2, "how many iterations, from the first, train the judge too",

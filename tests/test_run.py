@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import numpy as np
 import pytest
 import torch
 from conftest import LLAMA_3, QWEN_3, TINY, with_lora
@@ -766,6 +767,43 @@ def scripted(actor=None, judge=None, meta_judge=None):
                 on_end(i, k, Sample(text, [1, 2], finished) if len(chat.prompt(prompt)) <= room
                        else Sample("", [], False))
     return fake
+
+
+def test_some_comparisons_are_made_round_by_round(tmp_path, monkeypatch, capsys):
+    """Eight of an answer's five judgments, two of which are the same text: as many of each, none
+    between the two. A run that dies in any round goes on to the same bytes, and no file of a round
+    is left.
+    """
+    roles = scripted(judge=lambda i, k: (f"{k % 4}\nScore: {(i + k % 4) % 6}", True))
+    arguments = small(tmp_path, "--iters", "1", "--prompts-per-iter", "4", "--judgments", "5",
+                      "--comparisons", "8", "--out")
+    monkeypatch.setattr(metareward, "sample", roles)
+    metareward.main([*arguments, str(tmp_path / "whole")])
+    for battle in read_jsonl(tmp_path / "whole" / "iter1" / "battles.jsonl"):
+        said = [(one["first"], one["second"]) for one in battle["said"]]
+        assert len(said) == len(set(said)) == 8 == np.count_nonzero(battle["verdicts"])
+        assert all(battle["texts"][m] != battle["texts"][n] for m, n in said)
+    figures = json.loads((tmp_path / "whole" / "summary.json").read_text())[1]["meta_judge"]
+    assert figures["valid_rate"] == 1
+
+    def dies(model, tokenizer, prompts, n, *, on_end, **settings):
+        round_of = sum(prompt.endswith("the winner.") for prompt in prompts)
+        calls.append(round_of)
+        if round_of and sum(map(bool, calls)) == last:
+            count = iter(range(3))
+            roles(model, tokenizer, prompts, n, on_end=lambda *ended: next(count) + 1
+                  and on_end(*ended), **settings)
+        else:
+            roles(model, tokenizer, prompts, n, on_end=on_end, **settings)
+    for last in (1, 2):
+        calls = []
+        monkeypatch.setattr(metareward, "sample", dies)
+        with pytest.raises(BaseException):
+            metareward.main([*arguments, str(tmp_path / "cut")])
+    monkeypatch.setattr(metareward, "sample", roles)
+    metareward.main([*arguments, str(tmp_path / "cut")])
+    assert differences(tmp_path / "whole", tmp_path / "cut") == []
+    assert not list(tmp_path.glob("*/iter1/round*.jsonl"))
 
 
 @pytest.mark.parametrize("roles, actor_pairs, judge_pairs, dropped", [

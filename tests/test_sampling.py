@@ -421,6 +421,8 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool",
                             lambda device, pool: self.pools.append(pool), raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool",
+                            lambda device, pool: self.pools.append("released"), raising=False)
 
     def graph_class(self):
         return SimpleNamespace(replay=lambda: self.running.append("replay"))
@@ -455,17 +457,21 @@ def test_a_capture_that_fails_leaves_nothing_capturing(error, raised, monkeypatc
         return torch.zeros(2, 4)
     with pytest.raises(raised):
         StepGraphs(3).replay(sampling.Shape(2, 1, 0, 0, 0), forward)
-    assert cuda.pools == ["pool"] and cuda.captured == 1  # of nothing: it ends the one that failed
+    assert cuda.pools == ["pool", "released"]
+    assert cuda.captured == 1  # of next to nothing: it ends the one that failed
 
 
-def test_a_models_graphs_go_with_its_slots(llama):
+def test_a_models_graphs_go_with_its_slots(llama, monkeypatch):
     """By counting references. Graphs that garbage collection finds while another is captured spoil
     that one.
     """
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(Slots, "forward", lambda self: torch.zeros(2, 4))
     rows = make_rows([[1, 2, 3]], 2, [[np.zeros(4, dtype=np.float32)] * 2])
     gc.disable()
     try:
         slots = Slots(llama[0], rows, 4, 1000)
+        slots.graphs.replay(sampling.Shape(2, 1, 0, 0, 0), slots.forward)
         gone = weakref.ref(slots.graphs)
         del slots
         assert gone() is None
@@ -1008,6 +1014,25 @@ def test_other_adapters_are_sampled_rightly(settings, tiny):
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_weights_that_two_layers_share_are_not_merged_twice(tiny):
+    """Zamba's layers share weights, and each has an adapter of its own."""
+    model = adapted(target_modules=["q_proj"])
+    one, other = (layer.self_attn.q_proj for layer in sampling.base_model(model).model.layers[:2])
+    other.base_layer.weight = one.base_layer.weight
+    logits = next_logits(model, template_ids(tiny[1], PROMPTS[0]))
+    with sampling.prepared(model):
+        inside = next_logits(model, template_ids(tiny[1], PROMPTS[0]))
+    assert torch.allclose(inside, logits, atol=1e-4)
+
+
+def test_an_adapter_takes_nothing_from_the_cache(iteration, monkeypatch):
+    model, tokenizer = load(str(iteration[0]))
+    seen, decode = [], sampling.decode
+    monkeypatch.setattr(sampling, "decode", lambda *a: seen.append(a[-1]) or decode(*a))
+    sample(model, tokenizer, PROMPTS[:2], max_new_tokens=2)
+    assert set(seen) == {2**30 // sampling.shared_bytes(sampling.base_model(model))}
+
+
 def test_an_adapter_that_its_owner_merged_stays_merged(tiny):
     model = adapted(target_modules=["q_proj", "v_proj"])
     model.merge_adapter()
@@ -1018,17 +1043,11 @@ def test_an_adapter_that_its_owner_merged_stays_merged(tiny):
 
 
 def test_in_16_bits_the_adapter_stays_beside_the_weights():
-    """Added to bfloat16 weights of Llama's size (0.02), a change of 5e-5 loses more than a third of
-    itself to rounding.
-    """
+    """Merging would round it away."""
     model = adapted(target_modules=["q_proj"]).to(torch.bfloat16)
     with sampling.prepared(model):
         assert not any(module.merged for module in model.modules()
                        if isinstance(module, sampling.LoraLayer))
-    generator = torch.Generator().manual_seed(0)
-    weight, change = (torch.randn(512, 512, generator=generator) * size for size in (0.02, 5e-5))
-    kept = (weight.bfloat16() + change.bfloat16()).float() - weight.bfloat16().float()
-    assert (kept - change).norm() / change.norm() > 0.33
 
 
 def test_what_samples_in_16_bits_is_what_trains(tiny):
@@ -1057,9 +1076,9 @@ def test_four_bits_are_expanded_as_far_as_memory_allows(iteration, monkeypatch):
     sizes = [sampling.expanded_bytes(layer, model.dtype) for layer in layers]
     assert sizes == [4 * layer.in_features * layer.out_features for layer in layers]
     for spare in (0, sum(sizes[:3]), sum(sizes)):
-        with sampling.prepared(model, spare) as taken:
+        with sampling.prepared(model, spare):
             expanded = [layer for layer in layers if "forward" in vars(layer)]
-            assert taken == sum(sampling.expanded_bytes(one, model.dtype) for one in expanded)
+            taken = sum(sampling.expanded_bytes(one, model.dtype) for one in expanded)
             assert spare >= taken > spare - max(sizes)
     assert not any("forward" in vars(layer) for layer in layers)
     # what a cache can be of use to comes before the weights
