@@ -18,18 +18,23 @@ import contextlib
 import gc
 import io
 import json
+import logging
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 import torch
+import transformers.utils
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package nobody needs
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -39,7 +44,6 @@ from transformers import (
     MistralForCausalLM,
     TrainerCallback,
 )
-from transformers.utils import logging
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -49,7 +53,7 @@ from benchmarks.dpo import trl_trainer
 from benchmarks.sampling import generate, ours
 from sampling import sample_tokens
 
-logging.set_verbosity_error()
+transformers.utils.logging.set_verbosity_error()
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 LIMITS = {"correct": 150, "tiny": 240, "real": 600, "nf4": 200, "bf16": 150, "shared": 60,
@@ -634,8 +638,16 @@ def records(file):
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def end_with_parent(parent):
+    """Nothing of a stage goes on when the process that began it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
 def do(stage, args):
     """Run a stage, and write down each figure."""
+    threading.Thread(target=end_with_parent, args=[os.getppid()], daemon=True).start()
     card = torch.cuda.get_device_name() if CUDA else "CPU"
 
     def note(name, **figures):

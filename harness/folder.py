@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import prompts as words
 from dpo import add_lora, collect, rank, share, world
+from harness.clock import clock
 from harness.command import barrier
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, training_prompts
@@ -34,7 +35,7 @@ from sampling import Chat, load, load_tokenizer
 FORMAT = 5      # of a run's folder; runs of another are not resumed
 BLOCK = 4096    # samples drawn together; a block that a crash cut short is drawn again
 HELD_OUT = 0.1  # share of the prompts whose examples pick the epoch instead of training
-FREE = ("iters", "out", "max_tokens_in_cache")  # settings that may change when a run goes on
+FREE = ("iters", "out", "hours", "max_tokens_in_cache")  # may change when a run goes on
 
 
 class Run:
@@ -376,6 +377,8 @@ class Run:
         print(glance(record))
         for line in drifts(record, self.settings.max_score):
             print(f"Drift, {line}")
+        for line in clock(records, self.settings):
+            print(line, flush=True)
 
     def answers_of_m0(self, count):
         """M_0's held-out answers, `count` in all, without what M_0 said of them."""

@@ -39,10 +39,13 @@ def training_prompts(settings, held_out):
         without = sum(not record.get("checks") for record in records)
         dropped += Counter({"prompt without checks": without})
         records = [record for record in records if record.get("checks")]
-    if len(records) < settings.iters * settings.prompts_per_iter:
+    if dropped:
+        tell(f"--prompts {settings.prompts}: {len(records):,} prompts are left{without(dropped)}")
+    wanted = 1 if settings.hours else settings.prompts_per_iter  # which --hours has yet to choose
+    if len(records) < settings.iters * wanted:
         raise ValueError(
             f"--prompts {settings.prompts}: {len(records)} different prompts do not make "
-            f"{settings.iters} iterations of {settings.prompts_per_iter}: use fewer --iters, or "
+            f"{settings.iters} iterations of {wanted}: use fewer --iters, or "
             f"--prompts-per-iter {len(records) // settings.iters} at most")
     return records, dropped
 

@@ -137,5 +137,10 @@ def judge(args, interval):
             "by comparison in both orders": by_comparison(model, tokenizer, pairs, source)}
         del model  # or the next one would stand beside it
     print("\n".join(table(pairs, results, interval)))
+    for name, by in results.items():
+        for what, values in by.items():
+            if np.isnan(values).all():
+                print(f"{name} {what}: no pair could be read, so this model does not judge in that "
+                      "way")
     print(f"{len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts. Undecided (equal "
           "scores, orders that disagree) counts one half, unread pairs are left out.")

@@ -1,5 +1,7 @@
 """What a run will cost: the real loop on a few prompts, timed, and drawn out to the whole."""
+import bisect
 import contextlib
+import copy
 import dataclasses
 import io
 import resource
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from harness.clock import duration
+from harness.files import read_json
 from harness.folder import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
@@ -23,10 +27,58 @@ FEWEST_RANKED = 8       # of fewer ranked replies the seed may judge none as peo
 def plan(settings, sample, loop):
     """Print what a run with these settings will take on this machine; nothing is kept.
 
-    loop: metareward.loop. It runs on a few prompts, then on three times as many, and so on until
-    one would take more than about a minute. Each stage's seconds are a line through the last two:
-    a fixed part, and a part for each prompt. One iteration stands for all that train the judge,
-    one for the others.
+    loop: metareward.loop.
+    """
+    with tried(settings, sample, loop) as (run, trials, loading, unreadable):
+        if trials:
+            small, records = trials[-1]
+            show(run, totals(run, trials), loading, disk(run, small))
+            if not all(record["train"] for record in records[1:]):
+                print("Training is not counted, or not all of it: no pairs came of "
+                      f"{small.settings.prompts_per_iter} prompts.")
+    if unreadable:
+        raise unreadable
+
+
+def fit_hours(settings, sample, loop):
+    """The settings with as many prompts per iteration as a run of settings.hours has time for.
+
+    A run that is there goes on with what was chosen when it began. Raises ValueError if the
+    shortest run takes longer.
+    """
+    config = Path(settings.out) / "config.json"
+    if config.is_file():
+        chosen = read_json(config)["settings"]["prompts_per_iter"]
+        return dataclasses.replace(settings, prompts_per_iter=chosen)
+    start = time.perf_counter()
+    with tried(settings, sample, loop) as (run, trials, loading, unreadable):
+        if unreadable:
+            raise unreadable
+        most = len(run.prompts) // settings.iters if run.prompts else 10**6
+        left = 3600 * settings.hours - (time.perf_counter() - start) - loading
+
+        def seconds(count):
+            whole = copy.copy(run)
+            whole.settings = dataclasses.replace(settings, prompts_per_iter=count)
+            return sum(totals(whole, trials)[0].values())
+        chosen = bisect.bisect_right(range(1, most + 1), left, key=seconds)
+        if chosen == 0:
+            raise ValueError(f"--hours {settings.hours:g}: a run of one prompt per iteration takes "
+                             f"{duration(seconds(1))}: use more --hours, fewer --iters, or a "
+                             "smaller --eval-prompts")
+        all_of_them = f", all that {settings.prompts} has" if chosen == most else ""
+        print(f"--hours {settings.hours:g}: --prompts-per-iter {chosen}{all_of_them}, which takes "
+              f"about {duration(seconds(chosen))}", flush=True)
+    return dataclasses.replace(settings, prompts_per_iter=chosen)
+
+
+@contextlib.contextmanager
+def tried(settings, sample, loop):
+    """(the whole run, [(a small run, its records), ...], seconds of loading, Unreadable or None).
+
+    The loop runs on a few prompts, then on three times as many, and so on until one would take more
+    than about a minute. Each stage's seconds are a line through the last two: a fixed part, and a
+    part for each prompt. One iteration stands for all that train the judge, one for the others.
     """
     print("Running the loop on a few prompts; nothing of it is kept. What else this machine does "
           "meanwhile counts as well.")
@@ -38,7 +90,7 @@ def plan(settings, sample, loop):
         for size in SIZES:
             set_adapter(run.model, f"{folder}/fresh")  # not the one that the last trial trained
             small = small_run(run, f"{folder}/{size}", size)
-            print(f"With {size} prompts:")
+            print(f"With {size} prompts:", flush=True)
             start = time.perf_counter()
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -47,17 +99,16 @@ def plan(settings, sample, loop):
                 unreadable = error  # with more prompts it shows; the table is of fewer
                 break
             taken.append(time.perf_counter() - start)
+            print(f"{duration(taken[-1])} in all", flush=True)
             whole = size >= max(len(run.eval_prompts), settings.prompts_per_iter)
-            if whole or len(taken) > 1 and expected_next(taken) > PATIENCE:
+            if whole or len(taken) > 1 and expected_next(taken) > patience(settings):
                 break
-        if trials:
-            small, records = trials[-1]
-            show(run, totals(run, trials), loading, disk(run, small))
-            if not all(record["train"] for record in records[1:]):
-                print("Training is not counted, or not all of it: no pairs came of "
-                      f"{SIZES[len(trials) - 1]} prompts.")
-    if unreadable:
-        raise unreadable
+        yield run, trials, loading, unreadable
+
+
+def patience(settings):
+    """Seconds that no further trial may be expected to take."""
+    return PATIENCE if settings.hours is None else min(PATIENCE, 0.1 * 3600 * settings.hours)
 
 
 def expected_next(taken):
@@ -169,9 +220,3 @@ def short(number):
             break
     digits_after = 3 - len(str(int(number)))
     return f"{number:.{max(0, digits_after)}f}{unit}"
-
-
-def duration(seconds):
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

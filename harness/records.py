@@ -79,7 +79,8 @@ def raw_records(file, text):
         whole = loaded(text) if kind == ".json" or first.startswith("[") else None
         if isinstance(whole, (dict, list)):
             whole = whole if isinstance(whole, list) else [whole]
-            yield from ((f"record {i}", record) for i, record in enumerate(whole, 1))
+            yield from ((f"record {i}", {"prompt": one} if isinstance(one, str) else one)
+                        for i, one in enumerate(whole, 1))
             return
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
@@ -158,8 +159,9 @@ def prompt_of(raw, answered=False):
     field = next((name for name in (*PROMPTS, "chosen") if raw.get(name) is not None), None)
     turns = turns_of(raw.get(field))
     if turns is None:
-        found = f"; there is {', '.join(raw)}" if raw else ""
-        raise ValueError(f"needs \"prompt\", a text{found}")
+        found = "; there is " + ", ".join(f'"{name}"' for name in raw) if raw else ""
+        raise ValueError("needs \"prompt\", a text (or \"instruction\", \"question\" or "
+                         f"\"messages\"){found}")
     users = [i for i, (role, _) in enumerate(turns) if role in USER]
     if not users:
         raise LeftOut("records without a user's turn")
@@ -328,10 +330,15 @@ def with_several_replies(records, left_out):
 def say(place, understood, left_out):
     """Tell what was understood, unless it is our own shape and nothing is left out."""
     ours = set(understood) <= {"`prompt`", "`prompt` + `replies`"}
-    if (left_out or not ours) and os.environ.get("RANK", "0") == "0":  # torchrun's first process
+    if left_out or not ours:
         parts = ", ".join(f"{count:,} records from {fields}" for fields, count in
                           understood.items())
-        print(f"{place}: {parts}{without(left_out)}", file=sys.stderr)
+        tell(f"{place}: {parts}{without(left_out)}")
+
+
+def tell(line):
+    if os.environ.get("RANK", "0") == "0":  # torchrun's first process
+        print(line, file=sys.stderr)
 
 
 def without(left_out):

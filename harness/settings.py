@@ -33,6 +33,8 @@ class Settings:
     prompts: str = option(None, "JSON lines, a JSON list, CSV, or one prompt a line "
                                 "(default: the model invents them from data/seeds.jsonl)")
     prompts_per_iter: int = option(5000, "prompts per iteration, none used twice", least=1)
+    hours: float = option(None, "how long the run may take: --prompts-per-iter is chosen for that, "
+                                "by trials on a few prompts")
     eval_prompts: str = option(str(HERE / "data" / "eval.jsonl"),
                                "held-out prompts that measure and never train")
     responses: int = option(7, "answers per prompt (K)", least=2)
@@ -104,6 +106,7 @@ class Settings:
         check(self.judgments >= 2 or self.no_meta_judge, "judgments", "at least 2")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         check(0 < self.beta < math.inf, "beta", "above 0")
+        check(self.hours is None or 0 < self.hours < math.inf, "hours", "above 0")
         check(0 < self.lr < math.inf, "lr", "above 0")
         check(self.temperature < math.inf, "temperature", "finite")
         check(min(self.max_response_chars) >= 0, "max_response_chars", "0 or more")
@@ -165,6 +168,8 @@ def parse_settings(argv=None, cuda=False):
         if not cuda:
             print(f"No CUDA GPU found: running the tiny world ({given['model']}) on the CPU. "
                   "Another model: --model NAME_OR_FOLDER.")
+    if "hours" in given and "prompts_per_iter" in given:
+        raise ValueError("--hours chooses --prompts-per-iter: give one of the two")
     if "rubric" in given and "max_score" not in given:
         raise ValueError("--rubric needs --max-score, the highest score that the rubric gives")
     defaults = {"out": f"runs/{Path(given['model']).name}", "bits": 4 if cuda else 32}

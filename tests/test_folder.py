@@ -1,10 +1,17 @@
 """harness/folder.py and harness/plan.py: the parts of a run around the method that need no whole
 run.
 """
+from collections import Counter
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 
+import harness.plan
+from harness.clock import clock, seconds_left
 from harness.folder import Run, hold_out
-from harness.plan import duration, on_line, short
+from harness.plan import duration, fit_hours, on_line, short
+from harness.settings import Settings, parse_settings
 
 # ---- held-out pairs
 
@@ -71,3 +78,62 @@ def test_durations(seconds, shown):
                                            (65120, "65.1k"), (999999, "1.00M"), (3e12, "3.00T")])
 def test_short_numbers(number, shown):
     assert short(number) == shown
+
+
+# ---- how long a run takes
+
+def records_of(*stages, answers=50):
+    return [{"iteration": t, "seconds": seconds, "meta_judge": {"answers": answers}}
+            for t, seconds in enumerate(stages)]
+
+
+def test_the_clock_counts_on_iterations_like_the_last(capsys):
+    """And on a few comparisons alone where the judge trains no longer."""
+    settings = Settings(iters=4, judge_iters=2)
+    records = records_of({"training": 9}, {"answers": 10, "comparisons": 100}, {
+        "answers": 10, "comparisons": 100})
+    assert seconds_left(records[:2], settings) == 110 + 2 * (10 + 40)  # 20 of 50 answers
+    assert seconds_left(records, settings) == 2 * (10 + 40)
+    few = records_of({}, {"answers": 10, "comparisons": 100}, answers=3)
+    assert seconds_left(few, settings) == 3 * 110
+    after = records_of({}, {}, {}, {"answers": 10, "comparisons": 40}, answers=20)
+    assert seconds_left(after, settings) == 50
+    assert not [*clock(records[:1], settings)] and not [*clock(records, Settings(iters=2))]
+    line, = clock(records, settings)
+    assert line.startswith("2 of 4 iterations in 3.8 min; at this pace 1.7 min are left, until ")
+
+
+@pytest.fixture
+def linear(monkeypatch, tmp_path):
+    """`fit_hours` for so many seconds, and so many prompts in a file. By the trials a prompt costs
+    two seconds an iteration, and the rest of a run 60.
+    """
+    def choose(seconds, prompts=None):
+        settings = Settings(model="tiny", out=str(tmp_path / "run"), iters=2, hours=seconds / 3600)
+
+        @contextmanager
+        def tried(*arguments):
+            yield SimpleNamespace(prompts=prompts, settings=settings), [], 0, None
+        monkeypatch.setattr(harness.plan, "tried", tried)
+        monkeypatch.setattr(harness.plan, "totals", lambda run, trials: (
+            Counter(all=60 + 2 * run.settings.iters * run.settings.prompts_per_iter), Counter()))
+        return fit_hours(settings, None, None)
+    return choose
+
+
+def test_hours_choose_the_prompts(linear, capsys, tmp_path):
+    assert linear(500.5).prompts_per_iter == 110 and linear(65).prompts_per_iter == 1
+    assert linear(500.5, [1] * 41).prompts_per_iter == 20  # of two iterations each
+    assert "--prompts-per-iter 20, all that" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="one prompt per iteration takes 64 s"):
+        linear(63)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"settings": {"prompts_per_iter": 7}}')
+    assert linear(500).prompts_per_iter == 7  # it was chosen when the run began
+
+
+def test_hours_and_prompts_per_iteration_exclude_each_other():
+    with pytest.raises(ValueError, match="give one of the two"):
+        parse_settings(["--model", "tiny", "--hours", "1", "--prompts-per-iter", "5"])
+    with pytest.raises(ValueError, match="--hours must be above 0"):
+        parse_settings(["--model", "tiny", "--hours", "0"])

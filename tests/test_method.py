@@ -33,8 +33,8 @@ from metareward import (
     finished_answers,
     judge_pair,
     judge_pairs,
-    next_comparisons,
     most_varied,
+    next_comparisons,
     position_weights,
     rate,
 )

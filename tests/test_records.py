@@ -48,6 +48,7 @@ PROMPTS = {  # name: (file's name, its content, the prompts, what the line says)
                    "1 records from `turns`"),
     "nulls of pandas": ("p.jsonl", lines({"prompt": None, "instruction": "Why?", "input": None}),
                         ["Why?"], "1 records from `instruction`"),
+    "list of texts": ("p.json", json.dumps(["Why?", "How?"]), ["Why?", "How?"], None),
     "no suffix": ("prompts", lines({"prompt": "Why?"}), ["Why?"], None),
     "ndjson": ("p.ndjson", lines({"prompt": "Why?"}), ["Why?"], None),
     "tsv": ("p.tsv", "id\tprompt\n1\tWhy, and how?\n", ["Why, and how?"], None),
@@ -144,7 +145,7 @@ def test_ranked_replies_in_the_shapes_that_people_have(tmp_path, capsys, name):
     ("p.json", b"[]", "no prompts in it"),
     ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}',
      "no prompts in it; left out: 1 records without a user's turn"),
-    ("p.jsonl", b'{"task": "x", "n": 1}', "needs \"prompt\", a text; there is task, n"),
+    ("p.jsonl", b'{"task": "x", "n": 1}', 'or "messages"); there is "task", "n"'),
     ("p.jsonl", b'{"messages": ["x", 3]}', "line 1: needs"),
     (None, b"", "a folder: name a file in it"),
 ])

@@ -19,8 +19,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import LLAMA_3, QWEN_3, TINY, with_lora

@@ -1,0 +1,38 @@
+"""How long a run will still take, from what it took so far."""
+import time
+
+from harness.settings import DIAGNOSED
+
+
+def seconds_left(records, settings):
+    """Seconds that the iterations to come will take if they are like the last one.
+
+    Where the judge trains no longer, a few answers are compared instead of all.
+    """
+    last, taken = records[-1]["iteration"], dict(records[-1]["seconds"])
+    left = 0
+    for t in range(last + 1, settings.iters + 1):
+        if last <= settings.judge_iters < t and taken.get("comparisons"):
+            answers = max(1, records[-1]["meta_judge"]["answers"])
+            taken["comparisons"] *= min(1, DIAGNOSED / answers)
+            last = t  # once is enough
+        left += sum(taken.values())
+    return left
+
+
+def clock(records, settings):
+    """A line that says when the run will have ended; none before the first iteration has."""
+    done = records[-1]["iteration"]
+    if not 0 < done < settings.iters:
+        return
+    so_far = sum(sum(record["seconds"].values()) for record in records)
+    left = seconds_left(records, settings)
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + left))
+    yield (f"{done} of {settings.iters} iterations in {duration(so_far)}; at this pace "
+           f"{duration(left)} are left, until {end}")
+
+
+def duration(seconds):
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
