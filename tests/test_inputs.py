@@ -16,6 +16,7 @@ from harness.inputs import (
     invent_prompts,
     oasst_replies,
     ranked_replies,
+    training_prompts,
     unused,
 )
 from harness.records import read_prompts, read_text
@@ -232,6 +233,18 @@ def test_repeated_and_held_out_prompts_are_dropped_and_counted():
 
 
 # ---- ranked replies
+
+def test_a_line_says_which_prompts_are_left(tmp_path, capsys):
+    file = tmp_path / "p.txt"
+    file.write_text("Why?\nHow?\nWhy?\nWhen?\n")
+    settings = Settings(model="tiny", prompts=str(file), iters=2, prompts_per_iter=1)
+    assert len(training_prompts(settings, [{"prompt": "How?"}])[0]) == 2
+    assert capsys.readouterr().err == (f"--prompts {file}: 2 prompts are left; left out: 1 prompt "
+                                       "held out for measuring, 1 prompt a duplicate\n")
+    more = Settings(model="tiny", prompts=str(file), iters=2, prompts_per_iter=2)
+    with pytest.raises(ValueError, match="use fewer --iters, or --prompts-per-iter 1 at most"):
+        training_prompts(more, [{"prompt": "How?"}])
+
 
 def test_ranked_replies_are_held_out_or_given(tmp_path):
     """A quarter of --eft's prompts measure the judge and no more than that; with --ranked all of
