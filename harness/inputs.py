@@ -36,8 +36,8 @@ def training_prompts(settings, held_out):
         return None, Counter()
     records, dropped = unused(read_prompts(settings.prompts), held_out)
     if settings.reward == "checks":
-        without = sum(not record.get("checks") for record in records)
-        dropped += Counter({"prompt without checks": without})
+        unchecked = sum(not record.get("checks") for record in records)
+        dropped += Counter({"prompt without checks": unchecked})
         records = [record for record in records if record.get("checks")]
     if dropped:
         tell(f"--prompts {settings.prompts}: {len(records):,} prompts are left{without(dropped)}")
