@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 
 import prompts as words
 from harness.files import as_example, by_prompt, read_jsonl
-from harness.records import read_prompts, tell
+from harness.records import read_prompts, tell, without
 from harness.settings import HERE
 
 SEEDS = HERE / "data" / "seeds.jsonl"
