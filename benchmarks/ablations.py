@@ -6,7 +6,8 @@ files: the actor's true score, padding sentences (those that match none of the p
 answer, characters, and of the judge, on M_0's answers, how often it is right and how often it ties.
 Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first
 variant. A run that is already there is not run again; one of another model or other settings is
-refused, as its log says.
+refused, as its log says. "consensus" is the method with pairs of judgments that no meta-judge chose:
+of two judgments the one wins whose score is nearer to the mean score of its answer.
 """
 import argparse
 import json
@@ -39,6 +40,7 @@ VARIANTS = {
     "N 5": ["--judgments", "5"],
     "N 11": ["--judgments", "11"],
     "16 comparisons of 42": ["--comparisons", "16"],
+    "consensus": [],
 }
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 
@@ -51,11 +53,23 @@ def padding(folder, checks):
     return float(np.mean(counts))
 
 
+def consensus(run, t, varied):
+    """Stands in for metareward.meta_judge, and samples nothing."""
+    records = []
+    for item in varied:
+        off = np.abs(np.array(item["scores"]) - np.mean(item["scores"]))
+        verdicts = np.sign(off - off[:, None]).astype(int)  # [m, n]: 1 if m is nearer
+        records.append({**item, "verdicts": verdicts.tolist(), "said": []})
+    run.save(t, "battles.jsonl", records)
+    return records
+
+
 def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it.
     """
+    program = [__file__, "--work"] if variant == "consensus" else [ROOT / "metareward.py"]
     with open(f"{out}.log", "w") as log:
-        subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed),
+        subprocess.run([sys.executable, *program, "--out", out, "--seed", str(seed),
                         "--model", model, *VARIANTS[variant]],
                        check=True, stdout=log, stderr=log)
     records = json.loads((out / "summary.json").read_text())
@@ -173,4 +187,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--work"]:  # be one of the runs
+        import metareward
+        metareward.meta_judge = consensus
+        metareward.main(sys.argv[2:])
+    else:
+        main()

@@ -91,6 +91,8 @@ def main():
         for file in sorted(run.glob("iter*/battles.jsonl")):
             answers = [np.array(record["verdicts"]) for record in read_jsonl(file)]
             answers = [r for r in answers if len(r) > 2 and r.any()]
+            if len(answers) < 30:  # where no judge trains, a few are compared for the figures alone
+                continue
             weights = position_weights(*(sum(int((r == sign).sum()) for r in answers)
                                          for sign in (1, -1)))
             quality = [elo(battle_matrix(r, *weights), ridge=0.05) for r in answers]

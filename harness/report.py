@@ -303,10 +303,10 @@ def battle_table(battles):
     return f"<table>{cells('th', ['', *range(len(battles))])}{''.join(rows)}</table>"
 
 
-def verdict_table(verdicts):
-    """Who won each comparison."""
-    names = {1: "first", -1: "second", 0: "?"}
-    rows = [[m, *("" if m == n else names[verdict] for n, verdict in enumerate(row))]
+def verdict_table(verdicts, said):
+    """Who won each comparison that was made."""
+    names, made = {1: "first", -1: "second", 0: "?"}, {(s["first"], s["second"]) for s in said}
+    rows = [[m, *(names[verdict] if (m, n) in made else "" for n, verdict in enumerate(row))]
             for m, row in enumerate(verdicts)]
     return html_table(["first \\ second", *range(len(verdicts))], rows)
 
@@ -320,7 +320,7 @@ def compared(battle, rating):
     body += ("<p>Battles won by the row against the column [E3]; a win in one order only counts by "
              f"its place's weight:</p>{battle_table(rating['battles'])}<p>Who won, with the row "
              "shown first and the column second (?: no winner named):</p>"
-             f"{verdict_table(battle['verdicts'])}")
+             f"{verdict_table(battle['verdicts'], battle['said'])}")
     kind = {order[0]: "good", order[-1]: "bad"}
     place = {order[0]: ", rated highest", order[-1]: ", rated lowest"}
     for i in order:
