@@ -6,8 +6,8 @@ files: the actor's true score, padding sentences (those that match none of the p
 answer, characters, and of the judge, on M_0's answers, how often it is right and how often it ties.
 Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first
 variant. A run that is already there is not run again; one of another model or other settings is
-refused, as its log says. "consensus" is the method with pairs of judgments that no meta-judge chose:
-of two judgments the one wins whose score is nearer to the mean score of its answer.
+refused, as its log says. "consensus" is the method with pairs of judgments that no meta-judge
+chose: of two judgments the one wins whose score is nearer to the mean score of its answer.
 """
 import argparse
 import json
