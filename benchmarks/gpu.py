@@ -11,6 +11,7 @@ the script runs.
     real       benchmarks/real_model.py with --model, a folder
     nf4, bf16  sampling and DPO of a model of 8B in these
     shared     from where on attention to shared prefixes pays
+    host       what Python does in a step
     plan       what --plan says of the paper's schedule, with --model
 """
 import argparse
@@ -57,7 +58,7 @@ transformers.utils.logging.set_verbosity_error()
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 LIMITS = {"correct": 150, "tiny": 240, "real": 600, "nf4": 200, "bf16": 150, "shared": 60,
-          "plan": 120}  # seconds
+          "host": 60, "plan": 120}  # seconds
 
 
 # ---- measuring
@@ -535,6 +536,26 @@ def shared(note, args):
                  times_as_fast=round(theirs / ours, 2), ours_us=round(ours * 1e6))
 
 
+def host(note, args):
+    """What Python does in a step of 704 rows, beside the forward pass and the drawing."""
+    model, rows = small_models()["Llama"].to(DEVICE), 704
+    logits, sampled = torch.randn(rows, model.config.vocab_size, device=DEVICE), [0, 0]
+
+    def drawing(*arguments, draw=sampling.draw):
+        start = time.perf_counter()
+        tokens = draw(*arguments)
+        sampled[0] += time.perf_counter() - start
+        sampled[1] += 1
+        return tokens
+    before = sampling.draw, sampling.ROWS[DEVICE]
+    sampling.Slots.forward = lambda self: logits[: self.cache.shape.B]
+    sampling.draw, sampling.ROWS[DEVICE] = drawing, rows
+    sampling.uncapturable.add(model)
+    took, _ = seconds(lambda: ours(model, tokens(model, rows // 11, 20), 11, 100, ()))
+    sampling.draw, sampling.ROWS[DEVICE] = before
+    note("Python in a step of 704 rows", ms=round(1000 * (took - sampled[0]) / sampled[1], 2))
+
+
 def step_time(work):
     """Median seconds of work() in a CUDA graph, where there is CUDA."""
     run = work
@@ -631,7 +652,8 @@ class Clock(TrainerCallback):
 
 STAGES = {"correct": correct, "tiny": tiny, "real": real,
           "nf4": lambda note, args: eight_billion(note, args, 4),
-          "bf16": lambda note, args: eight_billion(note, args, 16), "shared": shared, "plan": plan}
+          "bf16": lambda note, args: eight_billion(note, args, 16), "shared": shared,
+          "host": host, "plan": plan}
 
 
 def records(file):
