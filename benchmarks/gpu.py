@@ -376,8 +376,6 @@ def tiny(note, args):
 
 def real(note, args):
     """Reward by the truth, and the whole method after the warm start."""
-    if not args.model:
-        return print("without --model nothing")
     for kinds in (["checks", "control"], ["judge", "no-meta-judge"]):
         done = subprocess.run(
             [sys.executable, str(ROOT / "benchmarks" / "real_model.py"), "--model", args.model,
@@ -388,8 +386,6 @@ def real(note, args):
 
 def plan(note, args):
     """--plan of the paper's schedule on this card, and on smaller ones."""
-    if not args.model:
-        return print("without --model nothing")
     for size in (None, 80, 24) if CUDA else (None,):
         try:
             with card_of(size):
@@ -538,22 +534,23 @@ def shared(note, args):
 
 def host(note, args):
     """What Python does in a step of 704 rows, beside the forward pass and the drawing."""
-    model, rows = small_models()["Llama"].to(DEVICE), 704
-    logits, sampled = torch.randn(rows, model.config.vocab_size, device=DEVICE), [0, 0]
+    model, rows, drawing = small_models()["Llama"].to(DEVICE), 704, [0]
+    logits = 8 * torch.randn(rows, model.config.vocab_size, device=DEVICE)
 
-    def drawing(*arguments, draw=sampling.draw):
-        start = time.perf_counter()
-        tokens = draw(*arguments)
-        sampled[0] += time.perf_counter() - start
-        sampled[1] += 1
+    def timed(*arguments, draw=sampling.draw):
+        took, tokens = seconds(lambda: draw(*arguments))
+        drawing[0] += took
         return tokens
-    before = sampling.draw, sampling.ROWS[DEVICE]
+
+    def others(steps):
+        drawing[0] = 0
+        took, _ = seconds(lambda: ours(model, tokens(model, rows // 11, 20), 11, steps, ()))
+        return took - drawing[0]
     sampling.Slots.forward = lambda self: logits[: self.cache.shape.B]
-    sampling.draw, sampling.ROWS[DEVICE] = drawing, rows
+    sampling.draw, sampling.ROWS[DEVICE] = timed, rows
     sampling.uncapturable.add(model)
-    took, _ = seconds(lambda: ours(model, tokens(model, rows // 11, 20), 11, 100, ()))
-    sampling.draw, sampling.ROWS[DEVICE] = before
-    note("Python in a step of 704 rows", ms=round(1000 * (took - sampled[0]) / sampled[1], 2))
+    others(10)
+    note("Python in a step of 704 rows", ms=round((others(200) - others(100)) * 10, 2))
 
 
 def step_time(work):
@@ -723,8 +720,10 @@ def main():
     done = {line["stage"] for line in records(file) if line["name"] == "done"}
     for stage in args.only or STAGES:
         left = min(LIMITS[stage], end - time.monotonic())
-        if stage in done or left < 5:
-            print(f"{stage}: {'is done' if stage in done else 'no time left'}", flush=True)
+        why_not = ("is done" if stage in done else "no time left" if left < 5 else
+                   "needs --model" if stage in ("real", "plan") and not args.model else None)
+        if why_not:
+            print(f"{stage}: {why_not}", flush=True)
             continue
         command = [sys.executable, __file__, "--stage", stage, *sys.argv[1:]]
         child = subprocess.Popen(command, start_new_session=True)
