@@ -195,11 +195,11 @@ def next_comparisons(verdicts, done, budget, seed=0):
     """Which of N judgments to compare next: a list of (m, n), m shown first; [] when all is done.
 
     verdicts (N, N): those so far, as `battle_matrix` takes them. done (N, N): whether m was
-    compared with n, m shown first. budget: how many comparisons in all. First each judgment meets
-    its neighbours in a random circle, as often in first as in second place. After that the leader
-    meets its two strongest contenders and the last its two weakest, in both orders: who is first
-    and who is last is all that a pair needs. What few comparisons leave open counts for a contender
-    (an upper confidence bound).
+    compared with n, m shown first. budget: how many comparisons in all, better no fewer than N.
+    First each judgment meets its neighbours in a random circle, as often in first as in second
+    place. After that the leader meets its two strongest contenders and the last its two weakest, in
+    both orders: who is first and who is last is all that a pair needs. What few comparisons leave
+    open counts for a contender (an upper confidence bound).
     """
     verdicts, done = np.asarray(verdicts), np.asarray(done, dtype=bool)
     if verdicts.ndim != 2 or len(set(verdicts.shape) | set(done.shape)) != 1 or budget < 1:
@@ -216,7 +216,7 @@ def next_comparisons(verdicts, done, budget, seed=0):
                 for step in range(1, reach + 1) for i in range(N)][:left]
     ratings = elo(battle_matrix(verdicts, *EQUAL), ridge=0.05)
     doubt = 1.2 / np.sqrt(np.maximum(1, done.sum(0) + done.sum(1)))
-    chosen = []  # (1 for the strongest rival, 2 for the next one, m, n)
+    chosen = []  # (0 for the strongest rival, 1 for the next one, m, n)
     for one, others in ((ratings.argmax(), (-ratings - doubt).argsort(kind="stable")),
                         (ratings.argmin(), (ratings - doubt).argsort(kind="stable"))):
         rivals = [other for other in others if missing[one, other] or missing[other, one]][:2]
@@ -272,8 +272,8 @@ def score(run, t, answers, name="judgments.jsonl", label="judgments"):
 def meta_judge(run, t, varied):
     """As meta-judge, compare every two judgments of an answer, in both orders, or --comparisons.
 
-    Returns records with "verdicts" (N, N), as `battle_matrix` reads them, and "said"; none at all
-    if hardly any comparison names a winner.
+    Returns records with "verdicts" (N, N), as `battle_matrix` reads them; none at all if hardly any
+    comparison names a winner.
     """
     if not run.settings.comparisons:
         orders = {item["id"]: list(itertools.permutations(range(len(item["texts"])), 2))
@@ -285,14 +285,14 @@ def meta_judge(run, t, varied):
         orders = {key: pairs for key, record in compared.items()
                   if (pairs := next_pairs(record, run.settings.comparisons,
                                           f"{run.settings.seed}/{t}/{key}"))}
-        if not orders:
-            break
-        made = compare(run, t, [item for item in varied if item["id"] in orders], orders,
-                       f"round{number}.jsonl")
+        asked = [item for item in varied if item["id"] in orders]
+        made = compare(run, t, asked, orders, f"round{number}.jsonl") if asked else []
         if not made:
-            return []
+            break
         for record in made:
             compared[record["id"]] = add_battles(compared[record["id"]], record)
+    if asked and number == 1:
+        return []
     run.save(t, "battles.jsonl", compared.values())
     return list(compared.values())
 
@@ -318,7 +318,12 @@ def compare(run, t, items, orders, name):
 
 
 def next_pairs(record, budget, seed):
-    """What `next_comparisons` wants of a compared answer. Equal texts do not meet each other."""
+    """What `next_comparisons` wants of a compared answer. Equal texts do not meet each other.
+
+    Nothing more is asked of one whose first comparisons all named no winner.
+    """
+    if record["said"] and not np.any(record["verdicts"]):
+        return []
     texts, done = record["texts"], np.zeros_like(record["verdicts"], dtype=bool)
     for said in record["said"]:
         done[said["first"], said["second"]] = True
@@ -332,8 +337,8 @@ def add_battles(before, record):
     """A compared answer with what further comparisons of it said."""
     counts = {key: before.get(key, 0) + record[key] for key in ("sampled_tokens", "too_long")
               if key in record}
-    return {**before, **counts, "said": before["said"] + record["said"],
-            "verdicts": np.add(before["verdicts"], record["verdicts"]).tolist()}
+    verdicts = np.add(before["verdicts"], record["verdicts"]).tolist()
+    return {**before, **counts, "verdicts": verdicts, "said": before["said"] + record["said"]}
 
 
 # ---- selections, which yield records, and a sentence for each thing they drop; and their helpers

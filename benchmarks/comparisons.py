@@ -1,6 +1,6 @@
 """How few comparisons find the pair of judgments that all N(N-1) find?
 
-    python benchmarks/comparisons.py                     # simulated judges, two minutes
+    python benchmarks/comparisons.py                     # simulated judges, a minute
     python benchmarks/comparisons.py --runs runs/a ...   # verdicts of runs that made all of them
 
 Judgments of known quality (normal, times a slope) are compared by judges that prefer a place, name

@@ -67,9 +67,12 @@ def battle(folder, number):
             + " / ".join(record["texts"][place].splitlines())
         )
     said = next(
-        said["text"]
-        for said in record["said"]
-        if (said["first"], said["second"]) == (chosen, rejected)
+        (
+            said["text"]
+            for said in record["said"]
+            if (said["first"], said["second"]) == (chosen, rejected)
+        ),
+        "(these two were not compared in this order)",
     )
     print(f"\nthe meta-judge of these two, as A and B:\n{said}")
 

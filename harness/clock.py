@@ -10,11 +10,11 @@ def seconds_left(records, settings):
     Where the judge trains no longer, a few answers are compared instead of all.
     """
     last, taken = records[-1]["iteration"], dict(records[-1]["seconds"])
+    compared = records[-1]["meta_judge"]
     left = 0
     for t in range(last + 1, settings.iters + 1):
-        if last <= settings.judge_iters < t and taken.get("comparisons"):
-            answers = max(1, records[-1]["meta_judge"]["answers"])
-            taken["comparisons"] *= min(1, DIAGNOSED / answers)
+        if last <= settings.judge_iters < t and compared and taken.get("comparisons"):
+            taken["comparisons"] *= min(1, DIAGNOSED / max(1, compared["answers"]))
             last = t  # once is enough
         left += sum(taken.values())
     return left

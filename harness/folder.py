@@ -193,7 +193,7 @@ class Run:
                 part.unlink()
         self.tokens[t, label] = (self.tokens.get((t, label), 0)
                                  + sum(record["sampled_tokens"] for record in records))
-        self.tell_too_long(records, label, max_new_tokens)
+        self.tell_too_long(records, label, max_new_tokens, needed)
         return records
 
     def draw_share(self, t, file, items, known, ask, read, n, max_new_tokens, label):
@@ -255,13 +255,13 @@ class Run:
     def reward_model(self):
         return RewardModel(self.settings.reward, self.settings.bits)
 
-    def tell_too_long(self, records, label, max_new_tokens):
-        """Say how many prompts were too long. Raise ValueError if all were: more would follow."""
+    def tell_too_long(self, records, label, max_new_tokens, needed=True):
+        """Say how many prompts were too long. Raise ValueError if all of a needed stage were."""
         too_long = sum(record.get("too_long", 0) for record in records)
         if not too_long:
             return
         about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
-        if not any(record["sampled_tokens"] for record in records):
+        if needed and not any(record["sampled_tokens"] for record in records):
             raise ValueError(f"{label}: all prompts are too long, {about}: choose another --out "
                              "and shorter prompts, answers or replies")
         if rank() == 0:
@@ -354,7 +354,7 @@ class Run:
             figures["pairs"]["dropped"] = dict(self.dropped)
             figures = figures | {"tokens": tokens, "adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))
-            for file in self.folder(t).glob("round*.jsonl"):  # all is in battles.jsonl
+            for file in self.folder(t).glob("round*.jsonl*"):  # all is in battles.jsonl
                 file.unlink()
             (self.folder(t) / "checkpoint.safetensors").unlink(missing_ok=True)
         barrier()

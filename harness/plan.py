@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
+from dpo import world
 from harness.clock import duration
-from harness.files import read_json
 from harness.folder import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
 from harness.unreadable import Unreadable, first_prompts
+from sampling import read_record
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take
@@ -33,9 +34,7 @@ def plan(settings, sample, loop):
         if trials:
             small, records = trials[-1]
             show(run, totals(run, trials), loading, disk(run, small))
-            if not all(record["train"] for record in records[1:]):
-                print("Training is not counted, or not all of it: no pairs came of "
-                      f"{small.settings.prompts_per_iter} prompts.")
+            tell_untrained(small, records)
     if unreadable:
         raise unreadable
 
@@ -48,8 +47,9 @@ def fit_hours(settings, sample, loop):
     """
     config = Path(settings.out) / "config.json"
     if config.is_file():
-        chosen = read_json(config)["settings"]["prompts_per_iter"]
-        return dataclasses.replace(settings, prompts_per_iter=chosen)
+        chosen = read_record(config).get("settings", {}).get("prompts_per_iter", 1)
+        print(f"The run goes on with --prompts-per-iter {chosen}, as it began")
+        return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None)
     start = time.perf_counter()
     with tried(settings, sample, loop) as (run, trials, loading, unreadable):
         if unreadable:
@@ -63,13 +63,23 @@ def fit_hours(settings, sample, loop):
             return sum(totals(whole, trials)[0].values())
         chosen = bisect.bisect_right(range(1, most + 1), left, key=seconds)
         if chosen == 0:
-            raise ValueError(f"--hours {settings.hours:g}: a run of one prompt per iteration takes "
-                             f"{duration(seconds(1))}: use more --hours, fewer --iters, or a "
-                             "smaller --eval-prompts")
-        all_of_them = f", all that {settings.prompts} has" if chosen == most else ""
+            raise ValueError(
+                f"--hours {settings.hours:g}: after the trials {duration(max(0, left))} are left, "
+                f"and a run of one prompt per iteration takes {duration(seconds(1))}: use more "
+                "--hours, fewer --iters, or a smaller --eval-prompts")
+        every = run.prompts and chosen == most
+        all_of_them = f", all that {settings.prompts} has" if every else ""
         print(f"--hours {settings.hours:g}: --prompts-per-iter {chosen}{all_of_them}, which takes "
               f"about {duration(seconds(chosen))}", flush=True)
-    return dataclasses.replace(settings, prompts_per_iter=chosen)
+        for small, records in trials[-1:]:
+            tell_untrained(small, records)
+    return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None)
+
+
+def tell_untrained(small, records):
+    if not all(record["train"] for record in records[1:]):
+        print("Training is not counted, or not all of it: no pairs came of "
+              f"{small.settings.prompts_per_iter} prompts.")
 
 
 @contextlib.contextmanager
@@ -80,6 +90,9 @@ def tried(settings, sample, loop):
     than about a minute. Each stage's seconds are a line through the last two: a fixed part, and a
     part for each prompt. One iteration stands for all that train the judge, one for the others.
     """
+    if world() > 1:
+        raise ValueError("--plan and --hours try the loop in one process: leave torchrun out; a "
+                         "run that has begun with --hours goes on with it")
     print("Running the loop on a few prompts; nothing of it is kept. What else this machine does "
           "meanwhile counts as well.")
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +100,8 @@ def tried(settings, sample, loop):
         run = Run(dataclasses.replace(settings, out=f"{folder}/whole"), sample)
         loading, trials, taken, unreadable = time.perf_counter() - start, [], [], None
         save_adapter(run.model, f"{folder}/fresh")
-        for size in SIZES:
+        most = len(run.prompts) // min(2, settings.iters) if run.prompts else SIZES[-1]
+        for size in (min(size, most) for size in SIZES):
             set_adapter(run.model, f"{folder}/fresh")  # not the one that the last trial trained
             small = small_run(run, f"{folder}/{size}", size)
             print(f"With {size} prompts:", flush=True)
@@ -100,7 +114,7 @@ def tried(settings, sample, loop):
                 break
             taken.append(time.perf_counter() - start)
             print(f"{duration(taken[-1])} in all", flush=True)
-            whole = size >= max(len(run.eval_prompts), settings.prompts_per_iter)
+            whole = size >= min(most, max(len(run.eval_prompts), settings.prompts_per_iter))
             if whole or len(taken) > 1 and expected_next(taken) > patience(settings):
                 break
         yield run, trials, loading, unreadable

@@ -163,6 +163,8 @@ def parse_settings(argv=None, cuda=False):
     given = {name: tuple(value) if isinstance(value, list) else value
              for name, value in arguments.items() if value is not None}
     only_plan = given.pop("plan")
+    if only_plan and "hours" in given:
+        raise ValueError("--plan says what a run costs, --hours chooses one: give one of the two")
     if "model" not in given:
         given["model"] = GPU_MODEL if cuda else str(CPU_MODEL)
         if not cuda:

@@ -99,6 +99,9 @@ def test_the_clock_counts_on_iterations_like_the_last(capsys):
     after = records_of({}, {}, {}, {"answers": 10, "comparisons": 40}, answers=20)
     assert seconds_left(after, settings) == 50
     assert not [*clock(records[:1], settings)] and not [*clock(records, Settings(iters=2))]
+    actor_alone = [{"iteration": 1, "seconds": {"answers": 9, "comparisons": 0.01},
+                    "meta_judge": None}]
+    assert seconds_left(actor_alone, settings) == pytest.approx(27.03)
     line, = clock(records, settings)
     assert line.startswith("2 of 4 iterations in 3.8 min; at this pace 1.7 min are left, until ")
 
@@ -129,11 +132,21 @@ def test_hours_choose_the_prompts(linear, capsys, tmp_path):
         linear(63)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"settings": {"prompts_per_iter": 7}}')
-    assert linear(500).prompts_per_iter == 7  # it was chosen when the run began
+    again = linear(500)  # it was chosen when the run began
+    assert (again.prompts_per_iter, again.hours) == (7, None)  # so that its prompts are counted
 
 
 def test_hours_and_prompts_per_iteration_exclude_each_other():
     with pytest.raises(ValueError, match="give one of the two"):
         parse_settings(["--model", "tiny", "--hours", "1", "--prompts-per-iter", "5"])
+    with pytest.raises(ValueError, match="give one of the two"):
+        parse_settings(["--model", "tiny", "--hours", "1", "--plan"])
     with pytest.raises(ValueError, match="--hours must be above 0"):
         parse_settings(["--model", "tiny", "--hours", "0"])
+
+
+def test_trials_are_one_processs_work(monkeypatch):
+    monkeypatch.setattr(harness.plan, "world", lambda: 2)
+    with pytest.raises(ValueError, match="leave torchrun out"):
+        with harness.plan.tried(Settings(model="tiny"), None, None):
+            pass

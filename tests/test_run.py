@@ -798,12 +798,28 @@ def test_some_comparisons_are_made_round_by_round(tmp_path, monkeypatch, capsys)
     for last in (1, 2):
         calls = []
         monkeypatch.setattr(metareward, "sample", dies)
-        with pytest.raises(BaseException):
+        with pytest.raises(StopIteration):
             metareward.main([*arguments, str(tmp_path / "cut")])
     monkeypatch.setattr(metareward, "sample", roles)
     metareward.main([*arguments, str(tmp_path / "cut")])
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
     assert not list(tmp_path.glob("*/iter1/round*.jsonl"))
+
+
+def test_answers_that_nobody_can_compare_are_asked_about_once(tmp_path, monkeypatch, capsys):
+    """Of four answers one has judgments that are too long to be compared, another gets no verdict:
+    the others' comparisons go on to their end.
+    """
+    def compared(i, k):
+        return (f"Winner: Judgment {'AB'[i % 2]}", True) if i < 15 else ("Both.", True)
+    monkeypatch.setattr(metareward, "sample", scripted(
+        judge=lambda i, k: (f"{k} {'long ' * 400 * (i < 3)}\nScore: {(i + k) % 6}", True),
+        meta_judge=compared))
+    metareward.main(small(tmp_path, "--iters", "1", "--prompts-per-iter", "4", "--judgments", "5",
+                          "--comparisons", "14", "--no-eft", "--out", str(tmp_path / "run")))
+    battles = read_jsonl(tmp_path / "run" / "iter1" / "battles.jsonl")
+    assert sorted(len(battle["said"]) for battle in battles) == [5, 5, 14, 14]
+    assert sum(battle.get("too_long", 0) == 5 for battle in battles) == 1
 
 
 @pytest.mark.parametrize("roles, actor_pairs, judge_pairs, dropped", [
