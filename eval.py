@@ -247,8 +247,8 @@ def measure_meta_judge(battles):
 
     battles: records with "verdicts" (N, N), entry [m][n] with m shown first, "scores" of the N
     judgments, and perhaps "said", a list of the comparisons that were made, if not all of them, and
-    "truth" of the answer. Rates are over the comparisons that parsed; of
-    "truth_accuracy", over those of judgments of which one's score is nearer to the truth.
+    "truth" of the answer. Rates are over the comparisons that parsed; of "truth_accuracy", over
+    those of judgments of which one's score is nearer to the truth.
     """
     total, first, consistent, higher, right, differ = 0, [], [], [], [], []
     for battle in battles:

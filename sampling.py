@@ -59,8 +59,8 @@ from transformers import (
 # cuDNN plans each shape of attention anew, and shapes hardly ever repeat here.
 torch.backends.cuda.enable_cudnn_sdp(False)
 # Our own errors say which weights are missing, and what could not be fetched.
-for name in ("modeling_utils", "distributed.tensor_parallel"):
-    logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
+logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
 hub_logging.set_verbosity_error()
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's
 

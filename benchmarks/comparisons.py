@@ -18,7 +18,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from eval import read_jsonl
-from metareward import battle_matrix, elo, judge_pair, next_comparisons, position_weights
+from metareward import (
+    battle_matrix,
+    elo,
+    judge_pair,
+    next_comparisons,
+    position_weights,
+    wins_by_place,
+)
 
 # name: (slope, what the first place is worth in log-odds, share without a winner, circles)
 JUDGES = {"keen": (4, 0, 0, 0), "dull": (2, 0, 0, 0), "keen, prefers a place": (4, 1.5, 0, 0),
@@ -54,12 +61,17 @@ def at_random(verdicts, budget, seed):
     return known, 1
 
 
+def rated(answers, **settings):
+    """The ratings of each answer's judgments by its verdicts, weighed as in an iteration."""
+    weights = position_weights(*wins_by_place([{"verdicts": r.tolist()} for r in answers]))
+    return [elo(battle_matrix(r, *weights), **settings) for r in answers]
+
+
 def distances(answers, quality):
     """The true distance between the chosen and the rejected judgment of each answer."""
-    weights = position_weights(*(sum(int((r == sign).sum()) for r in answers) for sign in (1, -1)))
     result = []
-    for r, q in zip(answers, quality):
-        pair = judge_pair(elo(battle_matrix(r, *weights)), np.arange(len(q)))
+    for ratings, q in zip(rated(answers), quality):
+        pair = judge_pair(ratings, np.arange(len(q)))
         result.append(q[pair[0]] - q[pair[1]] if pair else 0)
     return np.array(result)
 
@@ -93,10 +105,8 @@ def main():
             answers = [r for r in answers if len(r) > 2 and r.any()]
             if len(answers) < 30:  # where no judge trains, a few are compared for the figures alone
                 continue
-            weights = position_weights(*(sum(int((r == sign).sum()) for r in answers)
-                                         for sign in (1, -1)))
-            quality = [elo(battle_matrix(r, *weights), ridge=0.05) for r in answers]
-            table(f"{run.name}, {file.parent.name}", answers, quality, args.budgets)
+            table(f"{run.name}, {file.parent.name}", answers, rated(answers, ridge=0.05),
+                  args.budgets)
     for name, judge in JUDGES.items() if not args.runs else ():
         rng = np.random.default_rng(0)
         quality = rng.normal(size=(args.answers, args.judgments))

@@ -21,6 +21,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -110,7 +111,7 @@ def machine(small):
 
 # ---- models and data
 
-def random_llama(small, layers=None, vocab=None):
+def random_llama(small):
     """Llama-3-8B's shape, weights at random, in bfloat16."""
     torch.manual_seed(0)
     shape = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512,
@@ -151,8 +152,7 @@ def quantized(model):
 def big(bits, small):
     """What a run samples from and trains: a random Llama with an adapter that does something."""
     model = random_llama(small)
-    model = with_adapter(quantized(model) if bits == 4 else model, 16)
-    return model
+    return with_adapter(quantized(model) if bits == 4 else model, 16)
 
 
 def with_adapter(model, rank):
@@ -181,7 +181,7 @@ def pairs(model, prompt, answer, count):
 # ---- correct
 
 def small_models():
-    """(name, model on a CPU in float32): full attention, windows, and the tiny world's."""
+    """{name: model on a CPU in float32}: full attention, windows, and the tiny world's."""
     shape = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512,
              "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
              "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
@@ -200,13 +200,12 @@ def same(a, b):
     return round(sum(x == y for x, y in rows) / len(rows), 3)
 
 
-def draws(model, **settings):
+def draws(model):
     """Samples of prompts that share a beginning, and of others; some end early."""
     common = tokens(model, 1, 60)[0]
     prompts = [common + own for own in tokens(model, 12, 20)] + tokens(model, 6, 40, seed=2)
     stops = set(range(0, model.config.vocab_size, 50))
-    return sample_tokens(model, prompts, 5, **{"stops": stops, "max_new_tokens": 60,
-                                               "temperature": 1.0, **settings})
+    return sample_tokens(model, prompts, 5, stops=stops, max_new_tokens=60, temperature=1.0)
 
 
 @contextmanager
@@ -308,13 +307,13 @@ def failed_capture():
     torch.cuda.empty_cache()
     torch.randn(3, device=DEVICE)
     other = small_models()["Llama"].to(DEVICE)
-    again = draws(other), other in sampling.uncapturable
+    draws(other)
     gc.collect()
     torch.cuda.empty_cache()
     kept = [segment for segment in torch.cuda.memory_snapshot()
             if segment["segment_pool_id"] != (0, 0)]
     return {"draws": same(drawn, expected), "said so": known,
-            "another model's graphs": not again[1],
+            "another model's graphs": other not in sampling.uncapturable,
             "bytes kept by graphs": sum(segment["total_size"] for segment in kept)}
 
 
@@ -410,6 +409,13 @@ def continuous(model, prompts, n, new):
     return drawn
 
 
+def matrix_flops(model, without="$^"):
+    """FLOP of a token's matrix products, but for the layers whose names have this in them."""
+    return 2 * sum(m.in_features * m.out_features for name, m in model.named_modules()
+                   if hasattr(m, "in_features") and not hasattr(m, "base_layer")
+                   and not re.search(without, name))
+
+
 def limit(model, prompts, n, new, bandwidth, rate):
     """Tokens per second at most, with as many rows as ours has at once, and what takes the time."""
     config, drawn = model.config, len(prompts) * n * new
@@ -417,8 +423,7 @@ def limit(model, prompts, n, new, bandwidth, rate):
     weights = sum(w.numel() * w.element_size() for name, w in model.named_parameters()
                   if "embed" not in name)
     token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    flops = 2 * sum(m.in_features * m.out_features for m in model.modules()
-                    if hasattr(m, "in_features") and not hasattr(m, "base_layer"))
+    flops = matrix_flops(model)
     body = flops - 2 * config.vocab_size * config.hidden_size  # a prompt needs one token's logits
     terms = {"reading weights": drawn / rows * weights / bandwidth,
              "reading the cache": drawn * token * (new / 2 + length / n) / bandwidth,
@@ -576,9 +581,7 @@ def pair_works(args):
 
 def train(note, args, model, rate):
     """DPO on this card and on one of 24 GB."""
-    flops = 2 * sum(m.in_features * m.out_features for name, m in model.named_modules()
-                    if hasattr(m, "in_features") and not hasattr(m, "base_layer")
-                    and "lora" not in name and "lm_head" not in name)
+    flops = matrix_flops(model, without="lora|lm_head")
     head = 2 * model.config.vocab_size * model.config.hidden_size
     works, a_step = pair_works(args)
     for size in (None, 24) if CUDA else (None,):

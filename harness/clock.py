@@ -9,15 +9,13 @@ def seconds_left(records, settings):
 
     Where the judge trains no longer, a few answers are compared instead of all.
     """
-    last, taken = records[-1]["iteration"], dict(records[-1]["seconds"])
-    compared = records[-1]["meta_judge"]
-    left = 0
-    for t in range(last + 1, settings.iters + 1):
-        if last <= settings.judge_iters < t and compared and taken.get("comparisons"):
-            taken["comparisons"] *= min(1, DIAGNOSED / max(1, compared["answers"]))
-            last = t  # once is enough
-        left += sum(taken.values())
-    return left
+    last, taken, compared = (records[-1][name] for name in ("iteration", "seconds", "meta_judge"))
+    saved = 0  # in each iteration that compares a few answers, if the last one compared all
+    if compared and last <= settings.judge_iters:
+        few = min(1, DIAGNOSED / max(1, compared["answers"]))
+        saved = (1 - few) * taken.get("comparisons", 0)
+    return sum(sum(taken.values()) - (saved if t > settings.judge_iters else 0)
+               for t in range(last + 1, settings.iters + 1))
 
 
 def clock(records, settings):

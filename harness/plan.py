@@ -71,8 +71,7 @@ def fit_hours(settings, sample, loop):
         all_of_them = f", all that {settings.prompts} has" if every else ""
         print(f"--hours {settings.hours:g}: --prompts-per-iter {chosen}{all_of_them}, which takes "
               f"about {duration(seconds(chosen))}", flush=True)
-        for small, records in trials[-1:]:
-            tell_untrained(small, records)
+        tell_untrained(*trials[-1])
     return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None)
 
 

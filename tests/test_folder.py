@@ -116,7 +116,8 @@ def linear(monkeypatch, tmp_path):
 
         @contextmanager
         def tried(*arguments):
-            yield SimpleNamespace(prompts=prompts, settings=settings), [], 0, None
+            run = SimpleNamespace(prompts=prompts, settings=settings)
+            yield run, [(run, [])], 0, None
         monkeypatch.setattr(harness.plan, "tried", tried)
         monkeypatch.setattr(harness.plan, "totals", lambda run, trials: (
             Counter(all=60 + 2 * run.settings.iters * run.settings.prompts_per_iter), Counter()))
