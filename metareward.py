@@ -61,7 +61,7 @@ from harness.inputs import (
     given_examples,
     ranked_items,
 )
-from harness.plan import fit_hours, plan
+from harness.plan import fit_hours, foresee, plan
 from harness.report import table
 from harness.settings import DIAGNOSED, Settings, parse_settings
 from harness.unreadable import first_look
@@ -611,9 +611,10 @@ def main(argv=None):
         settings, only_plan = parse_settings(argv, torch.cuda.is_available())
         if only_plan:
             return plan(settings, sample, loop)
-        if settings.hours:
-            settings = fit_hours(settings, sample, loop)
+        settings, forecast = (fit_hours(settings, sample, loop) if settings.hours
+                              else (settings, None))
         run = Run(settings, sample)
+        run.forecast = forecast or foresee(run, loop)
         records = loop(run)
         print(table(records))
         last_words(run.out, settings.iters, records)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import prompts as words
 from dpo import add_lora, collect, rank, share, world
-from harness.clock import clock
+from harness.clock import after_iteration, after_stage, expected
 from harness.command import barrier
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, training_prompts
@@ -55,6 +55,7 @@ class Run:
         self.dropped = Counter()    # what the present iteration sampled and did not use, by reason
         self.tokens = {}            # (iteration, stage) -> tokens drawn
         self.notes = []             # of the last report
+        self.forecast = None        # what harness.plan said of each stage
         if (self.out / "config.json").is_file() and rank() == 0:
             self.lock_folder()
         self.check_folder()
@@ -301,6 +302,10 @@ class Run:
                 taken = seconds.get(stage, 0) + time.perf_counter() - start
                 seconds[stage] = round(taken, 2)
                 write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
+        if rank() == 0:
+            told = expected(self.records(), self.settings, self.forecast)
+            for line in after_stage(t, stage, taken, told, seconds):
+                print(line, flush=True)
 
     def seconds(self, t):
         try:
@@ -377,7 +382,7 @@ class Run:
         print(glance(record))
         for line in drifts(record, self.settings.max_score):
             print(f"Drift, {line}")
-        for line in clock(records, self.settings):
+        for line in after_iteration(records, expected(records, self.settings)):
             print(line, flush=True)
 
     def answers_of_m0(self, count):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dpo import world
-from harness.clock import duration
+from harness.clock import duration, end_of
 from harness.folder import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
@@ -22,6 +22,8 @@ from sampling import read_record
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take
+WORTH_A_TRIAL = 400     # prompts of a run: of fewer it takes less than two hundred trials' time
+LONG_RUN = 3 * 24 * 3600  # seconds
 FEWEST_RANKED = 8       # of fewer ranked replies the seed may judge none as people did
 
 
@@ -30,10 +32,14 @@ def plan(settings, sample, loop):
 
     loop: metareward.loop.
     """
-    with tried(settings, sample, loop) as (run, trials, loading, unreadable):
+    start = time.perf_counter()
+    with whole_run(settings, sample) as run:
+        loading = time.perf_counter() - start
+        trials, unreadable = tried(run, loop, run.out,
+                                   lambda trials, seconds: seconds > PATIENCE)
         if trials:
             small, records = trials[-1]
-            show(run, totals(run, trials), loading, disk(run, small))
+            show(run, forecast(run, trials), loading, disk(run, small))
             tell_untrained(small, records)
     if unreadable:
         raise unreadable
@@ -42,25 +48,32 @@ def plan(settings, sample, loop):
 def fit_hours(settings, sample, loop):
     """The settings with as many prompts per iteration as a run of settings.hours has time for.
 
-    A run that is there goes on with what was chosen when it began. Raises ValueError if the
-    shortest run takes longer.
+    And its `forecast`. A run that is there goes on with what was chosen when it began: there is no
+    forecast then. Raises ValueError if the shortest run takes longer.
     """
     config = Path(settings.out) / "config.json"
     if config.is_file():
         chosen = read_record(config).get("settings", {}).get("prompts_per_iter", 1)
         print(f"The run goes on with --prompts-per-iter {chosen}, as it began")
-        return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None)
+        return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None), None
     start = time.perf_counter()
-    with tried(settings, sample, loop) as (run, trials, loading, unreadable):
+    with whole_run(settings, sample) as run:
+        loading = time.perf_counter() - start
+        patience = min(PATIENCE, 0.1 * 3600 * settings.hours)
+        trials, unreadable = tried(run, loop, run.out,
+                                   lambda trials, seconds: seconds > patience)
         if unreadable:
             raise unreadable
         most = len(run.prompts) // settings.iters if run.prompts else 10**6
         left = 3600 * settings.hours - (time.perf_counter() - start) - loading
 
-        def seconds(count):
+        def stages(count):
             whole = copy.copy(run)
             whole.settings = dataclasses.replace(settings, prompts_per_iter=count)
-            return sum(totals(whole, trials)[0].values())
+            return forecast(whole, trials)
+
+        def seconds(count):
+            return seconds_of(stages(count))
         chosen = bisect.bisect_right(range(1, most + 1), left, key=seconds)
         if chosen == 0:
             raise ValueError(
@@ -72,7 +85,39 @@ def fit_hours(settings, sample, loop):
         print(f"--hours {settings.hours:g}: --prompts-per-iter {chosen}{all_of_them}, which takes "
               f"about {duration(seconds(chosen))}", flush=True)
         tell_untrained(*trials[-1])
-    return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None)
+    return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None), stages(chosen)
+
+
+def foresee(run, loop):
+    """The `forecast` of a run that is about to begin, and a line that tells it.
+
+    None where it is not worth its trials: in a run of few prompts, and in one that goes on and has
+    an iteration to judge by. They end where the next would take two percent of the run.
+    """
+    small = run.settings.iters * run.settings.prompts_per_iter < WORTH_A_TRIAL
+    if small or len(run.records()) > 1 or world() > 1:
+        return None
+
+    def enough(trials, seconds):
+        return seconds > min(PATIENCE, 0.02 * seconds_of(forecast(run, trials)))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trials, _ = tried(run, loop, folder, enough)
+    except ValueError as error:  # of a few prompts, which need not be true of the whole run
+        print(f"How long the run will take cannot be told beforehand: {error}")
+        return None
+    if not trials:
+        return None  # nothing of what the model says can be read: the run will say so itself
+    stages = forecast(run, trials)
+    seconds = seconds_of(stages)
+    most = [f"{stage} {duration(taken)}" for stage, taken in by_stage(stages, 0).most_common(3)]
+    print(f"The run takes about {duration(seconds)}, until {end_of(seconds)}; most of it: "
+          f"{', '.join(most)}", flush=True)
+    if seconds > LONG_RUN:
+        print("A shorter one: --hours H, a smaller --prompts-per-iter, or --comparisons 44",
+              flush=True)
+    tell_untrained(*trials[-1])
+    return stages
 
 
 def tell_untrained(small, records):
@@ -82,46 +127,45 @@ def tell_untrained(small, records):
 
 
 @contextlib.contextmanager
-def tried(settings, sample, loop):
-    """(the whole run, [(a small run, its records), ...], seconds of loading, Unreadable or None).
-
-    The loop runs on a few prompts, then on three times as many, and so on until one would take more
-    than about a minute. Each stage's seconds are a line through the last two: a fixed part, and a
-    part for each prompt. One iteration stands for all that train the judge, one for the others.
-    """
+def whole_run(settings, sample):
+    """The run that the trials stand for, in a folder that will be gone."""
     if world() > 1:
         raise ValueError("--plan and --hours try the loop in one process: leave torchrun out; a "
                          "run that has begun with --hours goes on with it")
-    print("Running the loop on a few prompts; nothing of it is kept. What else this machine does "
-          "meanwhile counts as well.")
     with tempfile.TemporaryDirectory() as folder:
+        yield Run(dataclasses.replace(settings, out=folder), sample)
+
+
+def tried(run, loop, folder, enough):
+    """([(a small run, its records), ...], Unreadable or None); the run's model is as it was.
+
+    folder: where the small runs go. The loop runs on a few prompts, then on three times as many, and so on until
+    enough(trials so far, seconds that the next may take). One iteration stands for all that train
+    the judge, one for the others.
+    """
+    print("Running the loop on a few prompts, to see how long it takes; nothing of it is kept. "
+          "What else this machine does meanwhile counts as well.")
+    trials, taken, unreadable = [], [], None
+    save_adapter(run.model, f"{folder}/fresh")
+    most = len(run.prompts) // min(2, run.settings.iters) if run.prompts else SIZES[-1]
+    for size in (min(size, most) for size in SIZES):
+        small = small_run(run, f"{folder}/{size}", size)
+        print(f"With {size} prompts:", flush=True)
         start = time.perf_counter()
-        run = Run(dataclasses.replace(settings, out=f"{folder}/whole"), sample)
-        loading, trials, taken, unreadable = time.perf_counter() - start, [], [], None
-        save_adapter(run.model, f"{folder}/fresh")
-        most = len(run.prompts) // min(2, settings.iters) if run.prompts else SIZES[-1]
-        for size in (min(size, most) for size in SIZES):
-            set_adapter(run.model, f"{folder}/fresh")  # not the one that the last trial trained
-            small = small_run(run, f"{folder}/{size}", size)
-            print(f"With {size} prompts:", flush=True)
-            start = time.perf_counter()
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    trials.append((small, loop(small)))
-            except Unreadable as error:
-                unreadable = error  # with more prompts it shows; the table is of fewer
-                break
-            taken.append(time.perf_counter() - start)
-            print(f"{duration(taken[-1])} in all", flush=True)
-            whole = size >= min(most, max(len(run.eval_prompts), settings.prompts_per_iter))
-            if whole or len(taken) > 1 and expected_next(taken) > patience(settings):
-                break
-        yield run, trials, loading, unreadable
-
-
-def patience(settings):
-    """Seconds that no further trial may be expected to take."""
-    return PATIENCE if settings.hours is None else min(PATIENCE, 0.1 * 3600 * settings.hours)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                trials.append((small, loop(small)))
+        except Unreadable as error:
+            unreadable = error  # with more prompts it shows; the table is of fewer
+            break
+        finally:
+            set_adapter(run.model, f"{folder}/fresh")  # not the one that was trained
+        taken.append(time.perf_counter() - start)
+        print(f"{duration(taken[-1])} in all", flush=True)
+        whole = size >= min(most, max(len(run.eval_prompts), run.settings.prompts_per_iter))
+        if whole or len(taken) > 1 and enough(trials, expected_next(taken)):
+            break
+    return trials, unreadable
 
 
 def expected_next(taken):
@@ -161,23 +205,35 @@ def units(run, t, stage):
     return prompts
 
 
-def totals(run, trials):
-    """Seconds and tokens of the whole run by stage, two Counters."""
+def forecast(run, trials):
+    """For each iteration of the whole run, 0 first, {stage: (seconds, tokens)}."""
     small, records = trials[-1]
-    seconds, tokens = Counter(), Counter()
-    first = min(run.settings.judge_iters, run.settings.iters) if len(records) == 3 else None
-    for t, record in enumerate(records):
-        often = [1, first or run.settings.iters, run.settings.iters - (first or 0)][t]
-        # The same stage in the whole run works on more prompts, but no less often.
-        like = t if t < 2 else run.settings.iters
-        for stage, taken in record["seconds"].items():
-            name = f"warm start, {stage}" if t == 0 and stage == "training" else stage
-            here, there = units(small, t, stage), units(run, like, stage)
-            points = [(units(trial, t, stage), past[t]["seconds"].get(stage))
+    whole = []
+    for t in range(run.settings.iters + 1):
+        trains_no_judge = len(records) > 2 and t > run.settings.judge_iters
+        like = 2 if trains_no_judge else min(t, 1)  # the small run's iteration of this kind
+        whole.append({})
+        for stage in records[like]["seconds"]:
+            here, there = units(small, like, stage), units(run, t, stage)
+            points = [(units(trial, like, stage), past[like]["seconds"].get(stage))
                       for trial, past in trials]
-            seconds[name] += often * on_line(points, there)
-            tokens[name] += often * record["tokens"].get(stage, 0) / here * there
-    return seconds, tokens
+            tokens = records[like]["tokens"].get(stage, 0) / here * there
+            whole[t][stage] = on_line(points, there), tokens
+    return whole
+
+
+def by_stage(stages, which):
+    """A forecast's seconds (which = 0) or tokens (1) by stage, of all iterations."""
+    sums = Counter()
+    for t, of_iteration in enumerate(stages):
+        for stage, figures in of_iteration.items():
+            warm = t == 0 and stage == "training"
+            sums["warm start, training" if warm else stage] += figures[which]
+    return sums
+
+
+def seconds_of(stages):
+    return sum(by_stage(stages, 0).values())
 
 
 def on_line(points, count):
@@ -205,8 +261,8 @@ def disk(run, small):
     return adapter * (run.settings.iters + 1) + per_prompt * prompts
 
 
-def show(run, totals, loading, size):
-    seconds, tokens = totals
+def show(run, stages, loading, size):
+    seconds, tokens = by_stage(stages, 0), by_stage(stages, 1)
     rows = [(stage, short(tokens[stage]), duration(seconds[stage])) for stage in seconds]
     whole = loading + sum(seconds.values())
     rows.append(("all, with loading", short(sum(tokens.values())), duration(whole)))

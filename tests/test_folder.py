@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import harness.plan
-from harness.clock import clock, seconds_left
+from harness.clock import after_iteration, after_stage, expected, seconds_left
 from harness.folder import Run, hold_out
 from harness.plan import duration, fit_hours, on_line, short
 from harness.settings import Settings, parse_settings
@@ -69,7 +69,7 @@ def test_the_time_of_a_stage_is_a_line_through_two_trials():
 
 
 @pytest.mark.parametrize("seconds, shown", [(4, "4 s"), (89, "89 s"), (90, "1.5 min"),
-                                            (5400, "1.5 h")])
+                                            (5400, "1.5 h"), (216000, "2.5 days")])
 def test_durations(seconds, shown):
     assert duration(seconds) == shown
 
@@ -87,23 +87,45 @@ def records_of(*stages, answers=50):
             for t, seconds in enumerate(stages)]
 
 
-def test_the_clock_counts_on_iterations_like_the_last(capsys):
+def left(records, settings, t=None):
+    t = records[-1]["iteration"] if t is None else t
+    return seconds_left(expected(records, settings), t, records[t]["seconds"])
+
+
+def test_the_clock_counts_on_iterations_like_the_last():
     """And on a few comparisons alone where the judge trains no longer."""
     settings = Settings(iters=4, judge_iters=2)
     records = records_of({"training": 9}, {"answers": 10, "comparisons": 100}, {
         "answers": 10, "comparisons": 100})
-    assert seconds_left(records[:2], settings) == 110 + 2 * (10 + 40)  # 20 of 50 answers
-    assert seconds_left(records, settings) == 2 * (10 + 40)
+    assert left(records[:2], settings) == 110 + 2 * (10 + 40)  # 20 of 50 answers
+    assert left(records, settings) == 2 * (10 + 40)
     few = records_of({}, {"answers": 10, "comparisons": 100}, answers=3)
-    assert seconds_left(few, settings) == 3 * 110
+    assert left(few, settings) == 3 * 110
     after = records_of({}, {}, {}, {"answers": 10, "comparisons": 40}, answers=20)
-    assert seconds_left(after, settings) == 50
-    assert not [*clock(records[:1], settings)] and not [*clock(records, Settings(iters=2))]
+    assert left(after, settings) == 50
+    told = expected(records, settings)
+    assert not [*after_iteration(records[:1], told)]
+    assert not [*after_iteration(records, expected(records, Settings(iters=2)))]
     actor_alone = [{"iteration": 1, "seconds": {"answers": 9, "comparisons": 0.01},
                     "meta_judge": None}]
-    assert seconds_left(actor_alone, settings) == pytest.approx(27.03)
-    line, = clock(records, settings)
+    assert seconds_left(expected(actor_alone, settings), 1, {
+        "answers", "comparisons"}) == pytest.approx(27.03)
+    line, = after_iteration(records, told)
     assert line.startswith("2 of 4 iterations in 3.8 min; at this pace 1.7 min are left, until ")
+
+
+def test_the_clock_within_an_iteration():
+    """By what was measured of the iterations before, by the forecast in the first ones."""
+    settings, stages = Settings(iters=2), {"answers": (50, 7), "training": (100, 7)}
+    forecast = [{"training": (30, 7)}, stages, stages]
+    assert [*after_stage(0, "training", 90, expected([], settings), {"training"})] == []
+    told = expected([], settings, forecast)
+    line, = after_stage(0, "training", 90, told, {"training"})
+    assert line.startswith("Iteration 0, training: 1.5 min; 5.0 min of the run are left, until ")
+    assert seconds_left(told, 1, {"answers"}) == 100 + 150
+    assert [*after_stage(1, "answers", 59, told, {"answers"})] == []  # not worth a line
+    records = records_of({"training": 40}, {"answers": 10, "training": 20})
+    assert seconds_left(expected(records, settings, forecast), 2, {"answers"}) == 20
 
 
 @pytest.fixture
@@ -115,26 +137,32 @@ def linear(monkeypatch, tmp_path):
         settings = Settings(model="tiny", out=str(tmp_path / "run"), iters=2, hours=seconds / 3600)
 
         @contextmanager
-        def tried(*arguments):
-            run = SimpleNamespace(prompts=prompts, settings=settings)
-            yield run, [(run, [])], 0, None
-        monkeypatch.setattr(harness.plan, "tried", tried)
-        monkeypatch.setattr(harness.plan, "totals", lambda run, trials: (
-            Counter(all=60 + 2 * run.settings.iters * run.settings.prompts_per_iter), Counter()))
+        def whole_run(*arguments):
+            yield SimpleNamespace(prompts=prompts, settings=settings, out=tmp_path)
+
+        def forecast(run, trials):
+            each = 2 * run.settings.prompts_per_iter
+            return [{"training": (60, 0)}] + [{"answers": (each, 0)}] * run.settings.iters
+        monkeypatch.setattr(harness.plan, "whole_run", whole_run)
+        monkeypatch.setattr(harness.plan, "tried", lambda run, *others: ([(run, [])], None))
+        monkeypatch.setattr(harness.plan, "forecast", forecast)
         return fit_hours(settings, None, None)
     return choose
 
 
 def test_hours_choose_the_prompts(linear, capsys, tmp_path):
-    assert linear(500.5).prompts_per_iter == 110 and linear(65).prompts_per_iter == 1
-    assert linear(500.5, [1] * 41).prompts_per_iter == 20  # of two iterations each
+    settings, forecast = linear(500.5)
+    assert settings.prompts_per_iter == 110 and settings.hours is None
+    assert forecast == [{"training": (60, 0)}, *[{"answers": (220, 0)}] * 2]
+    assert linear(65)[0].prompts_per_iter == 1
+    assert linear(500.5, [1] * 41)[0].prompts_per_iter == 20  # of two iterations each
     assert "--prompts-per-iter 20, all that" in capsys.readouterr().out
     with pytest.raises(ValueError, match="one prompt per iteration takes 64 s"):
         linear(63)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"settings": {"prompts_per_iter": 7}}')
-    again = linear(500)  # it was chosen when the run began
-    assert (again.prompts_per_iter, again.hours) == (7, None)  # so that its prompts are counted
+    again, forecast = linear(500)  # it was chosen when the run began
+    assert (again.prompts_per_iter, again.hours, forecast) == (7, None, None)
 
 
 def test_hours_and_prompts_per_iteration_exclude_each_other():
@@ -149,5 +177,5 @@ def test_hours_and_prompts_per_iteration_exclude_each_other():
 def test_trials_are_one_processs_work(monkeypatch):
     monkeypatch.setattr(harness.plan, "world", lambda: 2)
     with pytest.raises(ValueError, match="leave torchrun out"):
-        with harness.plan.tried(Settings(model="tiny"), None, None):
+        with harness.plan.whole_run(Settings(model="tiny"), None):
             pass

@@ -715,6 +715,26 @@ def test_a_plan_has_the_stages_of_the_run_and_leaves_nothing(tmp_path, capsys, m
         assert 0.6 * tokens <= planned <= 1.6 * tokens, (stage, planned, tokens)
 
 
+def test_a_run_that_says_how_long_it_will_take_is_the_same_run(tmp_path, capsys, monkeypatch):
+    """A run of many prompts begins with trials, which its model must not remember."""
+    monkeypatch.setattr(harness.plan, "SIZES", (2,))
+    folders = tmp_path / "told", tmp_path / "untold"
+    for folder, worth in zip(folders, (1, 400)):
+        monkeypatch.setattr(harness.plan, "WORTH_A_TRIAL", worth)
+        metareward.main(small(tmp_path, "--out", str(folder), "--iters", "1",
+                              "--prompts-per-iter", "4"))
+        told = "The run takes about" in capsys.readouterr().out
+        assert told == (worth == 1)
+    for name in ("iter0/adapter/adapter_model.safetensors", "iter1/pairs.jsonl",
+                 "iter1/adapter/adapter_model.safetensors"):
+        one, other = ((folder / name).read_bytes() for folder in folders)
+        assert one == other, name
+    monkeypatch.setattr(harness.plan, "tried", None)
+    monkeypatch.setattr(harness.plan, "WORTH_A_TRIAL", 1)
+    metareward.main(small(tmp_path, "--out", str(folders[0]), "--iters", "1",
+                          "--prompts-per-iter", "4"))  # it goes on, and has no need of trials
+
+
 # ---- ablations, and models that judge badly
 
 @pytest.mark.parametrize("flags, judge_pairs, weights", [
