@@ -8,6 +8,8 @@ Intervals are 95 % t-intervals over the seeds; a difference is taken seed by see
 variant. A run that is already there is not run again; one of another model or other settings is
 refused, as its log says. "consensus" is the method with pairs of judgments that no meta-judge
 chose: of two judgments the one wins whose score is nearer to the mean score of its answer.
+"expected score" is the method with a judgment's score read as the mean over the judge's
+probabilities of the scores (benchmarks/expected_score.py), where answers are scored for pairs.
 """
 import argparse
 import json
@@ -24,7 +26,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from eval import read_jsonl
+from eval import mean, read_jsonl
 
 VARIANTS = {
     "Meta-Rewarding": [],
@@ -41,7 +43,10 @@ VARIANTS = {
     "N 11": ["--judgments", "11"],
     "16 comparisons of 42": ["--comparisons", "16"],
     "consensus": [],
+    "expected score": [],
+    "N 3, expected score": ["--judgments", "3"],
 }
+PATCHED = {"consensus": "consensus", "expected score": "expected", "N 3, expected score": "expected"}
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 
 
@@ -64,10 +69,24 @@ def consensus(run, t, varied):
     return records
 
 
+def expected(run, t, answers, name="judgments.jsonl", label="judgments"):
+    """Stands in for metareward.judge. What is measured, and what is taught, stays as it is."""
+    records = judge(run, t, answers, name, label)
+    if label == "judgments":
+        run.model.eval()
+        expectations(run.model, run.chat, run.rubric, run.settings.max_score, records)
+        for record in records:
+            record["scores"] = record.pop("expected")
+            record["score"] = mean(record["scores"])
+    return records
+
+
 def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it.
     """
-    program = [__file__, "--work"] if variant == "consensus" else [ROOT / "metareward.py"]
+    program = [ROOT / "metareward.py"]
+    if variant in PATCHED:
+        program = [__file__, "--work", PATCHED[variant]]
     with open(f"{out}.log", "w") as log:
         subprocess.run([sys.executable, *program, "--out", out, "--seed", str(seed),
                         "--model", model, *VARIANTS[variant]],
@@ -189,7 +208,11 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         import metareward
-        metareward.meta_judge = consensus
-        metareward.main(sys.argv[2:])
+        from benchmarks.expected_score import expectations
+        if sys.argv[2] == "consensus":
+            metareward.meta_judge = consensus
+        else:
+            judge, metareward.judge = metareward.judge, expected
+        metareward.main(sys.argv[3:])
     else:
         main()
