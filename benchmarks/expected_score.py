@@ -26,17 +26,17 @@ from sampling import Chat, load
 @torch.no_grad()
 def distribution(model, prompt, judgment, places, batch=64):
     """Probabilities of the tokens `places` after each of the token lists prompt + judgment."""
-    rows = [p + j for p, j in zip(prompt, judgment, strict=True)]
-    order, probs = sorted(range(len(rows)), key=lambda i: len(rows[i])), {}
-    for start in range(0, len(rows), batch):
+    rows = [(*p, *j) for p, j in zip(prompt, judgment, strict=True)]
+    order, probs = sorted(set(rows), key=len), {}
+    for start in range(0, len(order), batch):
         some = order[start:start + batch]
-        longest = max(len(rows[i]) for i in some)
-        ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in some])
+        longest = len(some[-1])
+        ids = torch.tensor([row + (0,) * (longest - len(row)) for row in some])
         hidden = model.get_base_model().model(input_ids=ids.to(model.device)).last_hidden_state
-        last = hidden[range(len(some)), [len(rows[i]) - 1 for i in some]]
+        last = hidden[range(len(some)), [len(row) - 1 for row in some]]
         logits = model.get_output_embeddings()(last).float()[:, places]
         probs |= dict(zip(some, logits.softmax(1).tolist()))
-    return [probs[i] for i in range(len(rows))]
+    return [probs[row] for row in rows]
 
 
 def expectations(model, chat, rubric, max_score, records):
