@@ -20,13 +20,18 @@ from collections import Counter, defaultdict
 from itertools import combinations, permutations
 from pathlib import Path
 
+import harness.early
+from harness.flags import command_line
+
+if __name__ == "__main__":
+    harness.early.begin(command_line().parse_args)
+# isort: split
 import numpy as np
 from safetensors import SafetensorError
 
 from harness.checks import meets
 from harness.export import export
 from harness.files import by_prompt, iterations, read_jsonl, write_jsonl
-from harness.flags import command_line
 from harness.ifeval import ifeval
 from harness.inputs import read_prompts
 from harness.labelled import judge

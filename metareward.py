@@ -25,14 +25,16 @@ Deviations from the paper:
 5. The Elo fit is regularised (see `elo`).
 6. The judge of every M_t is measured on M_0's held-out answers, so that its figures compare.
 """
+import functools
 import itertools
 import math
 import random
 
 import harness.early  # what must stand before torch is imported
+from harness.settings import DIAGNOSED, Settings, parse_settings
 
 if __name__ == "__main__":
-    harness.early.quiet_interrupt()
+    harness.early.begin(functools.partial(parse_settings, cuda=None))
 # isort: split
 import numpy as np
 import torch
@@ -63,7 +65,6 @@ from harness.inputs import (
 )
 from harness.plan import fit_hours, foresee, plan
 from harness.report import table
-from harness.settings import DIAGNOSED, Settings, parse_settings
 from harness.unreadable import first_look
 from sampling import sample
 

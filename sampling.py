@@ -1,6 +1,6 @@
 """Batched, KV-cached sampling from any Hugging Face decoder-only model, and safe chats.
 
-    python sampling.py MODEL "question"
+    python sampling.py MODEL "question"    # without a question: a conversation
 
 The n samples of a prompt share its keys and values, which are computed and stored once; so is the
 common beginning of prompts that follow each other, as those of all comparisons of one answer do.
@@ -20,6 +20,30 @@ through the inverse of the distribution function. Left out: beam search, stop st
 with an encoder.
 """
 import argparse
+
+
+def command_line():
+    """What the command is asked for; a mistake ends the program."""
+    parser = argparse.ArgumentParser(description="Ask a model one question, or talk to it.")
+    add = parser.add_argument
+    add("model", help="a hub name, a model folder, or an iteration of a run (runs/x/iter4)")
+    add("question", nargs="?", help="without one: a conversation, which an empty line ends")
+    add("--n", type=int, default=1, help="answers to the question (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    add("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    add("--top-p", type=float, default=0.95, help="mass of the nucleus (default: %(default)s)")
+    add("--bits", type=int, choices=[4, 16, 32], help="default: its run's; 4 on CUDA, else 32")
+    add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    args = parser.parse_args()
+    if min(args.n, args.max_new_tokens) < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
+        parser.error("--n and --max-new-tokens must be at least 1, --temperature at least 0, "
+                     "--top-p above 0 and at most 1")
+    return args
+
+
+if __name__ == "__main__":
+    ARGUMENTS = command_line()  # before the imports, which take seconds
+# isort: split
 import dataclasses
 import hashlib
 import itertools
@@ -55,6 +79,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 # cuDNN plans each shape of attention anew, and shapes hardly ever repeat here.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -1100,7 +1125,7 @@ def close_gaps(items):
 
 # ---- sampling
 
-def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
+def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity, on_token):
     """Draw until every row has ended, and yield each as it does."""
     slots = Slots(model, rows, max_new_tokens, capacity)
     slots.admit()
@@ -1112,22 +1137,24 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
             if row is None:
                 continue
             row.drawn.append(token)
+            on_token(row)
             if token in stops or len(row.drawn) == max_new_tokens:
                 slots.rows[b] = None
                 yield row
         slots.admit()
 
 
-def decode_plain(model, rows, stops, max_new_tokens, temperature, top_p, capacity):
+def decode_plain(model, rows, stops, max_new_tokens, temperature, top_p, capacity, on_token):
     """`decode` for any decoder, through its own cache: prompts of one length at a time."""
     rows = sorted(rows, key=lambda row: -row.prompt_length)
     for length, same in itertools.groupby(rows, key=lambda row: row.prompt_length):
         most = max(1, min(ROWS[model.device.type], capacity // (length + max_new_tokens)))
         while some := list(itertools.islice(same, most)):
-            yield from decode_together(model, some, stops, max_new_tokens, temperature, top_p)
+            yield from decode_together(model, some, stops, max_new_tokens, temperature, top_p,
+                                       on_token)
 
 
-def decode_together(model, rows, stops, max_new_tokens, temperature, top_p):
+def decode_together(model, rows, stops, max_new_tokens, temperature, top_p, on_token):
     """Draw for rows whose prompts are of one length, without padding; yield each as it ends."""
     kept = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     ids = torch.tensor([row.group.prefix + row.own for row in rows], device=model.device)
@@ -1144,6 +1171,7 @@ def decode_together(model, rows, stops, max_new_tokens, temperature, top_p):
             if row in ended:
                 continue
             row.drawn.append(token)
+            on_token(row)
             if token in stops or len(row.drawn) == max_new_tokens:
                 ended.add(row)
                 yield row
@@ -1201,12 +1229,13 @@ def rotation_limit(config):
 
 @torch.no_grad()
 def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8, top_p=0.95,
-                  seed=0, keys=None, capacity=None, on_end=None, skip_too_long=False):
+                  seed=0, keys=None, capacity=None, on_end=None, on_token=None,
+                  skip_too_long=False):
     """n continuations of each prompt, token ids to token ids. See `sample` for the rest.
 
     prompts: lists of token ids, as `Chat.prompt` gives them. stops: a set of ids that end a
     sample, and belong to it, as `stop_tokens` gives it. on_end(i, number, ids) is called as each
-    sample ends. Returns for each prompt n lists of token ids.
+    sample ends, on_token the same as each token is drawn. Returns for each prompt n lists of ids.
     """
     keys = list(range(len(prompts))) if keys is None else keys
     check_request(prompts, n, max_new_tokens, temperature, top_p, keys)
@@ -1217,6 +1246,10 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
         samples[i][number] = ids
         if on_end:
             on_end(i, number, ids)
+
+    def told(row):
+        if on_token:
+            on_token(row.prompt, row.number, row.drawn)
 
     for i, number in itertools.product(too_long, range(n)):
         end(i, number, [])
@@ -1235,7 +1268,8 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
             wave = first_wave(rows, max_new_tokens, capacity, ROWS[model.device.type])
             try:
                 way = decode if shared else decode_plain
-                for row in way(model, wave, stops, max_new_tokens, temperature, top_p, capacity):
+                for row in way(model, wave, stops, max_new_tokens, temperature, top_p, capacity,
+                               told):
                     end(row.prompt, row.number, row.drawn)
             except RuntimeError as error:
                 one_row = sum(cache_sizes(wave, max_new_tokens))
@@ -1250,7 +1284,7 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
 
 
 def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, top_p=0.95, seed=0,
-           keys=None, capacity=None, on_end=None, skip_too_long=False):
+           keys=None, capacity=None, on_end=None, on_token=None, skip_too_long=False):
     """n answers to each prompt: a list of n Samples for each.
 
     prompts: user texts, or lists of texts, the user's and the assistant's in turn; the chat
@@ -1259,7 +1293,8 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
     the sample) and on nothing else, the draw itself on the rounding of logits as well.
     capacity: how many tokens' keys and values the cache may hold (default: what `cache_bytes`
     holds); halved when CUDA runs out of memory. on_end(i, number, sample) is called as each sample
-    ends, in no particular order. skip_too_long: a prompt that leaves no room in the context gets
+    ends, in no particular order, and on_token(i, number, ids) as each token is drawn, with all of
+    the sample's so far. skip_too_long: a prompt that leaves no room in the context gets
     samples without tokens, cut off at once; else it raises PromptTooLong, before any is drawn.
     Raises ValueError for settings out of range.
     """
@@ -1275,35 +1310,51 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
 
     sample_tokens(model, ids, n, stops=stops, max_new_tokens=max_new_tokens,
                   temperature=temperature, top_p=top_p, seed=seed, keys=keys, capacity=capacity,
-                  on_end=end, skip_too_long=skip_too_long)
+                  on_end=end, on_token=on_token, skip_too_long=skip_too_long)
     return samples
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Ask a model one question.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("model", help="a hub name, a model folder, or an iteration of a run (runs/x/iter4)")
-    add("question")
-    add("--n", type=int, default=1, help="how many answers")
-    add("--max-new-tokens", type=int, default=512, help="longest answer, in tokens")
-    add("--temperature", type=float, default=0.8, help="0 is greedy")
-    add("--top-p", type=float, default=0.95, help="probability mass of the nucleus")
-    add("--bits", type=int, choices=[4, 16, 32], help="4 on CUDA, 32 elsewhere")
-    add("--seed", type=int, default=0, help="of the draws")
-    args = parser.parse_args()
+def converse(model, tokenizer, settings):
+    """Answer what is asked, each answer as it is written, until an empty line."""
+    turns = []
+    while question := input("> ").strip():
+        shown = ""
+
+        def show(text, end=""):
+            nonlocal shown
+            if end or not text.endswith("\ufffd"):  # half of a character
+                print(visible(text[len(shown):]), end=end, flush=True)
+                shown = text
+
+        turns.append(question)
+        (answer,), = sample(model, tokenizer, [turns], **settings, on_token=lambda i, number, ids:
+                            show(tokenizer.decode(ids, skip_special_tokens=True)))
+        show(answer.text, end=ending(answer))
+        turns.append(answer.text)
+
+
+def ending(answer):
+    return "\n" if answer.finished else f" [cut off after {len(answer.tokens)} tokens]\n"
+
+
+def main(args):
+    settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
+                "top_p": args.top_p, "seed": args.seed}
     try:
+        transformers_logging.disable_progress_bar()
         model, tokenizer = load(args.model, bits=args.bits)
-        answers, = sample(model, tokenizer, [args.question], args.n, seed=args.seed,
-                          max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-                          top_p=args.top_p)
+        if args.question is None:
+            return converse(model, tokenizer, settings)
+        answers, = sample(model, tokenizer, [args.question], args.n, **settings)
+    except (EOFError, KeyboardInterrupt):
+        return print()
     except (OSError, ValueError, SafetensorError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    for answer in answers:
-        cut = "" if answer.finished else f" [cut off after {len(answer.tokens)} tokens]"
-        print(visible(answer.text) + cut)
+    for number, answer in enumerate(answers, 1):
+        mark = f"[{number}] " if args.n > 1 else ""
+        print(mark + visible(answer.text), end=ending(answer))
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

@@ -46,7 +46,8 @@ VARIANTS = {
     "expected score": [],
     "N 3, expected score": ["--judgments", "3"],
 }
-PATCHED = {"consensus": "consensus", "expected score": "expected", "N 3, expected score": "expected"}
+PATCHED = {"consensus": "consensus", "expected score": "expected",
+           "N 3, expected score": "expected"}
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 
 

@@ -1,4 +1,4 @@
-"""What must be set before torch and transformers are imported, which takes seconds."""
+"""What comes before torch and transformers are imported, which takes seconds."""
 import os
 import signal
 import sys
@@ -9,6 +9,15 @@ if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"  # of several processes one shows its bars
 
 
-def quiet_interrupt():
-    """Let Ctrl-C during the imports end the program without a traceback."""
+def begin(parse):
+    """Let --help, mistakes in the command line and Ctrl-C end the program before the imports.
+
+    parse: reads the command line. Raises ValueError or OSError for a mistake.
+    """
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    try:
+        parse()
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -139,9 +139,9 @@ def whole_run(settings, sample):
 def tried(run, loop, folder, enough):
     """([(a small run, its records), ...], Unreadable or None); the run's model is as it was.
 
-    folder: where the small runs go. The loop runs on a few prompts, then on three times as many, and so on until
-    enough(trials so far, seconds that the next may take). One iteration stands for all that train
-    the judge, one for the others.
+    folder: where the small runs go. The loop runs on a few prompts, then on three times as many,
+    and so on until enough(trials so far, seconds that the next may take). One iteration stands for
+    all that train the judge, one for the others.
     """
     print("Running the loop on a few prompts, to see how long it takes; nothing of it is kept. "
           "What else this machine does meanwhile counts as well.")

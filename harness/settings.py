@@ -157,7 +157,8 @@ def parse_settings(argv=None, cuda=False):
     """(Settings, whether only the plan is wanted).
 
     The command line comes before the model folder's preset.json, and that before the defaults.
-    cuda: whether there is a GPU, which decides about the default model and its bits.
+    cuda: whether there is a GPU, which decides about the default model and its bits; None: that is
+    not known yet, and nothing is said.
     """
     arguments = vars(command_line().parse_args(argv))
     given = {name: tuple(value) if isinstance(value, list) else value
@@ -167,7 +168,7 @@ def parse_settings(argv=None, cuda=False):
         raise ValueError("--plan says what a run costs, --hours chooses one: give one of the two")
     if "model" not in given:
         given["model"] = GPU_MODEL if cuda else str(CPU_MODEL)
-        if not cuda:
+        if cuda is False:
             print(f"No CUDA GPU found: running the tiny world ({given['model']}) on the CPU. "
                   "Another model: --model NAME_OR_FOLDER.")
     if "hours" in given and "prompts_per_iter" in given:

@@ -46,9 +46,12 @@ def test_a_family_is_sampled_and_trained_as_transformers_does(name):
         assert got == [[ids] * n for ids in expected]
 
     model = with_lora(random_family(name), fresh=False)
-    expected = [greedy_ids(model, ids, 6) for ids in PROMPTS]
-    assert sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=6, temperature=0) == [
-        [ids] for ids in expected]
+    expected, told = [greedy_ids(model, ids, 6) for ids in PROMPTS], {}
+    assert sample_tokens(model, PROMPTS, stops={2}, max_new_tokens=6, temperature=0,
+                         on_token=lambda i, number, ids: told.setdefault(i, []).append([*ids])
+                         ) == [[ids] for ids in expected]
+    assert told == {i: [ids[:end] for end in range(1, len(ids) + 1)]
+                    for i, ids in enumerate(expected)}
     weights = list(trainable(model).values())
     plain = [plain_logps(model, PROMPTS, answers) for answers in (CHOSEN, REJECTED)]
     ours = pair_logps(model, PROMPTS, CHOSEN, REJECTED)

@@ -1,7 +1,6 @@
 """harness/folder.py and harness/plan.py: the parts of a run around the method that need no whole
 run.
 """
-from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 

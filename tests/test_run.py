@@ -688,6 +688,19 @@ def test_without_cuda_one_line_says_what_runs(capsys):
     assert Path(settings.model).resolve() == TINY and settings.judgments == 7
 
 
+@pytest.mark.parametrize("arguments, status", [
+    (["metareward.py", "--help"], 0), (["metareward.py", "--iter", "4"], 2),
+    (["metareward.py", "--top-p", "2"], 2), (["eval.py", "compare", "--help"], 0),
+    (["eval.py", "nothing"], 2), (["sampling.py", "--help"], 0), (["sampling.py"], 2)])
+def test_help_and_mistakes_do_not_wait_for_torch(arguments, status, tmp_path):
+    """Whose import takes seconds, and here fails."""
+    (tmp_path / "torch.py").write_text("raise SystemExit(99)")
+    said = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert said.returncode == status, said.stderr
+    assert "usage" in said.stdout if status == 0 else "error: " in said.stderr
+
+
 # ---- the plan
 
 def test_a_plan_has_the_stages_of_the_run_and_leaves_nothing(tmp_path, capsys, monkeypatch):

@@ -1337,21 +1337,42 @@ def test_comparisons_of_one_answer_share_their_beginning():
 
 # ---- 9. the command
 
-def ask(*arguments):
+def ask(*arguments, typed=""):
     """Run `python sampling.py` as a user would."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "sampling.py", *arguments], cwd=TINY.parent,
+    return subprocess.run([sys.executable, "sampling.py", *arguments], cwd=TINY.parent, input=typed,
                           env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_answers(tiny):
-    """Two answers, a line each, and they are those of `sample`."""
+    """Two answers, a line each, and they are those of `sample`; nothing else is said."""
     asked = ask(str(TINY), "How do I plant a tree?", "--n", "2", "--max-new-tokens", "5", "--seed",
                 "3")
     assert asked.returncode == 0, asked.stderr
     expected = sample(*tiny, ["How do I plant a tree?"], 2, max_new_tokens=5, seed=3)[0]
-    assert asked.stdout == "".join(s.text + ("" if s.finished else " [cut off after 5 tokens]")
-                                   + "\n" for s in expected)
+    assert asked.stdout == "".join(
+        f"[{i}] {s.text}" + ("" if s.finished else " [cut off after 5 tokens]") + "\n"
+        for i, s in enumerate(expected, 1))
+    assert asked.stderr == ""
+
+
+@pytest.mark.parametrize("end", ["\n", ""])  # an empty line, or the end of the input
+def test_the_command_converses(end, tiny):
+    """Each answer is that of `sample` to all that was said before."""
+    asked = ask(str(TINY), "--seed", "3", typed=f"How do I plant a tree?\nWhy?\n{end}")
+    turns = ["How do I plant a tree?"]
+    for question in ("Why?", None):
+        turns.append(sample(*tiny, [turns], max_new_tokens=512, seed=3)[0][0].text)
+        turns.append(question)
+    said = f"> {turns[1]}\n> {turns[3]}\n> " + ("" if end else "\n")
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, said, "")
+
+
+@pytest.mark.parametrize("flags", [["--n", "0"], ["--top-p", "0"], ["--temperature", "-1"]])
+def test_the_command_names_a_flag_that_is_out_of_range(flags):
+    """Before anything is loaded: the folder that it names is not there."""
+    asked = ask("nowhere", "Why?", *flags)
+    assert (asked.returncode, asked.stdout) == (2, "") and flags[0] in asked.stderr
 
 
 def test_the_command_refuses_an_unknown_model(tmp_path):
