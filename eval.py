@@ -1,6 +1,7 @@
 """Measuring: win rates, agreement with people, biases of judge and meta-judge, two models compared.
 
     python eval.py report runs/x                # (re)draw the report of a run
+    python eval.py show runs/x [PROMPT_ID]      # one prompt's journey through an iteration
     python eval.py compare A B --judge MODEL    # which model's, or file's, answers a judge prefers
     python eval.py repeat runs/x                # do comparisons come out the same when made again?
     python eval.py ifeval runs/x --questions input_data.jsonl    # instructions followed, no judge
@@ -38,6 +39,7 @@ from harness.labelled import judge
 from harness.models import answers_of, compare_again, judge_both_orders, load_alone, own_settings
 from harness.report import report
 from harness.settings import HERE
+from harness.show import show
 from sampling import load_tokenizer
 
 FEWEST = 10  # different prompts that an interval rests on
@@ -465,7 +467,7 @@ def main(argv=None):
     try:
         args = command_line().parse_args(argv)
         commands = {"report": redraw, "compare": compare, "repeat": repeat, "export": export,
-                    "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
+                    "show": show, "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
                     "judge": lambda args: judge(args, grouped_interval)}
         commands[args.command](args)
     except KeyboardInterrupt:

@@ -13,6 +13,10 @@ def command_line():
         return command
 
     add("report", "(re)draw the report of a run")
+    show = add("show", "one prompt's journey through an iteration, in the terminal")
+    show.add_argument("prompt_id", nargs="?", metavar="PROMPT_ID", help="(default: one that a "
+                      "pair of judgments came of)")
+    show.add_argument("--iteration", type=int, metavar="T", help="(default: the last)")
     compare = add("compare", "which of two models' answers a judge prefers, in both orders")
     compare.add_argument("a", metavar="A", help="a model (hub name, folder, runs/x/iter4), or "
                          "JSONL of \"prompt\" and \"text\", such as runs/x/iter4/eval.jsonl")

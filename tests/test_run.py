@@ -36,6 +36,7 @@ from transformers import (
     Qwen3Config,
 )
 
+import eval
 import harness.folder
 import harness.plan
 import metareward
@@ -88,6 +89,34 @@ def whole(tmp_path_factory):
     out, err = process.communicate()
     assert process.returncode == 0, err
     return folder / "run", arguments, out
+
+
+def test_one_prompts_journey_is_shown(whole, capsys):
+    """Every answer with its score, the battles, and both pairs, of the prompt that was asked for.
+    """
+    run, *_ = whole
+    pair = next(pair for pair in read_jsonl(run / "iter1" / "pairs.jsonl")
+                if pair["kind"] == "judge")
+    eval.main(["show", str(run), pair["prompt_id"], "--iteration", "1"])
+    shown = " ".join(capsys.readouterr().out.replace("  + ", "").replace("  - ", "").split())
+    for answer in read_jsonl(run / "iter1" / "judgments.jsonl"):
+        mine = f"{answer['score']:.2f} {answer['truth']:.2f} {len(answer['text'])} {answer['id']}"
+        assert (mine in shown) == (answer["prompt_id"] == pair["prompt_id"])
+    rating = next(rating for rating in read_jsonl(run / "iter1" / "ratings.jsonl")
+                  if rating["id"].startswith(f"{pair['prompt_id']}/"))
+    for m, row in enumerate(rating["battles"]):
+        cells = " ".join("." if m == n else f"{won:.2f}" for n, won in enumerate(row))
+        assert f" {m} {cells} {rating['ratings'][m]:+.2f} " in shown
+    assert " ".join(pair["chosen"][0]["content"].split()) in shown
+    assert f"judge pair: rating {pair['chosen_rating']:.2f} over" in shown
+    eval.main(["show", str(run)])
+    assert f"Iteration 2 of {run}, prompt " in capsys.readouterr().out
+    for wrong, told in ((["show", str(run), "nobody"], "some that it has: "),
+                        (["show", str(run), "--iteration", "9"], "only of 1 2"),
+                        (["show", str(run.parent)], "no iteration with pairs.jsonl")):
+        with pytest.raises(SystemExit) as stop:
+            eval.main(wrong)
+        assert stop.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_a_run_leaves_the_files_of_the_contract(whole):
