@@ -66,7 +66,7 @@ import torch
 import torch.nn.functional as F
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package nobody needs
-from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub import utils as hub_utils
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
@@ -86,7 +86,7 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 # Our own errors say which weights are missing, and what could not be fetched.
 logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
 logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-hub_logging.set_verbosity_error()
+hub_utils.logging.set_verbosity_error()
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's
 
 ROWS = {"cpu": 256, "cuda": 512}  # samples under way: with more of them a step only takes longer
@@ -1341,7 +1341,8 @@ def main(args):
     settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
                 "top_p": args.top_p, "seed": args.seed}
     try:
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # of loading, and of downloads as well
+        hub_utils.enable_progress_bars()
         model, tokenizer = load(args.model, bits=args.bits)
         if args.question is None:
             return converse(model, tokenizer, settings)

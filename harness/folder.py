@@ -149,6 +149,9 @@ class Run:
             self.lock_folder()
             for note in self.check_folder():  # another process may have come meanwhile
                 print(f"note: {note}", file=sys.stderr)
+            if done := len(self.records()):
+                print(f"{self.out} is there, and has M_0 to M_{done - 1}: the run goes on",
+                      flush=True)
             write_whole(self.out / "config.json", json.dumps(self.config, indent=1) + "\n")
         barrier()
 

@@ -143,4 +143,5 @@ def judge(args, interval):
                 print(f"{name} {what}: no pair could be read, so this model does not judge in that "
                       "way")
     print(f"{len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts. Undecided (equal "
-          "scores, orders that disagree) counts one half, unread pairs are left out.")
+          "scores, orders that disagree) counts one half, unread pairs are left out. In brackets: "
+          "95 % intervals, of ten prompts or more.")

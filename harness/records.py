@@ -65,8 +65,10 @@ def decoded(content):
         raise ValueError("UTF-16 text: make UTF-8 of it, as by iconv -f UTF-16 -t UTF-8")
     try:
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text") from None
+    except UnicodeDecodeError as error:
+        line = 1 + content[:error.start].count(b"\n")
+        raise ValueError(f"line {line}: not UTF-8 text; make such of it, as by iconv -f LATIN1 -t "
+                         "UTF-8, if that is what it is") from None
 
 
 def raw_records(file, text):
@@ -74,7 +76,8 @@ def raw_records(file, text):
     kind = Path(str(file).removesuffix(".gz")).suffix.lower()
     first = next((line for line in text.split("\n") if line.strip()), "")
     if kind in (".csv", ".tsv"):
-        yield from csv_records(text, "\t" if kind == ".tsv" else ",")
+        comma = ";" if first.count(";") > first.count(",") else ","  # as a spreadsheet may write
+        yield from csv_records(text, "\t" if kind == ".tsv" else comma)
     elif kind in (".json", ".jsonl") or kind != ".txt" and isinstance(loaded(first), dict):
         whole = loaded(text) if kind == ".json" or first.startswith("[") else None
         if isinstance(whole, (dict, list)):

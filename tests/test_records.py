@@ -135,6 +135,8 @@ def test_ranked_replies_in_the_shapes_that_people_have(tmp_path, capsys, name):
     ("p.csv", b"text,n\nWhy?,1\n", "line 1: a CSV file needs a header"),
     ("p.csv", b"prompt,n\nWhy?\n", "line 2: 1 cells under 2 columns"),
     ("p.csv", b'prompt\n"Why?\n', "line 2: no CSV"),
+    ("p.csv", b"prompt;n\nWhy?\n", "line 2: 1 cells under 2 columns"),
+    ("p.txt", "Why?\nO\xf9?\n".encode("latin-1"), "line 2: not UTF-8 text; make such of it"),
     ("p.csv", b"prompt,n\n,1\n", "line 2: needs \"prompt\""),
     ("p.parquet", b"PAR1\x15\x04", "a parquet file: make JSON lines of it"),
     ("p.arrow", b"ARROW1\0\0", "an arrow file: make JSON lines of it"),
