@@ -45,9 +45,25 @@ VARIANTS = {
     "consensus": [],
     "expected score": [],
     "N 3, expected score": ["--judgments", "3"],
+    "anchored rejection": [],
+    "consistency-weighted loss": [],
+    "NLL term": [],
+    "no judge pairs": ["--judge-iters", "0"],
+    "judge pairs 15 %": [],
+    "judge pairs 30 %": [],
+    "judge pairs by truth": [],
 }
-PATCHED = {"consensus": "consensus", "expected score": "expected",
-           "N 3, expected score": "expected"}
+PATCHES = {  # what is called in the process of a variant before it runs
+    "consensus": lambda: replace("meta_judge", consensus),
+    "expected score": lambda: replace("judge", expected),
+    "N 3, expected score": lambda: replace("judge", expected),
+    "anchored rejection": lambda: remedies.anchored(),
+    "consistency-weighted loss": lambda: remedies.consistent(),
+    "NLL term": lambda: remedies.nll(),
+    "judge pairs 15 %": lambda: remedies.cap(0.15),
+    "judge pairs 30 %": lambda: remedies.cap(0.30),
+    "judge pairs by truth": lambda: remedies.by_truth(),
+}
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 
 
@@ -57,6 +73,10 @@ def padding(folder, checks):
                   for sentence in re.split(r"(?<=[.!?])\s+", record["text"]))
               for record in read_jsonl(folder / "eval.jsonl") if record["finished"]]
     return float(np.mean(counts))
+
+
+def replace(name, function):
+    setattr(metareward, name, function)
 
 
 def consensus(run, t, varied):
@@ -86,8 +106,8 @@ def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it.
     """
     program = [ROOT / "metareward.py"]
-    if variant in PATCHED:
-        program = [__file__, "--work", PATCHED[variant]]
+    if variant in PATCHES:
+        program = [__file__, "--work", variant]
     with open(f"{out}.log", "w") as log:
         subprocess.run([sys.executable, *program, "--out", out, "--seed", str(seed),
                         "--model", model, *VARIANTS[variant]],
@@ -209,11 +229,10 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         import metareward
+        from benchmarks import remedies
         from benchmarks.expected_score import expectations
-        if sys.argv[2] == "consensus":
-            metareward.meta_judge = consensus
-        else:
-            judge, metareward.judge = metareward.judge, expected
+        judge = metareward.judge
+        PATCHES[sys.argv[2]]()
         metareward.main(sys.argv[3:])
     else:
         main()
