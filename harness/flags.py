@@ -8,11 +8,14 @@ def command_line():
 
     def add(name, help):
         command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        if name not in ("compare", "ifeval", "judge"):
+        if name in ("repeat", "export"):
             command.add_argument("run", help="the run's folder")
         return command
 
-    add("report", "(re)draw the report of a run")
+    report = add("report", "(re)draw the report of a run, or several runs in the same plots")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder")
+    report.add_argument("--out", metavar="FILE", help="the page (default: RUN/report.html; of "
+                        "several runs, compare.html beside the first)")
     compare = add("compare", "which of two models' answers a judge prefers, in both orders")
     compare.add_argument("a", metavar="A", help="a model (hub name, folder, runs/x/iter4), or "
                          "JSONL of \"prompt\" and \"text\", such as runs/x/iter4/eval.jsonl")
