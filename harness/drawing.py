@@ -64,8 +64,8 @@ INK = "#7a7a7a"  # a grey that can be read on a light page and on a dark one
 COLORS = ["#3f87d9", "#e07b2e", "#3f9e57", "#cf4f78", "#8c6fd1", "#8a8a3a"]
 LOOK = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9,
         "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
-        "legend.frameon": False, "legend.fontsize": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-        "xtick.color": INK, "ytick.color": INK}
+        "legend.frameon": False, "legend.fontsize": 8, "text.color": INK, "axes.labelcolor": INK,
+        "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}
 
 
 def plot(title, lines, ticks=None, xlabel="", borders=(), styles=None, percent=False):

@@ -263,39 +263,50 @@ def training_curves(steps):
 
 def one_prompt(run, records, notes):
     """The answers of all models to one held-out prompt, the one whose change is the median."""
-    answers = {}  # "M_0" -> {prompt_id: M_0's first answer to it}
-    for record in records:
-        firsts = answers[f"M_{record['iteration']}"] = {}
-        for answer in each_line(run / f"iter{record['iteration']}" / "eval.jsonl", notes):
-            firsts.setdefault(answer["prompt_id"], answer)
-    answers = {model: firsts for model, firsts in answers.items() if firsts}
+    answers = first_answers(run, records, notes)
     if not answers:
         return ""
-    begin, *_, end = [*answers] * 2
+    begin, end = [*answers][0], [*answers][-1]
     known = any("truth" in answer for answer in answers[end].values())
     score = "reward" if look_up(records[-1], "actor.reward") is not None else "own score"
     key, name = ("truth", "true score") if known else ("score", score)
-    changes = sorted((after[key] - (before[key] if end != begin else 0), prompt)
-                     for prompt, after in answers[end].items()
-                     for before in [answers[begin].get(prompt, {})]
-                     if before.get(key) is not None and after.get(key) is not None)
+    changes = [(change_of(key, answers[begin].get(prompt, {}), after, begin == end), prompt)
+               for prompt, after in answers[end].items()]
+    changes = sorted(pair for pair in changes if pair[0] is not None)
     if not changes:
         return ""
     change, chosen = changes[len(changes) // 2]
-    how = (f"changes by the median, {change:+.2g}, from {begin} to {end}" if end != begin
-           else "is the median")
+    how = f"changes by the median, {change:+.3g}, from {begin} to {end}"
     shown = [answer_column(model, firsts[chosen], score)
              for model, firsts in answers.items() if chosen in firsts]
     return (f"<p>{html.escape(answers[end][chosen]['prompt'])}</p>"
             f'<div class="answers">{"".join(shown)}</div><p><small>Not picked by hand: of '
-            f"{len(changes)} held-out prompts the one where the {name} of the first answer {how}. "
-            "Shown are those first answers.</small></p>")
+            f"{len(changes)} held-out prompts the one where the {name} of the first answer "
+            f"{how if begin != end else 'is the median'}. Shown are those first answers."
+            "</small></p>")
+
+
+def first_answers(run, records, notes):
+    """{"M_0": {prompt_id: M_0's first answer to it}}, of the models whose answers are there."""
+    answers = {}
+    for record in records:
+        for answer in each_line(run / f"iter{record['iteration']}" / "eval.jsonl", notes):
+            firsts = answers.setdefault(f"M_{record['iteration']}", {})
+            firsts.setdefault(answer["prompt_id"], answer)
+    return answers
+
+
+def change_of(key, before, after, alone):
+    """By how much a number differs, or the number of the only model; None where one is missing."""
+    if before.get(key) is None or after.get(key) is None:
+        return None
+    return after[key] - (0 if alone else before[key])
 
 
 def answer_column(model, answer, score):
     """One answer with its scores, as a column of the page."""
-    about = [f"true score {answer['truth']:.2g}"] if "truth" in answer else []
-    about += [f"no {score}" if answer["score"] is None else f"{score} {answer['score']:.2g}"]
+    about = [f"true score {answer['truth']:.3g}"] if "truth" in answer else []
+    about += [f"no {score}" if answer["score"] is None else f"{score} {answer['score']:.3g}"]
     about += [f"{len(answer['text'])} characters", *["cut off"] * (not answer["finished"])]
     return f"<div><b>{model}</b> <small>{', '.join(about)}</small>{pre(answer['text'])}</div>"
 
