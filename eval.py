@@ -1,6 +1,6 @@
 """Measuring: win rates, agreement with people, biases of judge and meta-judge, two models compared.
 
-    python eval.py report runs/x                # (re)draw the report of a run
+    python eval.py report runs/x                # (re)draw the report of a run, or of several
     python eval.py show runs/x [PROMPT_ID]      # one prompt's journey through an iteration
     python eval.py compare A B --judge MODEL    # which model's, or file's, answers a judge prefers
     python eval.py repeat runs/x                # do comparisons come out the same when made again?
@@ -36,9 +36,16 @@ from harness.files import by_prompt, iterations, read_jsonl, write_jsonl
 from harness.ifeval import ifeval
 from harness.inputs import read_prompts
 from harness.labelled import judge
-from harness.models import answers_of, compare_again, judge_both_orders, load_alone, own_settings
-from harness.report import report
+from harness.models import (
+    answers_of,
+    compare_again,
+    comparison_table,
+    judge_both_orders,
+    load_alone,
+    own_settings,
+)
 from harness.settings import HERE
+from harness.several import redraw
 from harness.show import show
 from sampling import load_tokenizer
 
@@ -127,6 +134,20 @@ def bootstrap(statistic, *columns, groups=None, resamples=2000, seed=0):
     return float(low), float(high)
 
 
+def grouped_interval(statistic, *columns, groups, resamples=2000):
+    """What `bootstrap` gives; None if there are fewer than 10 groups."""
+    enough = len(set(groups)) >= FEWEST
+    return bootstrap(statistic, *columns, groups=groups, resamples=resamples) if enough else None
+
+
+def mean_by_prompt(name, rows):
+    """{name: the mean of rows (prompt_id, value)}, and its name_interval over enough prompts."""
+    rows = [row for row in rows if row[1] is not None]
+    groups, values = [group for group, _ in rows], [value for _, value in rows]
+    interval = grouped_interval(np.mean, values, groups=groups, resamples=400)
+    return {name: mean(values)} | ({f"{name}_interval": interval} if interval else {})
+
+
 def ranks(values):
     """Ranks from 1, ties share their mean."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -175,18 +196,21 @@ def same_prompt(answers):
     return [pair for group in by_prompt(answers).values() for pair in combinations(group, 2)]
 
 
-def measure_actor(answers):
+def measure_actor(answers, scores="mean_score"):
     """Figures of an actor from its judged answers.
 
-    answers: records with "text", "finished", "score" and perhaps "truth". All means are over those
-    that are finished; lengths are in characters.
+    answers: records with "prompt_id", "text", "finished", "score" and perhaps "truth". scores: what
+    to call the mean of their scores. All means are over those that are finished; lengths are in
+    characters; of 10 prompts or more each mean has a 95 % interval, by bootstrap over prompts.
     """
     finished = [answer for answer in answers if answer["finished"]]
-    figures = {"mean_score": mean(answer["score"] for answer in finished),
-               "mean_length": mean(len(answer["text"]) for answer in finished),
-               "cut_off": len(answers) - len(finished)}
+    columns = {scores: [answer["score"] for answer in finished],
+               "mean_length": [len(answer["text"]) for answer in finished]}
     if any("truth" in answer for answer in answers):
-        figures["truth"] = mean(answer.get("truth") for answer in finished)
+        columns["truth"] = [answer.get("truth") for answer in finished]
+    figures = {"cut_off": len(answers) - len(finished)}
+    for name, values in columns.items():
+        figures |= mean_by_prompt(name, zip([a["prompt_id"] for a in finished], values))
     return figures
 
 
@@ -195,9 +219,9 @@ def measure_judge(answers):
 
     Of the judgments: the share that parse, their mean score, how often each score was given. Of the
     pairs of answers to one prompt: the share that it scores the same, and, where the truth tells
-    them apart, the share that it orders as the truth does; a tie counts one half, so that a judge
-    who says the same of everything has 0.5. Of the answers: Spearman's correlation of score and
-    length.
+    them apart, the share that it orders as the truth does, with its interval; a tie counts one
+    half, so that a judge who says the same of everything has 0.5. Of the answers: Spearman's
+    correlation of score and length.
     """
     scores = [score for answer in answers for score in answer["scores"]]
     scored = [answer for answer in answers if answer["score"] is not None]
@@ -207,14 +231,14 @@ def measure_judge(answers):
         ties.append(float(order == 0))
         if a.get("truth") != b.get("truth"):
             true_order = np.sign(a["truth"] - b["truth"])
-            right.append(0.5 + 0.5 * order * true_order)
+            right.append((a["prompt_id"], 0.5 + 0.5 * order * true_order))
     counts = Counter(score for score in scores if score is not None)
     figures = {"valid_rate": mean(float(score is not None) for score in scores),
                "mean_score": mean(scores), "ties": mean(ties),
                "histogram": {f"{score:g}": counts[score] for score in sorted(counts)},
                "length_correlation": length_correlation(scored, "score")}
     if any("truth" in answer for answer in answers):
-        figures["truth_agreement"] = mean(right)
+        figures |= mean_by_prompt("truth_agreement", right)
         figures["truth_length_correlation"] = length_correlation(scored, "truth")
     return figures
 
@@ -242,11 +266,11 @@ def measure_people(answers):
         mine, theirs = np.sign(a["score"] - b["score"]), np.sign(b["rank"] - a["rank"])
         alike.append(float(mine == theirs))
         if mine and theirs:
-            untied.append(float(mine == theirs))
+            untied.append((a["prompt_id"], float(mine == theirs)))
     correlations = [spearman([a["score"] for a in group], [-a["rank"] for a in group])
                     for group in by_prompt(scored).values()]
-    return {"human_agreement": mean(untied), "human_agreement_with_ties": mean(alike),
-            "human_spearman": mean(correlations)}
+    return mean_by_prompt("human_agreement", untied) | {
+        "human_agreement_with_ties": mean(alike), "human_spearman": mean(correlations)}
 
 
 def measure_meta_judge(battles):
@@ -364,12 +388,6 @@ def percent(value):
 
 # ---- two models compared
 
-def grouped_interval(statistic, *columns, groups):
-    """What `bootstrap` gives; None if there are fewer than 10 groups."""
-    enough = len(set(groups)) >= FEWEST
-    return bootstrap(statistic, *columns, groups=groups) if enough else None
-
-
 def measure_comparisons(records):
     """Figures of answers a against answers b.
 
@@ -436,32 +454,7 @@ def compare(args):
           "any other leaderboard's, whose judges and prompts are others.")
 
 
-def comparison_table(figures):
-    lines = []
-    for name, value, interval in [
-            ("A wins", "win_rate", "win_rate_interval"),
-            ("A wins, length-controlled", "length_controlled_win_rate",
-             "length_controlled_interval"),
-            ("judge prefers the first", "first_position_rate", "first_position_interval")]:
-        about = "too few prompts, or too much alike, for an interval"
-        if figures[interval] and figures[interval][0] < figures[interval][1]:
-            low, high = figures[interval]
-            about = f"95 % interval {low:.1%} to {high:.1%}"
-        lines.append(f"{name:38}{figures[value]:>7.1%}   {about}")
-    ours, theirs = figures["mean_lengths"]
-    lines += [f"{'judge says the same in both orders':38}{figures['consistent_rate']:>7.1%}",
-              f"{'characters per answer: A, B':38}{ours:>7.0f} {theirs:.0f}"]
-    return "\n".join(lines)
-
-
 # ---- the command
-
-def redraw(args):
-    """`eval.py report RUN`."""
-    for note in report(args.run):
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{args.run}/report.html")
-
 
 def main(argv=None):
     try:

@@ -522,9 +522,7 @@ def measure(run, t):
              for record in records for i, response in enumerate(record["responses"])]
     own = score(run, t, items, "eval.jsonl", "held-out judgments")
     if run.settings.reward != "judge":
-        actor = measure_actor(own)
-        actor["reward"] = actor.pop("mean_score")  # for it is not the model's own opinion
-        return {"actor": actor, "judge": None}
+        return {"actor": measure_actor(own, "reward"), "judge": None}  # not its own opinion
     first = own
     if t > 0:
         first = judge(run, t, run.answers_of_m0(len(items)), "eval_judge.jsonl",

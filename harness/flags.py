@@ -8,11 +8,14 @@ def command_line():
 
     def add(name, help):
         command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        if name not in ("compare", "ifeval", "judge"):
+        if name in ("repeat", "export"):
             command.add_argument("run", help="the run's folder")
         return command
 
-    add("report", "(re)draw the report of a run")
+    report = add("report", "(re)draw the report of a run, or several runs in the same plots")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder")
+    report.add_argument("--out", metavar="FILE", help="the page (default: RUN/report.html; of "
+                        "several runs, compare.html beside the first)")
     show = add("show", "one prompt's journey through an iteration, in the terminal")
     show.add_argument("prompt_id", nargs="?", metavar="PROMPT_ID", help="(default: one that a "
                       "pair of judgments came of)")

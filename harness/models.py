@@ -190,3 +190,22 @@ def compare_again(model, battles, orders, label, seed, settings, bits=None):
         winner = winner_of(verdict, "Judgment")
         verdicts[i][m][n] = {"A": 1, "B": -1, None: 0}[winner]
     return verdicts
+
+
+def comparison_table(figures):
+    """The lines of `eval.py compare`. figures: what eval.measure_comparisons gives."""
+    lines = []
+    for name, value, interval in [
+            ("A wins", "win_rate", "win_rate_interval"),
+            ("A wins, length-controlled", "length_controlled_win_rate",
+             "length_controlled_interval"),
+            ("judge prefers the first", "first_position_rate", "first_position_interval")]:
+        about = "too few prompts, or too much alike, for an interval"
+        if figures[interval] and figures[interval][0] < figures[interval][1]:
+            low, high = figures[interval]
+            about = f"95 % interval {low:.1%} to {high:.1%}"
+        lines.append(f"{name:38}{figures[value]:>7.1%}   {about}")
+    ours, theirs = figures["mean_lengths"]
+    lines += [f"{'judge says the same in both orders':38}{figures['consistent_rate']:>7.1%}",
+              f"{'characters per answer: A, B':38}{ours:>7.0f} {theirs:.0f}"]
+    return "\n".join(lines)

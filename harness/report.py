@@ -1,22 +1,16 @@
 """The report of a run: one self-contained page, and the tables of figures on the screen.
 
-It shows what summary.json and the iterations' folders hold, and computes nothing of the method. A
-file that is missing or damaged costs the part of the page that it belongs to, and a note says so.
+A sentence, three plots and the answers to one prompt come first, all else behind headings that
+unfold. It shows what summary.json and the iterations' folders hold, and computes nothing of the
+method. A file that is missing or damaged costs its part of the page, and a note says so.
 """
-import base64
 import html
-import io
 import math
 from collections import defaultdict
 from pathlib import Path
 
+from harness.drawing import cells, details, html_table, notice, plot, plots, pre, shell
 from harness.files import each_line, iterations, read_json, read_jsonl, write_whole
-
-try:
-    import matplotlib
-    from matplotlib.figure import Figure
-except ImportError:  # plots are an extra: the report has its tables without them
-    Figure = None
 
 FIGURES = [  # name, where in a record of summary.json, how shown
     ("actor: true score", "actor.truth", ".2f"),
@@ -53,11 +47,11 @@ IN_A_LINE = [  # of FIGURES, those that the screen shows of each model as it is 
     "judge: right about the truth",
 ]
 CURVES = {  # title of a plot: its lines by their labels, and where their figures stand
-    "actor's score": {"true": "actor.truth", "by itself": "actor.mean_score",
-                      "by --reward": "actor.reward"},
-    "actor: characters per answer": {"": "actor.mean_length"},
-    "judge: how often right": {"by the truth": "judge.truth_agreement",
-                               "by people's ranks": "judge.human_agreement"},
+    "score of the answers": {"true": "actor.truth", "by itself": "actor.mean_score",
+                             "by the reward": "actor.reward"},
+    "characters per answer": {"": "actor.mean_length"},
+    "how often the judge is right": {"by the truth": "judge.truth_agreement",
+                                     "by people's ranks": "judge.human_agreement"},
     "judge: mean score": {"": "judge.mean_score"},
     "judge: ties, and score with length": {"ties": "judge.ties",
                                            "score with length": "judge.length_correlation",
@@ -66,6 +60,9 @@ CURVES = {  # title of a plot: its lines by their labels, and where their figure
                            "prefers the higher score": "meta_judge.higher_score_rate",
                            "same in both orders": "meta_judge.consistent_rate"},
 }
+JUDGES = ["how often the judge is right", "meta-judge: biases",
+          "judge: ties, and score with length"]  # of CURVES, the first that there is opens the page
+SHARES = JUDGES[:2]  # CURVES of nothing but shares
 TRAINING = {  # the same of train.jsonl
     "DPO: loss": {"training": "loss", "held out": "held_out_loss"},
     "DPO: rewards (nats times beta)": {"chosen": "chosen_reward", "rejected": "rejected_reward"},
@@ -120,18 +117,22 @@ def glance(record):
 
 def drifts(record, max_score):
     """Warnings, a line each, where a record of summary.json has drifted as far as the paper's
-    model had when the paper stopped training the judge."""
-    meta_judge = f"iteration {record['iteration']}: the meta-judge prefers the"
-    lines = []
-    first = look_up(record, "meta_judge.first_position_rate")
-    if first is not None and max(first, 1 - first) >= STOPPED["position"]:
+    model had when the paper stopped training the judge.
+
+    A meta-judge's biases matter only where a judge trains on its verdicts, and the one for a place
+    only where most of these are about judgments with different scores.
+    """
+    trains = look_up(record, "pairs.judge")
+    meta_judge = (trains and record.get("meta_judge")) or {}
+    name, lines = f"iteration {record['iteration']}: the meta-judge prefers the", []
+    first, differ = meta_judge.get("first_position_rate"), meta_judge.get("scores_differ_rate", 1)
+    if first is not None and differ >= 0.5 and max(first, 1 - first) >= STOPPED["position"]:
         place = "first" if first > 0.5 else "second"
-        lines.append(f"{meta_judge} {place} judgment in {max(first, 1 - first):.0%} of its "
-                     f"verdicts (the paper stopped training the judge at "
-                     f"{STOPPED['position']:.0%}{about_the_bias(record)})")
-    higher = look_up(record, "meta_judge.higher_score_rate")
+        lines.append(f"{name} {place} judgment in {max(first, 1 - first):.0%} of its verdicts "
+                     f"(the paper stopped training the judge at {STOPPED['position']:.0%})")
+    higher = meta_judge.get("higher_score_rate")
     if higher is not None and higher >= STOPPED["higher"]:
-        lines.append(f"{meta_judge} higher score in {higher:.0%} of its verdicts "
+        lines.append(f"{name} higher score in {higher:.0%} of its verdicts "
                      f"(the paper: {STOPPED['higher']:.0%})")
     score, limit = look_up(record, "judge.mean_score"), STOPPED["mean"] * max_score
     if score is not None and score > limit:
@@ -140,59 +141,52 @@ def drifts(record, max_score):
     return lines
 
 
-def about_the_bias(record):
-    """What a bias for a place rests on, and whether it matters."""
-    about, differ = "", look_up(record, "meta_judge.scores_differ_rate")
-    if differ is not None:
-        about += f"; {differ:.0%} of these are about judgments with different scores"
-    if look_up(record, "pairs.judge") == 0:
-        about += "; no judge trains on them"
-    return about
+# ---- the run in a sentence
+
+def in_a_sentence(records, settings):
+    """What came of a run, from its first model to its last, in plain words."""
+    if not records:
+        return "No model of this run is measured yet."
+    done, asked = records[-1]["iteration"], settings["iters"]
+    of = f" of {asked}" if asked > done else ""
+    plural = "" if (asked if of else done) == 1 else "s"
+    top = settings["max_score"]
+    actor = [("actor.truth", 100 / top, "{:.0f} %", "answers meet {} of the demands on them"),
+             ("actor.reward", 1, "{:.2f}", "the mean reward of an answer is {}"),
+             ("actor.mean_score", 1, "{:.1f}", f"the model gives its own answers {{}} of {top}",
+              " (which proves nothing)")]
+    judge = [("judge.truth_agreement", 100, "{:.0f} %", "the judge is right {} of the time"),
+             ("judge.human_agreement", 100, "{:.0f} %", "the judge agrees with people {} of the "
+                                                        "time")]
+    parts = [next(filter(None, (said(records, *figure) for figure in figures)), "")
+             for figures in (actor, judge)]
+    parts = "; ".join(filter(None, [*parts, length_said(records)]))
+    text = f"After {done}{of} iteration{plural} {parts or 'nothing could be measured'}."
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-# ---- building blocks of the page, which escape every text
-
-STYLE = """:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:auto;padding:1rem}
-h1{margin-bottom:0}h2{margin-top:2.5rem;border-top:1px solid #8886;padding-top:1rem}
-nav a{margin-right:1rem;white-space:nowrap}small{opacity:.75}
-table{border-collapse:collapse;display:block;overflow-x:auto}
-td,th{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}
-th{font-weight:600}td:first-child,th:first-child{text-align:left;white-space:normal}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}
-img{width:100%;max-width:34rem}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.6rem;border-radius:.4rem;
-margin:.3rem 0}
-details{margin:.4rem 0;padding-left:.6rem;border-left:2px solid #8884}summary{cursor:pointer}
-.good{border-left:4px solid #2a2}.bad{border-left:4px solid #c33}
-.note{border-left:4px solid #d90;padding:.2rem .8rem;background:#d901;margin:1rem 0}
-@media(max-width:40rem){td,th{padding:.2rem .25rem;font-size:.8rem}}
-.h1{background:#3f87d922}.h2{background:#3f87d955}.h3{background:#3f87d988}.h4{background:#3f87d9bb}
-"""
-
-
-def pre(text, kind=""):
-    return f'<pre class="{kind}">{html.escape(text)}</pre>'
-
-
-def details(title, body):
-    return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
-
-
-def notice(title, lines):
-    if not lines:
+def said(records, path, scale, form, words, about=""):
+    """One figure of the last model in words, and what the first one's was; "" if not measured."""
+    was, now = (value if value is None else form.format(value * scale)
+                for value in (look_up(records[0], path), look_up(records[-1], path)))
+    if now is None:
         return ""
-    return f'<div class="note"><b>{title}</b><br>{"<br>".join(map(html.escape, lines))}</div>'
+    instead = ", as before" if was == now else f" instead of {was}"
+    return words.format(now) + instead * (was is not None and len(records) > 1) + about
 
 
-def cells(tag, values):
-    shown = (f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values)
-    return f"<tr>{''.join(shown)}</tr>"
+def length_said(records):
+    before, after = (look_up(record, "actor.mean_length") for record in (records[0], records[-1]))
+    if not after:
+        return ""
+    if not before or len(records) == 1:
+        return f"answers are {after:.0f} characters long"
+    change = round(100 * (after / before - 1))
+    longer = f"{abs(change)} % {'longer' if change > 0 else 'shorter'}"
+    return f"answers are {longer if change else 'as long as before'}"
 
 
-def html_table(head, rows):
-    return f"<table>{cells('th', head)}{''.join(cells('td', row) for row in rows)}</table>"
-
+# ---- the parts of the page
 
 def count_table(records, path, head):
     """A table of counts by name, such as the dropped by reason, one column per iteration."""
@@ -204,57 +198,33 @@ def count_table(records, path, head):
                       rows) if rows else ""
 
 
-# ---- plots
-
-INK = "#7a7a7a"  # a grey that can be read on a light page and on a dark one
-COLORS = ["#3f87d9", "#e07b2e", "#3f9e57", "#cf4f78", "#8c6fd1", "#8a8a3a"]
-LOOK = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "axes.titlesize": 10,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-        "legend.fontsize": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-        "xtick.color": INK, "ytick.color": INK}
-
-
-def plot(title, lines, ticks=None, xlabel="", borders=()):
-    """Lines {label: points (x, y)} as an image inside the page; "" without any, or matplotlib.
-
-    ticks: {x: its name}. borders: where to draw a dotted vertical line.
+def points(records, path):
+    """A figure of those models that have it: (iteration, value, low, high), with NaN for no band.
     """
-    lines = {label: points for label, points in lines.items() if points}
-    if Figure is None or not lines:
-        return ""
-    with matplotlib.rc_context(LOOK | {"axes.prop_cycle": matplotlib.cycler(color=COLORS)}):
-        figure = Figure(figsize=(4.6, 3), layout="constrained")
-        axis = figure.subplots()
-        for label, points in lines.items():
-            axis.plot(*zip(*points), label=label or None, linewidth=1.2, markersize=4,
-                      marker="o" if len(points) < 60 else None)
-        for border in borders:
-            axis.axvline(border, color=INK, linewidth=0.5, linestyle=":")
-        if ticks:
-            axis.set_xticks(list(ticks), list(ticks.values()))
-        if any(lines):
-            axis.legend()
-        axis.set_xlabel(xlabel)
-        axis.set_title(title)
-        image = io.BytesIO()
-        figure.savefig(image, format="svg", transparent=True, metadata={"Date": None})
-    content = base64.b64encode(image.getvalue()).decode()
-    return f'<img alt="{html.escape(title)}" src="data:image/svg+xml;base64,{content}">'
+    return [(record["iteration"], look_up(record, path),
+             *(look_up(record, f"{path}_interval") or (math.nan, math.nan)))
+            for record in records if look_up(record, path) is not None]
 
 
-def plots(images):
-    return f'<div class="plots">{"".join(images)}</div>' if any(images) else ""
+def first_plots(records):
+    """The titles of the plots that open the page: actor, judge (or what there is), length."""
+    judge = [title for title in JUDGES
+             if any(points(records, path) for path in CURVES[title].values())]
+    return ["score of the answers", *judge[:1], "characters per answer"]
 
 
-def curves(records):
+def curves(records, titles):
     """Figures by model, one plot for what belongs together."""
-    def points(path):
-        values = [(record["iteration"], look_up(record, path)) for record in records]
-        return [(t, value) for t, value in values if value is not None]
-
     ticks = {record["iteration"]: f"M_{record['iteration']}" for record in records}
-    return [plot(title, {label: points(path) for label, path in paths.items()}, ticks)
-            for title, paths in CURVES.items()]
+    images = []
+    for title in titles:
+        lines = {}
+        for label, path in CURVES[title].items():
+            line = points(records, path)
+            if line not in lines.values():  # with --reward checks, the reward is the truth
+                lines[label] = line
+        images.append(plot(title, lines, ticks, percent=title in SHARES))
+    return images
 
 
 def histogram(records):
@@ -290,6 +260,56 @@ def training_curves(steps):
 
 
 # ---- samples
+
+def one_prompt(run, records, notes):
+    """The answers of all models to one held-out prompt, the one whose change is the median."""
+    answers = first_answers(run, records, notes)
+    if not answers:
+        return ""
+    begin, end = [*answers][0], [*answers][-1]
+    known = any("truth" in answer for answer in answers[end].values())
+    score = "reward" if look_up(records[-1], "actor.reward") is not None else "own score"
+    key, name = ("truth", "true score") if known else ("score", score)
+    changes = [(change_of(key, answers[begin].get(prompt, {}), after, begin == end), prompt)
+               for prompt, after in answers[end].items()]
+    changes = sorted(pair for pair in changes if pair[0] is not None)
+    if not changes:
+        return ""
+    change, chosen = changes[len(changes) // 2]
+    how = f"changes by the median, {change:+.3g}, from {begin} to {end}"
+    shown = [answer_column(model, firsts[chosen], score)
+             for model, firsts in answers.items() if chosen in firsts]
+    return (f"<p>{html.escape(answers[end][chosen]['prompt'])}</p>"
+            f'<div class="answers">{"".join(shown)}</div><p><small>Not picked by hand: of '
+            f"{len(changes)} held-out prompts the one where the {name} of the first answer "
+            f"{how if begin != end else 'is the median'}. Shown are those first answers."
+            "</small></p>")
+
+
+def first_answers(run, records, notes):
+    """{"M_0": {prompt_id: M_0's first answer to it}}, of the models whose answers are there."""
+    answers = {}
+    for record in records:
+        for answer in each_line(run / f"iter{record['iteration']}" / "eval.jsonl", notes):
+            firsts = answers.setdefault(f"M_{record['iteration']}", {})
+            firsts.setdefault(answer["prompt_id"], answer)
+    return answers
+
+
+def change_of(key, before, after, alone):
+    """By how much a number differs, or the number of the only model; None where one is missing."""
+    if before.get(key) is None or after.get(key) is None:
+        return None
+    return after[key] - (0 if alone else before[key])
+
+
+def answer_column(model, answer, score):
+    """One answer with its scores, as a column of the page."""
+    about = [f"true score {answer['truth']:.3g}"] if "truth" in answer else []
+    about += [f"no {score}" if answer["score"] is None else f"{score} {answer['score']:.3g}"]
+    about += [f"{len(answer['text'])} characters", *["cut off"] * (not answer["finished"])]
+    return f"<div><b>{model}</b> <small>{', '.join(about)}</small>{pre(answer['text'])}</div>"
+
 
 def battle_table(battles):
     """A battle matrix [E3], shaded from 0 to 1."""
@@ -400,12 +420,16 @@ def judge_sample(pair, battle, rating):
 
 # ---- the page
 
+CAPTION = """<p><small>M_0 is the model before the first iteration, M_t the one after iteration t;
+answers and judge are measured on prompts that never train. Bands, where there are any: 95 %
+intervals, by drawing the prompts anew.</small></p>"""
 LEGEND = """<p><small>True score: the share of a prompt's checks that an answer meets, times the
 judge's highest score. Own score: what the model gives itself; it proves nothing. Right about the
-truth: the judge, the share of pairs of answers it orders as the truth does; the meta-judge, the
-share of comparisons it gives to the judgment whose score is nearer to the truth. Prefers the first:
-50 % would be no bias. With length: Spearman's correlation over M_0's held-out answers.
+truth: the judge, the share of pairs of M_0's answers it orders as the truth does; the meta-judge,
+the share of comparisons it gives to the judgment whose score is nearer to the truth. Prefers the
+first: 50 % would be no bias. With length: Spearman's correlation over M_0's held-out answers.
 docs/reading-the-figures.md explains every figure.</small></p>"""
+SENTENCE, PLOTS, DRIFT, ANSWERS = "The sentence", "Plots", "Drift", "One prompt, every model"
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 
 
@@ -442,40 +466,54 @@ def records_of(run, folders, notes):
     return records
 
 
-def report(run):
-    """Write runs/x/report.html, one self-contained page, from whatever the run has left so far.
+def read_run(run, notes):
+    """The config.json of a run, with whatever settings it has, and the records of summary.json.
+
+    Raises ValueError if there is no run at all.
+    """
+    run, folders = Path(run), iterations(run)
+    if not (run / "summary.json").is_file() and not folders:
+        raise ValueError(f"{run} has no summary.json and no iterations: it is no run's folder, or "
+                         "the run has not finished iteration 0")
+    config = read_whole(run / "config.json", dict, notes)
+    settings = config.get("settings")
+    config = config | {"settings": settings if isinstance(settings, dict) else {}}
+    return config, records_of(run, folders, notes)
+
+
+def report(run, file=None):
+    """Write a run's page, self-contained, from whatever it has left so far, to its report.html.
 
     Returns notes, a line on each thing that is missing or damaged; they are on the page as well.
     Raises ValueError if there is no run at all.
     """
     run, notes = Path(run), []
-    folders = iterations(run)
-    if not (run / "summary.json").is_file() and not folders:
-        raise ValueError(f"{run} has no summary.json and no iterations: it is no run's folder, or "
-                         "the run has not finished iteration 0")
-    settings = read_whole(run / "config.json", dict, notes).get("settings")
-    settings = settings if isinstance(settings, dict) else {}
-    records = records_of(run, folders, notes)
-    sections = {}
-    for title, draw in contents(run, records, notes):
+    config, records = read_run(run, notes)
+    settings, sections = config["settings"], {}
+    for title, draw in contents(run, records, settings, notes):
         body = attempt(title, draw, notes)
         if body:
             sections[title] = body
-    warned = attempt("Drift", lambda: warnings(records, settings.get("max_score") or 5), notes)
     notes = list(dict.fromkeys(notes))
-    write_whole(run / "report.html", page(settings, records, sections, notes, warned))
+    write_whole(file or run / "report.html", page(settings, sections, notes))
     return notes
 
 
-def contents(run, records, notes):
+def contents(run, records, settings, notes):
     """The sections of the page: (title, what draws it), one after the other."""
     trained = {record["iteration"]: run / f"iter{record['iteration']}"
                for record in records if record["iteration"] > 0}
     steps = {record["iteration"]: trained[record["iteration"]] / "train.jsonl"
              for record in records if record["iteration"] > 0 and record.get("train")}
     battled = [record["iteration"] for record in records if record.get("meta_judge")]
-    yield "At a glance", lambda: html_table(["", *models(records)], figure_rows(records)) + LEGEND
-    yield "Curves", lambda: plots([*curves(records), histogram(records)])
+    opening = attempt("Plots", lambda: first_plots(records), notes) or []
+    yield SENTENCE, lambda: html.escape(in_a_sentence(records, settings))
+    yield PLOTS, lambda: plots(curves(records, opening)) + CAPTION
+    yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
+    yield ANSWERS, lambda: one_prompt(run, records, notes)
+    yield "All figures", lambda: html_table(["", *models(records)], figure_rows(records)) + LEGEND
+    yield "More curves", lambda: plots([
+        *curves(records, [title for title in CURVES if title not in opening]), histogram(records)])
     yield "Training", lambda: plots(training_curves(
         {t: read_jsonl(file, notes) for t, file in steps.items()}))
     for t in battled[:1]:
@@ -492,21 +530,13 @@ def warnings(records, max_score):
     return [line for record in records for line in drifts(record, max_score)]
 
 
-def page(settings, records, sections, notes, warned):
-    """The whole page. sections: {title: its HTML}."""
-    model = html.escape(str(settings.get("model", "unknown model")))
-    seed = html.escape(str(settings.get("seed", "unknown")))
-    trained = sum(record["iteration"] > 0 for record in records)
-    links = parts = ""
-    for number, (title, body) in enumerate(sections.items()):
-        links += f'<a href="#s{number}">{html.escape(title)}</a> '
-        parts += f'<h2 id="s{number}">{html.escape(title)}</h2>{body}'
-    no_plots = "<p>Plots: pip install matplotlib, then python eval.py report on this folder.</p>"
-    return f"""<!doctype html><html lang=en><meta charset=utf-8>
-<meta name=viewport content='width=device-width'><title>Meta-Rewarding: {model}</title>
-<style>{STYLE}</style><h1>Meta-Rewarding: {model}</h1>
-<p>{trained} iterations, seed {seed}. M_0 is the seed model after its warm start; actor and judge
-are measured on prompts that never train, the judge always on M_0's answers.</p>
-<nav>{links}</nav>{notice("Missing from this page", notes)}{notice("Drift", warned)}
-{"" if Figure else no_plots}{parts}</html>
-"""
+def page(settings, sections, notes):
+    """The whole page. sections: {title: its HTML}; those that do not open it are folded."""
+    model, seed = (settings.get(name, "unknown") for name in ("model", "seed"))
+    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, DRIFT, ANSWERS)}
+    answers = f"<h2>{ANSWERS}</h2>{top[ANSWERS]}" if top[ANSWERS] else ""
+    folds = "".join(f"<details><summary><h2>{html.escape(title)}</h2></summary>{body}</details>"
+                    for title, body in sections.items())
+    return shell(f"Meta-Rewarding: {model}, seed {seed}",
+                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[DRIFT]}'
+                 f'{notice("Missing from this page", notes)}{answers}{folds}')

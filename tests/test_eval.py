@@ -44,10 +44,9 @@ from eval import (
     truth,
     win_rate,
 )
-from harness import export, models
-from harness import report as drawing
+from harness import drawing, export, models
 from harness.files import write_jsonl, write_whole
-from harness.report import drifts, report
+from harness.report import drifts, in_a_sentence, report
 from harness.training import save_adapter
 from sampling import load, sample
 
@@ -276,6 +275,26 @@ def test_measure_actor_without_truth():
     assert measure_actor([]) == {"mean_score": None, "mean_length": None, "cut_off": 0}
 
 
+def test_figures_over_enough_prompts_have_an_interval():
+    """Ten prompts of two equal answers each: the interval is that of ten numbers, not of twenty.
+    Nine prompts have none, nor have nine with a truth among ten.
+    """
+    answers = [an_answer(str(i), "x" * i, i % 5, truth=i % 3) for i in range(10) for _ in "ab"]
+    figures = measure_actor(answers, "reward")
+    assert figures["reward"] == 2 and "mean_score" not in figures
+    scores = [i % 5 for i in range(10)]
+    assert figures["reward_interval"] == bootstrap(np.mean, scores, resamples=400)
+    assert figures["mean_length_interval"] == bootstrap(np.mean, range(10), resamples=400)
+    low, high = measure_judge([an_answer(str(i), score=score, truth=truth) for i in range(10)
+                               for score, truth in ((i % 2, 0), (0.5, 1))]
+                              )["truth_agreement_interval"]
+    assert 0 <= low < 0.5 < high <= 1
+    assert not any("interval" in name for name in measure_actor(answers[:18]))
+    del answers[0]["truth"], answers[1]["truth"]
+    assert measure_actor(answers).keys() >= {"truth", "mean_score_interval"}
+    assert "truth_interval" not in measure_actor(answers)
+
+
 def test_measure_judge_by_hand():
     """Prompt a, truths 3 1 1, scores 4 2 4: pair 01 right (1), 02 a tie where the truth has none
     (1/2), 12 equal in truth (does not count). Prompt b, truths 0 2, scores 3 1: wrong (0). Prompt
@@ -365,7 +384,10 @@ def test_measure_people_against_scipy():
             better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
             pairs, untied = pairs + 1, untied + (scores[i] != scores[j])
             right += scores[better] > scores[worse]
-    assert len(correlations) < 100 and measure_people(judged) == pytest.approx(
+    figures = measure_people(judged)
+    low, high = figures.pop("human_agreement_interval")
+    assert low < right / untied < high
+    assert len(correlations) < 100 and figures == pytest.approx(
         {"human_agreement": right / untied, "human_agreement_with_ties": right / pairs,
          "human_spearman": np.mean(correlations)})
 
@@ -428,15 +450,17 @@ def test_measure_repeats_by_hand():
         measure_repeats(battles, repeats[:2])  # never the verdicts of another answer
 
 
-def test_drift_says_what_it_rests_on():
-    """A bias among judgments that are the same, or in an iteration that trains no judge, is told as
-    such.
+@pytest.mark.parametrize("differ, judge_pairs, told", [
+    (0.8, 40, ["first", "higher"]), (0.03, 40, ["higher"]), (0.8, 0, [])])
+def test_drift_that_means_nothing_is_not_told(differ, judge_pairs, told):
+    """A bias for a place among judgments that score the same; any in an iteration that trains no
+    judge.
     """
-    record = {"iteration": 4, "meta_judge": {"first_position_rate": 0.97,
-                                             "scores_differ_rate": 0.03}, "pairs": {"judge": 0}}
-    (line,) = drifts(record, 5)
-    assert "first judgment in 97%" in line
-    assert "3% of these are about judgments with different scores; no judge trains on them)" in line
+    record = {"iteration": 4, "pairs": {"judge": judge_pairs},
+              "meta_judge": {"first_position_rate": 0.97, "higher_score_rate": 0.99,
+                             "scores_differ_rate": differ}}
+    lines = drifts(record, 5)
+    assert len(lines) == len(told) and all(word in line for word, line in zip(told, lines))
 
 
 @pytest.mark.parametrize("meta, score, max_score, said", [
@@ -450,7 +474,8 @@ def test_drift_is_told_from_the_papers_values_on(meta, score, max_score, said):
     """44 % and 4.1 are the paper's first iteration, 68 %, 98 % and over 4.7 its second, after which
     it trained the judge no more. Either place.
     """
-    lines = drifts({"iteration": 3, "meta_judge": meta, "judge": {"mean_score": score}}, max_score)
+    lines = drifts({"iteration": 3, "meta_judge": meta, "judge": {"mean_score": score},
+                    "pairs": {"judge": 40}}, max_score)
     assert len(lines) == len(said) and all(part in line
                                            and line.startswith(("iteration 3: the meta-judge",
                                                                 "M_3: the judge's"))
@@ -945,7 +970,7 @@ def test_every_text_is_data_in_the_page(text, evil):
     for block, tags in ((drawing.pre(whole), ["pre"]), (drawing.details(whole, ""),
                                                         ["details", "summary"]),
                         (drawing.html_table([whole], []), ["table", "tr", "th"]),
-                        (drawing.notice("x", [whole]), ["div", "b", "br"])):
+                        (drawing.notice("x", [whole]), ["p", "small", "b"])):
         page = Page(block)
         assert [tag for tag, _ in page.tags] == tags and whole in page.text
 
@@ -993,6 +1018,11 @@ def message(role, text):
 
 def write_iteration(folder, *kinds):
     """What the report reads of an iteration: a prompt with a pair of each of `kinds`."""
+    write_lines(folder / "eval.jsonl", {
+        "id": "7/0", "prompt_id": "7", "prompt": evil("held-out prompt"), "score": 4.5, "truth": 3,
+        "text": evil("held-out answer"), "finished": True})
+    if not kinds:
+        return
     numbered = {"actor": {"chosen_score": 4.0, "rejected_score": 1.5},
                 "judge": {"chosen_rating": 2.345, "rejected_rating": -1.0}}
     write_lines(folder / "pairs.jsonl", *({
@@ -1036,9 +1066,10 @@ def run(tmp_path):
                        train={"loss": 0.5})]
     for t in range(3):
         (tmp_path / f"iter{t}").mkdir()
+    write_iteration(tmp_path / "iter0")
     write_iteration(tmp_path / "iter1", "actor", "judge")
     write_iteration(tmp_path / "iter2", "actor")
-    settings = {"model": evil("model"), "seed": 7, "max_score": 5}
+    settings = {"model": evil("model"), "seed": 7, "max_score": 5, "iters": 2}
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings, "versions": {}}))
     (tmp_path / "summary.json").write_text(json.dumps(records))
     return tmp_path
@@ -1094,13 +1125,14 @@ def check_self_contained(page):
 
 
 def test_the_report_is_self_contained_and_every_text_is_escaped(run):
-    """Each of the nineteen places has a mark of its own: as text it must be there, and as a tag it
-    would be found.
+    """Each of these places has a mark of its own: as text it must be there, and as a tag it would
+    be found.
     """
     page = page_of(run)
     check_self_contained(page)
     assert "url(" not in drawing.STYLE and "@import" not in drawing.STYLE
-    places = ["model", "reason", "stage", "battle answer", "judgment 0", "judgment 1", "verdict 01",
+    places = ["model", "held-out prompt", "held-out answer", "reason", "stage", "battle answer",
+              "judgment 0", "judgment 1", "verdict 01",
               "verdict 10", "battle prompt",
               "chosen judged", "rejected judged", *(f"{kind} {part}" for kind in ("actor", "judge")
                                                     for part in ("chosen", "rejected")),
@@ -1110,7 +1142,6 @@ def test_the_report_is_self_contained_and_every_text_is_escaped(run):
 
 def test_no_plot_holds_a_text_of_a_model(run):
     """Plots are pictures of numbers: what a model wrote, or a reason's name, is in none of them."""
-    pytest.importorskip("matplotlib")
     report(run)
     images = re.findall(r"base64,([^\"]+)", (run / "report.html").read_text())
     assert len(images) >= 8
@@ -1154,10 +1185,11 @@ def test_the_report_with_plots(run):
     """Curves, scores, loss, rewards, accuracy; each names itself for those who do not see it, and
     none has a background of its own.
     """
-    pytest.importorskip("matplotlib")
     images = {attributes["alt"]: attributes["src"] for tag, attributes in page_of(run).tags
               if tag == "img"}
-    assert {"actor's score", "actor: characters per answer", "judge: how often right",
+    assert [*images][:3] == ["score of the answers", "how often the judge is right",
+                             "characters per answer"]
+    assert {
             "meta-judge: biases", "judge: share of each score",
             "DPO: loss", "DPO: rewards (nats times beta)",
             "DPO: share of pairs in order"} <= images.keys()
@@ -1166,16 +1198,6 @@ def test_the_report_with_plots(run):
         assert svg.lstrip().startswith("<?xml") and "#ffffff" not in svg and "http-equiv" not in svg
     # drawn again, the same to the byte
     assert (run / "report.html").read_text() == (report(run), (run / "report.html").read_text())[1]
-
-
-def test_the_report_without_matplotlib(run, monkeypatch):
-    """Plots are an extra: without them the page says how to get them and has all its tables."""
-    with_plots = page_of(run)
-    monkeypatch.setattr(drawing, "Figure", None)
-    page = page_of(run)
-    check_self_contained(page)
-    assert "img" not in {tag for tag, _ in page.tags} and "pip install matplotlib" in page.text
-    assert page.rows == with_plots.rows
 
 
 def test_the_report_of_a_run_that_has_only_warmed_up(run):
@@ -1187,6 +1209,87 @@ def test_the_report_of_a_run_that_has_only_warmed_up(run):
     assert rows["judge: valid"] == ["0%"] and "judge: right about the truth" not in rows
     assert not any(name.startswith(("actor: score", "judge: mean score", "meta-judge"))
                    for name in rows)
+
+
+def of(t, judge=None, **actor):
+    return {"iteration": t, "actor": actor, "judge": judge}
+
+
+@pytest.mark.parametrize("records, iters, sentence", [
+    ([of(0, {"truth_agreement": 0.751}, truth=2.63, mean_score=3.9, mean_length=164),
+      of(1),
+      of(2, {"truth_agreement": 0.994}, truth=4.74, mean_score=4.8, mean_length=238)], 2,
+     "After 2 iterations answers meet 95 % of the demands on them instead of 53 %; the judge is "
+     "right 99 % of the time instead of 75 %; answers are 45 % longer."),
+    ([of(0, {"human_agreement": 0.7}, mean_score=3.92, mean_length=100),
+      of(1, {"human_agreement": 0.65}, mean_score=3.94, mean_length=90)], 4,
+     "After 1 of 4 iterations the model gives its own answers 3.9 of 5, as before (which proves "
+     "nothing); the judge agrees with people 65 % of the time instead of 70 %; answers are 10 % "
+     "shorter."),
+    ([of(0, reward=-1.25, mean_length=100), of(1, reward=0.5, mean_length=100)], 1,
+     "After 1 iteration the mean reward of an answer is 0.50 instead of -1.25; answers are as long "
+     "as before."),
+    ([of(0, {"truth_agreement": 0.75}, truth=2.5, mean_length=164.3)], 0,
+     "After 0 iterations answers meet 50 % of the demands on them; the judge is right 75 % of the "
+     "time; answers are 164 characters long."),
+    ([of(0, {"truth_agreement": None}, truth=None, mean_score=None, mean_length=None),
+      of(1, {"truth_agreement": 0.5}, truth=5, mean_score=None, mean_length=9)], 1,
+     "After 1 iteration answers meet 100 % of the demands on them; the judge is right 50 % of the "
+     "time; answers are 9 characters long."),
+    ([of(0, mean_score=None, mean_length=None)] * 2, 0,
+     "After 0 iterations nothing could be measured."),
+    ([], 4, "No model of this run is measured yet.")])
+def test_a_run_in_a_sentence(records, iters, sentence):
+    """With the truth, without it, by a reward, before the first iteration, with figures that nobody
+    could measure: what is said is what summary.json holds, and nothing is said of what is not.
+    """
+    said = in_a_sentence(records, {"iters": iters, "max_score": 5})
+    assert said.replace("\N{NO-BREAK SPACE}", " ") == sentence
+
+
+def test_the_prompt_on_the_page_is_the_one_whose_change_is_the_median(run):
+    """First answers change by 0, +1 and +2: the middle one is shown, as each model answered it, and
+    no second answer. Without the truth the own score, which is the other way round, decides.
+    """
+    for t in range(3):
+        write_lines(run / f"iter{t}" / "eval.jsonl", *(
+            {"prompt_id": f"{change}", "prompt": f"prompt {change}", "text": f"{nth} {t}/{change}",
+             "truth": t * change / 2 if nth == "first" else 0, "score": 4 - t * (2 - change) ** 2,
+             "finished": t > 0}
+            for change in (2, 0, 1) for nth in ("first", "second")))
+    text = page_of(run).text
+    assert "changes by the median, +1, from M_0 to M_2" in text and "of 3 held-out prompts" in text
+    assert [f"first {t}/1" in text for t in range(3)] == [True] * 3
+    assert "first 2/0" not in text and "second" not in text.partition("All figures")[0]
+    assert "true score 0, own score 4, 9 characters, cut off" in text
+    assert "true score 0.5, own score 3, 9 characters" in text
+
+
+def test_several_runs_on_one_page(run, monkeypatch, capsys, tmp_path):
+    """Both runs' last figures beside each other, three plots with both names in each, and a word
+    where their held-out prompts differ; what is no run is refused.
+    """
+    other = tmp_path / "other"
+    shutil.copytree(run, other, ignore=lambda folder, names: ["other"])
+    records = json.loads((other / "summary.json").read_text())[:2]
+    (other / "summary.json").write_text(json.dumps(records))
+    status, out, error = command(monkeypatch, capsys, "report", run, other)
+    assert (status, out) == (0, f"{run.parent}/compare.html\n") and "iteration 2 is not" in error
+    page = Page((run.parent / "compare.html").read_text(encoding="utf-8"))
+    check_self_contained(page)
+    rows = {row[0]: row[1:] for row in page.rows if row}
+    assert rows["last model"] == ["M_2", "M_1"] and rows["training: actor pairs"] == ["19", "17"]
+    images = [base64.b64decode(attributes["src"].split(",")[1]).decode()
+              for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 3 and all(f"{name}</text>" in image or f">{name}<" in image
+                                    for image in images for name in (run.name, "other"))
+    assert "do not compare" not in page.text
+    config = json.loads((other / "config.json").read_text()) | {"files": {"--eval-prompts": "x"}}
+    (other / "config.json").write_text(json.dumps(config))
+    status, out, _ = command(monkeypatch, capsys, "report", run, other, "--out", tmp_path / "c")
+    assert status == 0 and "do not compare" in (tmp_path / "c").read_text()
+    status, _, error = command(monkeypatch, capsys, "report", run, tmp_path / "iter0" / "none")
+    assert status == 2 and "no run's folder" in error
 
 
 def test_the_command_draws_a_report_and_says_where(run, monkeypatch, capsys):
