@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import io
 import resource
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -272,7 +273,8 @@ def show(run, stages, loading, size):
     if cuda := torch.cuda.is_available():
         peak = torch.cuda.max_memory_reserved()
     else:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
     print(f"Memory so far: {short(peak)}B of {'the GPU' if cuda else 'this process'}. "
           f"Disk: about {short(size)}B.\n"
           f"For {run.settings.iters} iterations, with answers and judgments like those of the "
