@@ -88,6 +88,7 @@ def recipe(s, t):
         lines.append(f"- pairs of judgments by the model as meta-judge in iterations 1 to "
                      f"{min(t, s.judge_iters)}")
     rho = " ".join(f"{s.at('rho', i):g}" for i in range(1, t + 1))
-    lines.append(f"- length control rho {rho}; DPO with beta {s.beta:g}, learning rate {s.lr:g}, "
-                 f"batches of {s.batch_size}, the best of {s.epochs} epochs")
+    lines.append(f"- length control rho {rho}")
+    lines.append(f"- DPO with beta {s.beta:g}, learning rate {s.lr:g}, batches of {s.batch_size}, "
+                 f"the best of {s.epochs} epochs")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(tmp_path):
     assert "The base's licence is not known." in text
     assert "2 iterations of 5000 prompts, 7 answers each, temperature 0.8, top-p 0.95" in text
     assert "11 judgments of each answer" in text and "in iterations 1 to 2" in text
-    assert "rho 0 0.32; DPO with beta 0.1, learning rate 5e-05" in text
+    assert "rho 0 0.32\n- DPO with beta 0.1, learning rate 5e-05" in text
     assert "|  | M_0 | M_1 | M_2 |\n| --- | --- | --- | --- |\n" in text
     assert "| actor: true score | 2.50 | 3.50 | 4.50 |\n" in text
 
