@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import prompts as words
 from dpo import add_lora, collect, rank, share, world
+from harness.card import write_card
 from harness.clock import after_iteration, after_stage, expected
 from harness.command import barrier
 from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
@@ -378,7 +379,8 @@ class Run:
         record = {"iteration": t, **measured, **figures, "seconds": self.seconds(t)}
         records = [*records, record]
         barrier()  # all processes have read before one writes
-        if rank() == 0:
+        if rank() == 0:  # the card first: what is in the summary is not done again
+            write_card(self.folder(t) / "adapter", self.settings, records)
             write_whole(self.out / "summary.json", json.dumps(records, indent=1) + "\n")
         barrier()
         self.draw_report()

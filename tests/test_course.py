@@ -1,12 +1,14 @@
 """course/: what the lecture quotes stands in the code, its examples come out as written, the
-exercises' checks tell starters from solutions, the notebook runs, and the README's map of the code
+exercises' checks tell starters from solutions, the notebooks run, and the README's map of the code
 counts right.
 """
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
+import pytest
 from conftest import TINY
 from nbclient import NotebookClient
 
@@ -72,22 +74,66 @@ def test_every_check_fails_on_its_starter():
                                               done.stdout.splitlines()[-1]), done.stdout
 
 
+def run_notebook(name, **changes):
+    """How many pictures a notebook of the course draws, with texts of its cells changed."""
+    notebook = nbformat.read(ROOT / "course" / name, as_version=4)
+    for was, now in changes.values():
+        assert sum(cell.source.count(was) for cell in notebook.cells) == 1, was
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(was, now)
+    NotebookClient(notebook, timeout=900, kernel_name="python3",
+                   resources={"metadata": {"path": str(ROOT / "course")}}).execute()
+    return sum("image/png" in output.get("data", {}) for cell in notebook.cells
+               for output in cell.get("outputs", []))
+
+
 def test_the_notebook_runs_from_top_to_bottom():
     """On one thread, with a shorter warm start, five judgments instead of seven and half the
     epochs, for time.
     """
-    notebook, changed = nbformat.read(ROOT / "course" / "walkthrough.ipynb", as_version=4), 0
-    for cell in notebook.cells:
-        for was, now in (("torch.set_num_threads(2)", "torch.set_num_threads(1)"),
-                         ('"iters": 1}', '"iters": 1, "eft_epochs": 1, "judgments": 5, '
-                          '"epochs": 2}')):
-            changed += cell.source.count(was)
-            cell.source = cell.source.replace(was, now)
-    assert changed == 2
-    NotebookClient(notebook, timeout=900, kernel_name="python3",
-                   resources={"metadata": {"path": str(ROOT / "course")}}).execute()
-    assert sum("image/png" in output.get("data", {}) for cell in notebook.cells
-               for output in cell.get("outputs", [])) >= 6
+    assert run_notebook("walkthrough.ipynb",
+                        threads=("torch.set_num_threads(2)", "torch.set_num_threads(1)"),
+                        settings=('"iters": 1}', '"iters": 1, "eft_epochs": 1, "judgments": 5, '
+                                                 '"epochs": 2}')) >= 6
+
+
+def test_the_real_model_s_notebook_runs_with_the_tiny_one(tmp_path):
+    assert run_notebook("real_model.ipynb",
+                        model=('"HuggingFaceTB/SmolLM2-135M-Instruct"', repr(str(TINY))),
+                        out=('OUT = "runs/real-notebook"', f"OUT = {str(tmp_path)!r}"),
+                        sizes=("RESPONSES = 2, 32, 24, 8", "RESPONSES = 1, 6, 4, 3"),
+                        threads=("import metareward\n",
+                                 "import metareward; torch.set_num_threads(1)\n")) == 1
+
+
+def test_notebooks_fetch_the_project_where_it_is_not(tmp_path, monkeypatch):
+    """By the same first cell: it does nothing here, asks for an address elsewhere, and with one
+    clones and installs, which a second time (the session was restarted) does not clone again.
+    """
+    cells = {next(cell.source for cell in nbformat.read(file, as_version=4).cells
+                  if cell.cell_type == "code") for file in (ROOT / "course").glob("*.ipynb")}
+    cell, = cells
+    calls = []
+
+    def run(command, check):
+        calls.append(command)
+        if command[0] == "git":
+            Path(command[-1]).mkdir()
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.chdir(ROOT / "course")
+    exec(cell, {})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match="address"):
+        exec(cell, {})
+    assert calls == []
+    known = cell.replace('REPOSITORY = ""', 'REPOSITORY = "https://example.org/it"')
+    for _ in range(2):
+        monkeypatch.chdir(tmp_path)
+        exec(known, {})
+        assert Path.cwd() == tmp_path / "metareward"
+    assert [command[0] for command in calls] == ["git", sys.executable, sys.executable]
+    assert "https://example.org/it" in calls[0] and "requirements.txt" in calls[1]
 
 
 def test_the_map_of_the_code_counts_right():

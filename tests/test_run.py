@@ -210,6 +210,22 @@ def test_every_adapter_loads_and_answers(whole):
     assert sample(model, tokenizer, ["How do I keep bread fresh?"], max_new_tokens=20)[0][0].text
 
 
+def test_every_adapter_s_card_loads_it_and_has_its_figures(whole):
+    """The card's own lines, with the folder's name put in, as PEFT loads it."""
+    records = json.loads((whole[0] / "summary.json").read_text())
+    for t in range(3):
+        folder = whole[0] / f"iter{t}" / "adapter"
+        card = (folder / "README.md").read_text()
+        scores = " | ".join(f"{record['actor']['truth']:.2f}" for record in records[:t + 1])
+        assert f"| actor: true score | {scores} |\n" in card and f"# M_{t} of" in card
+    names = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder)), names)
+    ids = names["tokenizer"]("How do I keep bread fresh?", return_tensors="pt")
+    with torch.no_grad():
+        ours = load(str(folder))[0](**ids).logits
+        assert torch.equal(names["model"](**ids).logits, ours)
+
+
 def test_adapters_differ_and_the_reference_is_the_model_before(whole):
     """The first DPO step of each iteration has the loss log 2 exactly when policy and reference are
     the same model.

@@ -1,0 +1,94 @@
+"""The model card of an adapter, as model hubs want it: a README.md beside its weights.
+
+The same run writes the same bytes, so nothing is in it that depends on time or place.
+"""
+import re
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from harness.files import write_whole
+from harness.report import AT_A_GLANCE, figure_rows, models
+
+CARD = """\
+---
+{head}
+---
+
+# {title}
+
+{licence} All settings stand in the run's config.json; the main ones:
+
+{recipe}
+
+Nobody but its own run has measured this model, on held-out prompts. Its score by its own judgment
+is an opinion of itself.
+
+{table}
+
+In place of FOLDER goes the folder of this file:
+
+```
+python sampling.py FOLDER "How do I keep bread fresh?"
+```
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)
+```
+"""
+
+
+def write_card(adapter, settings, records):
+    """Write adapter/README.md. records: of summary.json, the last one is this adapter's."""
+    t, folder, known = records[-1]["iteration"], Path(settings.model).is_dir(), licence(settings)
+    head = ["library_name: peft", "pipeline_tag: text-generation", "tags: [lora, meta-rewarding]"]
+    if not folder:  # hubs refuse what is no name of theirs
+        head.append(f"base_model: {settings.model}")
+    if known:
+        head.append(f"license: {known}")
+    base = Path(settings.model).resolve().name if folder else settings.model
+    rows = [["", *models(records)], ["---"] * (len(records) + 1),
+            *figure_rows(records, AT_A_GLANCE)]
+    write_whole(adapter / "README.md", CARD.format(
+        head="\n".join(head), title=f"M_{t} of a Meta-Rewarding run on {base}",
+        recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),
+        licence=f"The base's licence is {known}." if known else "The base's licence is not known."))
+
+
+def licence(settings):
+    """What the base's own card calls its licence, or None."""
+    try:
+        card = Path(cached_file(settings.model, "README.md")).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # there is none, or nobody can read it
+        return None
+    head = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    found = re.search(r"^license: *([\w.-]+) *$", head[1], re.MULTILINE) if head else None
+    return found and found[1]
+
+
+def recipe(s, t):
+    """How M_t was made, in a few lines."""
+    lines = [f"- a LoRA adapter of rank {s.lora_rank}, base in {s.bits} bits, seed {s.seed}"]
+    if not s.no_eft:
+        lines.append(f"- warm start: {s.eft_epochs} epochs on judgments of ranked replies")
+    if t == 0:
+        return "\n".join(lines)
+    lines.append(f"- {t} iterations of {s.prompts_per_iter} prompts, {s.responses} answers each, "
+                 f"temperature {s.temperature:g}, top-p {s.top_p:g}")
+    if s.reward == "judge":
+        lines.append(f"- {s.judgments} judgments of each answer by the model itself")
+    else:
+        truth = s.reward == "checks"
+        lines.append(f"- answers scored by {'their truth' if truth else Path(s.reward).name}")
+    if s.judge_iters and not s.no_meta_judge:
+        lines.append(f"- pairs of judgments by the model as meta-judge in iterations 1 to "
+                     f"{min(t, s.judge_iters)}")
+    rho = " ".join(f"{s.at('rho', i):g}" for i in range(1, t + 1))
+    lines.append(f"- length control rho {rho}")
+    lines.append(f"- DPO with beta {s.beta:g}, learning rate {s.lr:g}, batches of {s.batch_size}, "
+                 f"the best of {s.epochs} epochs")
+    return "\n".join(lines)
