@@ -278,8 +278,9 @@ def measure_meta_judge(battles):
 
     battles: records with "verdicts" (N, N), entry [m][n] with m shown first, "scores" of the N
     judgments, and perhaps "said", a list of the comparisons that were made, if not all of them, and
-    "truth" of the answer. Rates are over the comparisons that parsed; of "truth_accuracy", over
-    those of judgments of which one's score is nearer to the truth.
+    "truth" of the answer. Rates are over the comparisons that parsed; "first_of_equals_rate" over
+    those of judgments with one score, "truth_accuracy" over those of which one's is nearer to the
+    truth.
     """
     total, first, consistent, higher, right, differ = 0, [], [], [], [], []
     for battle in battles:
@@ -301,7 +302,9 @@ def measure_meta_judge(battles):
                 loser_off = abs(scores[loser] - battle["truth"])
                 if winner_off != loser_off:
                     right.append(float(winner_off < loser_off))
-    figures = {"first_position_rate": mean(first), "higher_score_rate": mean(higher),
+    equals = [place for place, apart in zip(first, differ) if not apart]
+    figures = {"first_position_rate": mean(first), "first_of_equals_rate": mean(equals),
+               "higher_score_rate": mean(higher),
                "consistent_rate": mean(consistent), "scores_differ_rate": mean(differ),
                "valid_rate": len(first) / total if total else None}
     if any("truth" in battle for battle in battles):

@@ -587,6 +587,8 @@ def iterate(run, t):
     best = run.train(t, train_dpo, pairs, beta=s.beta, epochs=s.epochs)
     figures = measure_meta_judge(compared) | {"weights": weights, "answers": len(compared)}
     counts = {kind: sum(p["kind"] == kind for p in pairs) for kind in ("actor", "judge")}
+    counts["score_gap"] = mean(p["chosen_score"] - p["rejected_score"] for p in pairs
+                               if p["kind"] == "actor")
     return {"meta_judge": None if s.no_meta_judge else figures, "pairs": counts, "train": best}
 
 

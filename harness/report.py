@@ -29,11 +29,13 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
     ("meta-judge: sees different scores", "meta_judge.scores_differ_rate", ".0%"),
     ("meta-judge: prefers the first", "meta_judge.first_position_rate", ".0%"),
+    ("meta-judge: prefers the first of equals", "meta_judge.first_of_equals_rate", ".0%"),
     ("meta-judge: prefers the higher score", "meta_judge.higher_score_rate", ".0%"),
     ("meta-judge: same in both orders", "meta_judge.consistent_rate", ".0%"),
     ("meta-judge: right about the truth", "meta_judge.truth_accuracy", ".0%"),
     ("training: actor pairs", "pairs.actor", "d"),
     ("training: judge pairs", "pairs.judge", "d"),
+    ("training: score gap of actor pairs", "pairs.score_gap", ".2f"),
 ]
 AT_A_GLANCE = [  # of FIGURES, those that the screen shows when a run ends
     "actor: true score", "actor: score by its own judgment", "actor: score by --reward",

@@ -397,12 +397,12 @@ def test_measure_meta_judge_by_hand():
     against second: 0-1 first, 1-0 first (not consistent); 0-2 second, 2-0 first (consistent); 1-2
     second, 2-1 not parsed. Valid 5 of 6. First wins 3 of 5. Both orders parsed: 01 and 02, one
     consistent. Scores differ in four (01 10 02 20), the higher wins in three (10 02 20), and in the
-    same three the nearer to the truth wins; 12 is equal in both senses.
+    same three the nearer to the truth wins; 12 is equal in both senses, and its second wins.
     """
     battle = {"verdicts": [[0, 1, -1], [1, 0, -1], [1, 0, 0]], "scores": [1, 3, 3], "truth": 2.5}
     assert measure_meta_judge([battle]) == pytest.approx({
-        "first_position_rate": 3 / 5, "higher_score_rate": 3 / 4, "consistent_rate": 1 / 2,
-        "valid_rate": 5 / 6, "truth_accuracy": 3 / 4,
+        "first_position_rate": 3 / 5, "first_of_equals_rate": 0, "higher_score_rate": 3 / 4,
+        "consistent_rate": 1 / 2, "valid_rate": 5 / 6, "truth_accuracy": 3 / 4,
         "scores_differ_rate": 4 / 5})
 
 
@@ -415,13 +415,13 @@ def test_a_nearer_score_is_not_the_higher_one():
     unparsed = {"verdicts": [[0] * 3] * 3, "scores": [1, 2, 3]}
     figures = measure_meta_judge([low_wins, unparsed])
     assert figures == {"first_position_rate": 0.5, "higher_score_rate": 0, "consistent_rate": 1,
-                       "valid_rate": 2 / 8, "truth_accuracy": 1,
+                       "valid_rate": 2 / 8, "truth_accuracy": 1, "first_of_equals_rate": None,
                        "scores_differ_rate": 1}
 
 
 def test_measure_meta_judge_of_nothing():
     empty = {"first_position_rate": None, "higher_score_rate": None, "consistent_rate": None,
-             "valid_rate": None, "scores_differ_rate": None}
+             "valid_rate": None, "scores_differ_rate": None, "first_of_equals_rate": None}
     assert measure_meta_judge([]) == empty
     assert measure_meta_judge([{"verdicts": [[0, 0], [0, 0]],
                                 "scores": [1, 2]}]) == empty | {"valid_rate": 0}

@@ -143,6 +143,11 @@ def test_the_summary_has_one_record_per_model(whole):
     assert {"first_position_rate", "higher_score_rate", "consistent_rate", "valid_rate",
             "truth_accuracy"} <= records[1]["meta_judge"].keys()
     assert records[0]["meta_judge"] is None  # not measured, so no number
+    for r in records[1:]:
+        gaps = [pair["chosen_score"] - pair["rejected_score"] for pair in
+                read_jsonl(whole[0] / f"iter{r['iteration']}" / "pairs.jsonl")
+                if pair["kind"] == "actor"]
+        assert r["pairs"]["score_gap"] == pytest.approx(np.mean(gaps)) > 0
 
 
 def test_tokens_by_stage_are_those_in_the_files(whole):
