@@ -15,6 +15,8 @@ def begin(parse):
     parse: reads the command line. Raises ValueError or OSError for a mistake.
     """
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds; in a log, bars need not move
     try:
         parse()
     except (ValueError, OSError) as error:
