@@ -101,7 +101,7 @@ def test_the_real_model_s_notebook_runs_with_the_tiny_one(tmp_path):
     assert run_notebook("real_model.ipynb",
                         model=('"HuggingFaceTB/SmolLM2-135M-Instruct"', repr(str(TINY))),
                         out=('OUT = "runs/real-notebook"', f"OUT = {str(tmp_path)!r}"),
-                        sizes=("RESPONSES = 2, 32, 24, 8", "RESPONSES = 1, 6, 4, 3"),
+                        sizes=("RESPONSES = 2, 48, 24, 8", "RESPONSES = 1, 6, 4, 3"),
                         threads=("import metareward\n",
                                  "import metareward; torch.set_num_threads(1)\n")) == 1
 
