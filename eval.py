@@ -282,7 +282,7 @@ def measure_meta_judge(battles):
     those of judgments with one score, "truth_accuracy" over those of which one's is nearer to the
     truth.
     """
-    total, first, consistent, higher, right, differ = 0, [], [], [], [], []
+    total, first, equals, consistent, higher, right = 0, [], [], [], [], []
     for battle in battles:
         verdicts, scores = battle["verdicts"], battle["scores"]
         total += comparisons(battle)
@@ -291,10 +291,11 @@ def measure_meta_judge(battles):
             if verdict == 0:
                 continue
             first.append(float(verdict == 1))
-            differ.append(float(scores[m] != scores[n]))
             winner, loser = (m, n) if verdict == 1 else (n, m)
             if scores[m] != scores[n]:
                 higher.append(float(scores[winner] > scores[loser]))
+            else:
+                equals.append(first[-1])
             if m < n and turned != 0:
                 consistent.append(float(verdict == -turned))
             if "truth" in battle:
@@ -302,10 +303,10 @@ def measure_meta_judge(battles):
                 loser_off = abs(scores[loser] - battle["truth"])
                 if winner_off != loser_off:
                     right.append(float(winner_off < loser_off))
-    equals = [place for place, apart in zip(first, differ) if not apart]
     figures = {"first_position_rate": mean(first), "first_of_equals_rate": mean(equals),
                "higher_score_rate": mean(higher),
-               "consistent_rate": mean(consistent), "scores_differ_rate": mean(differ),
+               "consistent_rate": mean(consistent),
+               "scores_differ_rate": len(higher) / len(first) if first else None,
                "valid_rate": len(first) / total if total else None}
     if any("truth" in battle for battle in battles):
         figures["truth_accuracy"] = mean(right)
@@ -466,9 +467,6 @@ def main(argv=None):
                     "show": show, "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
                     "judge": lambda args: judge(args, grouped_interval)}
         commands[args.command](args)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        sys.exit(130)
     except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -35,9 +35,10 @@ def command_line():
     add("--bits", type=int, choices=[4, 16, 32], help="default: its run's; 4 on CUDA, else 32")
     add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     args = parser.parse_args()
-    if min(args.n, args.max_new_tokens) < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
-        parser.error("--n and --max-new-tokens must be at least 1, --temperature at least 0, "
-                     "--top-p above 0 and at most 1")
+    if (min(args.n, args.max_new_tokens) < 1 or args.temperature < 0 or not 0 < args.top_p <= 1
+            or args.n > 1 and args.question is None):
+        parser.error("--n (1 in a conversation) and --max-new-tokens must be at least 1, "
+                     "--temperature at least 0, --top-p above 0 and at most 1")
     return args
 
 
@@ -1137,7 +1138,8 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity, on_
             if row is None:
                 continue
             row.drawn.append(token)
-            on_token(row)
+            if on_token:
+                on_token(row.prompt, row.number, row.drawn)
             if token in stops or len(row.drawn) == max_new_tokens:
                 slots.rows[b] = None
                 yield row
@@ -1171,7 +1173,8 @@ def decode_together(model, rows, stops, max_new_tokens, temperature, top_p, on_t
             if row in ended:
                 continue
             row.drawn.append(token)
-            on_token(row)
+            if on_token:
+                on_token(row.prompt, row.number, row.drawn)
             if token in stops or len(row.drawn) == max_new_tokens:
                 ended.add(row)
                 yield row
@@ -1247,10 +1250,6 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
         if on_end:
             on_end(i, number, ids)
 
-    def told(row):
-        if on_token:
-            on_token(row.prompt, row.number, row.drawn)
-
     for i, number in itertools.product(too_long, range(n)):
         end(i, number, [])
     rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens)
@@ -1269,7 +1268,7 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
             try:
                 way = decode if shared else decode_plain
                 for row in way(model, wave, stops, max_new_tokens, temperature, top_p, capacity,
-                               told):
+                               on_token):
                     end(row.prompt, row.number, row.drawn)
             except RuntimeError as error:
                 one_row = sum(cache_sizes(wave, max_new_tokens))
@@ -1338,23 +1337,22 @@ def ending(answer):
 
 
 def main(args):
-    settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
-                "top_p": args.top_p, "seed": args.seed}
+    settings = {name: getattr(args, name) for name in
+                ("max_new_tokens", "temperature", "top_p", "seed")}
+    transformers_logging.disable_progress_bar()  # of loading, and of downloads as well
+    hub_utils.enable_progress_bars()
     try:
-        transformers_logging.disable_progress_bar()  # of loading, and of downloads as well
-        hub_utils.enable_progress_bars()
         model, tokenizer = load(args.model, bits=args.bits)
         if args.question is None:
             return converse(model, tokenizer, settings)
         answers, = sample(model, tokenizer, [args.question], args.n, **settings)
-    except (EOFError, KeyboardInterrupt):
-        return print()
+    except (EOFError, KeyboardInterrupt) as end:
+        sys.exit(print() if isinstance(end, EOFError) else 130)
     except (OSError, ValueError, SafetensorError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     for number, answer in enumerate(answers, 1):
-        mark = f"[{number}] " if args.n > 1 else ""
-        print(mark + visible(answer.text), end=ending(answer))
+        print(f"[{number}] " * (args.n > 1) + visible(answer.text), end=ending(answer))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ The same run writes the same bytes, so nothing is in it that depends on time or 
 import re
 from pathlib import Path
 
-from transformers.utils import cached_file
-
 from harness.files import write_whole
 from harness.report import AT_A_GLANCE, figure_rows, models
 
@@ -56,13 +54,14 @@ def write_card(adapter, settings, records):
     write_whole(adapter / "README.md", CARD.format(
         head="\n".join(head), title=f"M_{t} of a Meta-Rewarding run on {base}",
         recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),
-        licence=f"The base's licence is {known}." if known else "The base's licence is not known."))
+        licence=f"The base's licence is {known}." if known else
+        "The base's own page says under which licence it stands."))
 
 
 def licence(settings):
-    """What the base's own card calls its licence, or None."""
+    """What the card in the base's folder calls its licence, or None."""
     try:
-        card = Path(cached_file(settings.model, "README.md")).read_text(encoding="utf-8")
+        card = (Path(settings.model) / "README.md").read_text(encoding="utf-8")
     except (OSError, ValueError):  # there is none, or nobody can read it
         return None
     head = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)

@@ -8,7 +8,7 @@ def command_line():
 
     def add(name, help):
         command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        if name in ("repeat", "export"):
+        if name in ("show", "repeat", "export"):
             command.add_argument("run", help="the run's folder")
         return command
 

@@ -150,9 +150,9 @@ class Run:
             self.lock_folder()
             for note in self.check_folder():  # another process may have come meanwhile
                 print(f"note: {note}", file=sys.stderr)
-            if done := len(self.records()):
-                print(f"{self.out} is there, and has M_0 to M_{done - 1}: the run goes on",
-                      flush=True)
+            done = len(self.records()) - 1
+            if 0 <= done < self.settings.iters:
+                print(f"{self.out} is there, up to M_{done}: the run goes on", flush=True)
             write_whole(self.out / "config.json", json.dumps(self.config, indent=1) + "\n")
         barrier()
 
@@ -296,7 +296,10 @@ class Run:
 
     @contextmanager
     def timed(self, t, stage):
-        """Add the seconds that this takes to those that the stage took before."""
+        """Add the seconds that this takes to those that the stage took before.
+
+        If it took long, a line says how long the rest of the run will take.
+        """
         start = time.perf_counter()
         try:
             yield
@@ -306,9 +309,10 @@ class Run:
                 taken = seconds.get(stage, 0) + time.perf_counter() - start
                 seconds[stage] = round(taken, 2)
                 write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
-        if rank() == 0:
+        rounds = stage == "comparisons" and self.settings.comparisons  # others may follow
+        if rank() == 0 and not rounds:
             told = expected(self.records(), self.settings, self.forecast)
-            for line in after_stage(t, stage, taken, told, seconds):
+            for line in after_stage(t, stage, time.perf_counter() - start, told, seconds):
                 print(line, flush=True)
 
     def seconds(self, t):

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from dpo import world
 from harness.clock import duration, end_of
@@ -23,7 +24,7 @@ from sampling import read_record
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take
-WORTH_A_TRIAL = 400     # prompts of a run: of fewer it takes less than two hundred trials' time
+WORTH_A_TRIAL = 1600    # prompts of a run: of so many the first two trials are a hundredth
 LONG_RUN = 3 * 24 * 3600  # seconds
 FEWEST_RANKED = 8       # of fewer ranked replies the seed may judge none as people did
 
@@ -55,7 +56,8 @@ def fit_hours(settings, sample, loop):
     config = Path(settings.out) / "config.json"
     if config.is_file():
         chosen = read_record(config).get("settings", {}).get("prompts_per_iter", 1)
-        print(f"The run goes on with --prompts-per-iter {chosen}, as it began")
+        print(f"{settings.out} is there: the run goes on with --prompts-per-iter {chosen}, as it "
+              "began, and --hours chooses nothing")
         return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None), None
     start = time.perf_counter()
     with whole_run(settings, sample) as run:
@@ -92,11 +94,11 @@ def fit_hours(settings, sample, loop):
 def foresee(run, loop):
     """The `forecast` of a run that is about to begin, and a line that tells it.
 
-    None where it is not worth its trials: in a run of few prompts, and in one that goes on and has
-    an iteration to judge by. They end where the next would take two percent of the run.
+    None where it is not worth its trials: in a run of few prompts, and in one that goes on. After
+    the first two trials they end where the next would take two percent of the run.
     """
-    small = run.settings.iters * run.settings.prompts_per_iter < WORTH_A_TRIAL
-    if small or len(run.records()) > 1 or world() > 1:
+    s = run.settings
+    if s.iters * s.prompts_per_iter < WORTH_A_TRIAL or any(run.out.glob("iter*")) or world() > 1:
         return None
 
     def enough(trials, seconds):
@@ -104,7 +106,8 @@ def foresee(run, loop):
     try:
         with tempfile.TemporaryDirectory() as folder:
             trials, _ = tried(run, loop, folder, enough)
-    except ValueError as error:  # of a few prompts, which need not be true of the whole run
+    except (ValueError, OSError, SafetensorError) as error:
+        # It is about a few prompts, or a temporary folder, and need not be true of the run.
         print(f"How long the run will take cannot be told beforehand: {error}")
         return None
     if not trials:
@@ -115,8 +118,9 @@ def foresee(run, loop):
     print(f"The run takes about {duration(seconds)}, until {end_of(seconds)}; most of it: "
           f"{', '.join(most)}", flush=True)
     if seconds > LONG_RUN:
-        print("A shorter one: --hours H, a smaller --prompts-per-iter, or --comparisons 44",
-              flush=True)
+        fewer = "" if s.comparisons or s.no_meta_judge else ", --comparisons 44"
+        print(f"For a shorter one stop this, and give another --out and --hours H{fewer}, or a "
+              "smaller --prompts-per-iter", flush=True)
     tell_untrained(*trials[-1])
     return stages
 
@@ -187,6 +191,8 @@ def small_run(run, out, size):
     small.eval_prompts = small.eval_prompts[:size]
     small.ranked = small.ranked[:size]
     small.replies = small.replies[:max(size, FEWEST_RANKED)]
+    if settings.reward not in ("judge", "checks"):
+        small.reward_model = run.reward_model
     return small
 
 

@@ -432,7 +432,7 @@ the share of comparisons it gives to the judgment whose score is nearer to the t
 first: 50 % would be no bias. With length: Spearman's correlation over M_0's held-out answers.
 docs/reading-the-figures.md explains every figure.</small></p>"""
 SENTENCE, PLOTS, DRIFT, ANSWERS = "The sentence", "Plots", "Drift", "One prompt, every model"
-ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
+ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, ImportError)
 
 
 def attempt(title, draw, notes):

@@ -25,6 +25,8 @@ STROKES = {"-": "solid", "--": "dashed", ":": "dotted"}
 
 def redraw(args):
     """`eval.py report RUN ...`: draw the page of a run, or of several, and print where it is."""
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     if len(args.runs) == 1:
         file = args.out or f"{args.runs[0]}/report.html"
         notes = report(args.runs[0], file)
@@ -50,7 +52,7 @@ def side_by_side(runs, file):
 
 
 def of_all(read):
-    """Three plots, a colour for each run, and what their strokes mean."""
+    """Three plots, a colour for each of six runs, and what their strokes mean."""
     everything = [record for _, records in read.values() for record in records]
     ticks = {t: f"M_{t}" for t in sorted({record["iteration"] for record in everything})}
     images, strokes = [], []

@@ -14,13 +14,15 @@ def show(args):
     if not trained:
         raise ValueError(f"{run} has no iteration with pairs.jsonl: it is no run's folder, or its "
                          "first iteration is under way")
-    t = args.iteration or max(trained)
+    t = max(trained) if args.iteration is None else args.iteration
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "
                          f"{' '.join(map(str, sorted(trained)))}")
     folder = run / f"iter{t}"
     pairs, answers = read_jsonl(folder / "pairs.jsonl"), read_jsonl(folder / "judgments.jsonl")
     ids = list(dict.fromkeys(answer["prompt_id"] for answer in answers))
+    if not ids:
+        raise ValueError(f"iteration {t} of {run} has no answer that was finished")
     # Without a prompt: one of which a pair of judgments came, or else one of answers.
     wanted = args.prompt_id or next((pair["prompt_id"] for kind in ("judge", "actor")
                                      for pair in pairs if pair["kind"] == kind), ids[0])
@@ -32,8 +34,8 @@ def show(args):
         return [record for record in records if record["prompt_id"] == wanted]
     battles = of_prompt(read_jsonl(folder / "battles.jsonl"))
     ratings = {rating["id"]: rating for rating in read_jsonl(folder / "ratings.jsonl")}
-    print(f"Iteration {t} of {run}, prompt {wanted}: M_{t - 1} answers, judges, and judges its "
-          f"judgments.\n\n{visible(of_prompt(answers)[0]['prompt'])}\n")
+    print(f"Iteration {t} of {run}, prompt {wanted}, by M_{t - 1}\n\n"
+          f"{visible(of_prompt(answers)[0]['prompt'])}\n")
     print("\n".join([*answers_told(of_prompt(answers), of_prompt(pairs)), "",
                      *itertools.chain(*(battle_told(battle, ratings[battle["id"]])
                                         for battle in battles if battle["id"] in ratings)),
@@ -45,7 +47,7 @@ def answers_told(answers, pairs):
     sides = {pair[side][0]["content"]: side for pair in pairs if pair["kind"] == "actor"
              for side in ("chosen", "rejected")}
     yield f"Answers: score, {'true score, ' if 'truth' in answers[0] else ''}characters"
-    answers = sorted(answers, key=lambda answer: -(answer["score"] or 0))
+    answers = sorted(answers, key=lambda answer: (answer["score"] is None, -(answer["score"] or 0)))
     for answer in answers:
         score = "none" if answer["score"] is None else f"{answer['score']:.2f}"
         true = f"{answer['truth']:7.2f}" if "truth" in answer else ""

@@ -24,7 +24,7 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(tmp_path):
     assert head == {"library_name": "peft", "pipeline_tag": "text-generation",
                     "tags": ["lora", "meta-rewarding"], "base_model": "somebody/model"}
     assert "# M_2 of a Meta-Rewarding run on somebody/model\n" in text
-    assert "The base's licence is not known." in text
+    assert "The base's own page says under which licence it stands." in text
     assert "2 iterations of 5000 prompts, 7 answers each, temperature 0.8, top-p 0.95" in text
     assert "11 judgments of each answer" in text and "in iterations 1 to 2" in text
     assert "rho 0 0.32\n- DPO with beta 0.1, learning rate 5e-05" in text
@@ -46,7 +46,7 @@ def test_the_licence_is_the_one_that_the_head_of_the_base_s_card_names(tmp_path,
     (base / "README.md").write_bytes(readme if isinstance(readme, bytes) else readme.encode())
     head, text = card(adapter, base)
     assert head.get("license") == licence and "base_model" not in head
-    assert f"licence is {licence or 'not known'}." in text
+    assert ("licence is apache-2.0." if licence else "The base's own page") in text
     assert "run on base\n" in text and str(tmp_path) not in text
 
 

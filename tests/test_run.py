@@ -780,14 +780,16 @@ def test_a_plan_has_the_stages_of_the_run_and_leaves_nothing(tmp_path, capsys, m
 
 def test_a_run_that_says_how_long_it_will_take_is_the_same_run(tmp_path, capsys, monkeypatch):
     """A run of many prompts begins with trials, which its model must not remember."""
-    monkeypatch.setattr(harness.plan, "SIZES", (2,))
+    monkeypatch.setattr(harness.plan, "SIZES", (2, 3, 4))
+    monkeypatch.setattr(harness.plan, "PATIENCE", 0)  # so that two trials are enough
     folders = tmp_path / "told", tmp_path / "untold"
-    for folder, worth in zip(folders, (1, 400)):
+    for folder, worth in zip(folders, (1, 1600)):
         monkeypatch.setattr(harness.plan, "WORTH_A_TRIAL", worth)
         metareward.main(small(tmp_path, "--out", str(folder), "--iters", "1",
                               "--prompts-per-iter", "4"))
-        told = "The run takes about" in capsys.readouterr().out
-        assert told == (worth == 1)
+        out = capsys.readouterr().out
+        assert ("The run takes about" in out) == (worth == 1) == ("With 3 prompts" in out)
+        assert "With 4 prompts" not in out
     for name in ("iter0/adapter/adapter_model.safetensors", "iter1/pairs.jsonl",
                  "iter1/adapter/adapter_model.safetensors"):
         one, other = ((folder / name).read_bytes() for folder in folders)

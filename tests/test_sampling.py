@@ -1368,6 +1368,16 @@ def test_the_command_converses(end, tiny):
     assert (asked.returncode, asked.stdout, asked.stderr) == (0, said, "")
 
 
+def test_the_conversation_is_streamed(tiny, monkeypatch, capsys):
+    """An answer comes in many pieces, each of which is shown once."""
+    questions, pieces = iter(["How do I plant a tree?", ""]), []
+    monkeypatch.setattr("builtins.input", lambda prompt: next(questions))
+    monkeypatch.setattr("builtins.print", lambda text, **more: pieces.append(text))
+    sampling.converse(*tiny, {"max_new_tokens": 40, "seed": 3})
+    answer = sample(*tiny, [["How do I plant a tree?"]], max_new_tokens=40, seed=3)[0][0]
+    assert "".join(pieces) == answer.text and len(pieces) > 20
+
+
 @pytest.mark.parametrize("flags", [["--n", "0"], ["--top-p", "0"], ["--temperature", "-1"]])
 def test_the_command_names_a_flag_that_is_out_of_range(flags):
     """Before anything is loaded: the folder that it names is not there."""
