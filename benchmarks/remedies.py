@@ -2,7 +2,7 @@
 
 `python benchmarks/ablations.py --variants "Meta-Rewarding" "anchored rejection" ...` runs them.
 Each function here changes the method in one place, for the process that calls it; none of this is
-in the method itself, since none has earned its place there (docs/results.md).
+in the method itself, since none has earned its place there so far (docs/results.md).
 
 anchored       rejected answers from M_0 (arXiv 2508.06026): of K answers about half are M_0's; the
                present judge scores all; the chosen one is M_{t-1}'s, the rejected one M_0's if the
