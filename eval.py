@@ -425,7 +425,8 @@ def compare(args):
     there = [file for file in files if Path(file).is_file()]
     asked = read_prompts(args.prompts or [*there, HERE / "data" / "eval.jsonl"][0])
     prompts = list(dict.fromkeys(record["prompt"] for record in asked))
-    load_tokenizer(args.judge)  # fails if there is no such model, before the others answer
+    if not (Path(args.judge) / "adapter").is_dir():
+        load_tokenizer(args.judge)  # fails if there is no such model, before the others answer
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     a, b = (answers_of(source, name, prompts, args) for name, source in sources.items())

@@ -216,6 +216,8 @@ def load_tokenizer(model):
     """The model's tokenizer. Raises OSError, with what to do, if there is no such model."""
     if (Path(model) / "summary.json").is_file():
         raise OSError(f"{model} is a run: name one of its iterations, as {model}/iter1")
+    if (Path(model) / "seconds.json").is_file():
+        raise OSError(f"{model} is an iteration, no base: eval.py export makes a model of it")
     if str(model).count("/") > 1 and not Path(model).exists():  # hub names have at most one slash
         raise OSError(f"model {model}: there is no such folder")
     try:
@@ -1337,8 +1339,8 @@ def ending(answer):
 
 
 def main(args):
-    settings = {name: getattr(args, name) for name in
-                ("max_new_tokens", "temperature", "top_p", "seed")}
+    names = "max_new_tokens", "temperature", "top_p", "seed"
+    settings = {name: getattr(args, name) for name in names}
     transformers_logging.disable_progress_bar()  # of loading, and of downloads as well
     hub_utils.enable_progress_bars()
     try:

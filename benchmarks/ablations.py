@@ -22,7 +22,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -129,6 +128,7 @@ def run(out, variant, seed, model):
 
 def interval(values, form):
     """Mean and half the 95 % t-interval."""
+    from scipy import stats  # here, since others take no more than `plot` from this file
     half = np.nan
     if len(values) > 1:
         t = stats.t.ppf(0.975, len(values) - 1)

@@ -19,8 +19,8 @@ CARD = """\
 
 {recipe}
 
-Nobody but its own run has measured this model, on held-out prompts. Its score by its own judgment
-is an opinion of itself.
+Nobody but its own run has measured this model, on held-out prompts. A score by its own judgment is
+an opinion of itself.
 
 {table}
 
@@ -54,8 +54,8 @@ def write_card(adapter, settings, records):
     write_whole(adapter / "README.md", CARD.format(
         head="\n".join(head), title=f"M_{t} of a Meta-Rewarding run on {base}",
         recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),
-        licence=f"The base's licence is {known}." if known else
-        "The base's own page says under which licence it stands."))
+        licence=f"The base's licence is {known}." if known else "The base's licence is not known."
+        if folder else "The base's own page says under which licence it stands."))
 
 
 def licence(settings):

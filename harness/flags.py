@@ -19,7 +19,8 @@ def command_line():
     show = add("show", "one prompt's journey through an iteration, in the terminal")
     show.add_argument("prompt_id", nargs="?", metavar="PROMPT_ID", help="(default: one that a "
                       "pair of judgments came of)")
-    show.add_argument("--iteration", type=int, metavar="T", help="(default: the last)")
+    show.add_argument("--iteration", type=int, metavar="T", help="(default: the last that trained "
+                      "the judge, or else the last)")
     compare = add("compare", "which of two models' answers a judge prefers, in both orders")
     compare.add_argument("a", metavar="A", help="a model (hub name, folder, runs/x/iter4), or "
                          "JSONL of \"prompt\" and \"text\", such as runs/x/iter4/eval.jsonl")
@@ -60,9 +61,9 @@ def command_line():
                        help="scores for each answer (default: %(default)s)")
     judge.add_argument("--limit", type=int, metavar="N",
                        help="N pairs only, drawn at random (--seed)")
-    for command in (repeat, export):
+    for command, last in ((repeat, ""), (export, "; of --format model the last")):
         command.add_argument("--iterations", type=int, nargs="+",
-                             help="which (default: all; of --format model the last)")
+                             help=f"which (default: all{last})")
     for command in (compare, export, ifeval):
         command.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens "
                              "(default: a run's own --max-answer-tokens, else 1024)")

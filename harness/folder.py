@@ -50,6 +50,8 @@ class Run:
             self.rubric = read_text(settings.rubric, "--rubric").strip()
         self.eval_prompts = read_prompts(settings.eval_prompts, "--eval-prompts")
         self.chat = Chat(load_tokenizer(settings.model))
+        if settings.reward not in ("judge", "checks"):
+            load_tokenizer(settings.reward)  # fails if there is no such model, before any work
         self.replies, self.ranked = ranked_replies(settings)
         self.held_out = [*self.eval_prompts, *self.ranked]
         self.prompts, self.unfit = training_prompts(settings, self.held_out)

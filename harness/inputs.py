@@ -43,10 +43,11 @@ def training_prompts(settings, held_out):
         tell(f"--prompts {settings.prompts}: {len(records):,} prompts are left{without(dropped)}")
     wanted = 1 if settings.hours else settings.prompts_per_iter  # which --hours has yet to choose
     if len(records) < settings.iters * wanted:
+        most = len(records) // settings.iters
         raise ValueError(
             f"--prompts {settings.prompts}: {len(records)} different prompts do not make "
-            f"{settings.iters} iterations of {wanted}: use fewer --iters, or "
-            f"--prompts-per-iter {len(records) // settings.iters} at most")
+            f"{settings.iters} iterations of {wanted}: use fewer --iters"
+            + (f", or --prompts-per-iter {most} at most" if most else ", or more prompts"))
     return records, dropped
 
 

@@ -174,6 +174,9 @@ def said(records, path, scale, form, words, about=""):
     if now is None:
         return ""
     instead = ", as before" if was == now else f" instead of {was}"
+    first, last = (look_up(record, f"{path}_interval") for record in (records[0], records[-1]))
+    if first and last and was != now and first[0] <= last[1] and last[0] <= first[1]:
+        instead += ", which may be chance"
     return words.format(now) + instead * (was is not None and len(records) > 1) + about
 
 

@@ -14,7 +14,10 @@ def show(args):
     if not trained:
         raise ValueError(f"{run} has no iteration with pairs.jsonl: it is no run's folder, or its "
                          "first iteration is under way")
-    t = max(trained) if args.iteration is None else args.iteration
+    compared = [t for t in trained if (run / f"iter{t}" / "ratings.jsonl").is_file()
+                and any(pair["kind"] == "judge" for pair in read_jsonl(run / f"iter{t}" /
+                                                                       "pairs.jsonl"))]
+    t = max(compared or trained) if args.iteration is None else args.iteration
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "
                          f"{' '.join(map(str, sorted(trained)))}")

@@ -1226,6 +1226,12 @@ def of(t, judge=None, **actor):
      "After 1 of 4 iterations the model gives its own answers 3.9 of 5, as before (which proves "
      "nothing); the judge agrees with people 65 % of the time instead of 70 %; answers are 10 % "
      "shorter."),
+    ([of(0, {"truth_agreement": 0.7, "truth_agreement_interval": [0.6, 0.8]}, truth=2.5,
+         truth_interval=[2.3, 2.7], mean_length=100),
+      of(1, {"truth_agreement": 0.9, "truth_agreement_interval": [0.85, 0.95]}, truth=2.75,
+         truth_interval=[2.6, 3.0], mean_length=100)], 1,
+     "After 1 iteration answers meet 55 % of the demands on them instead of 50 %, which may be "
+     "chance; the judge is right 90 % of the time instead of 70 %; answers are as long as before."),
     ([of(0, reward=-1.25, mean_length=100), of(1, reward=0.5, mean_length=100)], 1,
      "After 1 iteration the mean reward of an answer is 0.50 instead of -1.25; answers are as long "
      "as before."),

@@ -499,8 +499,8 @@ def test_the_size_of_the_cache_changes_no_draw(whole, tmp_path):
     check_same_run(whole[0], tmp_path / "run")
 
 
-def test_ctrl_c_while_the_libraries_are_imported_is_no_traceback():
-    process = command(["--help"])
+def test_ctrl_c_while_the_libraries_are_imported_is_no_traceback(tmp_path):
+    process = command(["--model", "tiny", "--out", str(tmp_path / "run")])
     def has_begun():
         maps = psutil.Process(process.pid).memory_maps()
         return any("libtorch" in module.path for module in maps)

@@ -1028,7 +1028,7 @@ def test_weights_that_two_layers_share_are_not_merged_twice(tiny):
 def test_an_adapter_takes_nothing_from_the_cache(iteration, monkeypatch):
     model, tokenizer = load(str(iteration[0]))
     seen, decode = [], sampling.decode
-    monkeypatch.setattr(sampling, "decode", lambda *a: seen.append(a[-1]) or decode(*a))
+    monkeypatch.setattr(sampling, "decode", lambda *a: seen.append(a[-2]) or decode(*a))
     sample(model, tokenizer, PROMPTS[:2], max_new_tokens=2)
     assert set(seen) == {2**30 // sampling.shared_bytes(sampling.base_model(model))}
 
