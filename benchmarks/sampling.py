@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -85,6 +85,15 @@ def generate(model, prompts, n, new, stops, batch):
     return count
 
 
+def continuous(model, prompts, n, new, stops):
+    """transformers' continuous batching; of samples of one length (no stops)."""
+    settings = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.95, top_k=0,
+                                max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
+    out = model.generate_batch(inputs=[ids for ids in prompts for _ in range(n)],
+                               generation_config=settings)
+    return sum(len(result.generated_tokens) for result in out.values())
+
+
 def rate(function, *arguments):
     start = time.perf_counter()
     count = function(*arguments)
@@ -113,6 +122,8 @@ def main():
                         help="which workloads")
     parser.add_argument("--runs", type=int, default=5, help="runs of each, the median counts")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--beside", action="store_true", help="instead: the judge's work by ours "
+                        "in float32 and in bfloat16, and a quarter of it by generate_batch")
     parser.add_argument("--peak-of", choices=["ours", "generate"],
                         help="print one workload's peak memory in bytes and nothing else")
     parser.add_argument("--batch", type=int, default=0,
@@ -124,6 +135,13 @@ def main():
         work = workloads()[args.only[0]]
         ours(model, *work) if args.peak_of == "ours" else generate(model, *work, args.batch)
         return print(peak_memory())
+    if args.beside:
+        work, half = workloads()["judge"], llama().to(torch.bfloat16)
+        for name, network in (("float32", model), ("bfloat16", half)):
+            rates = [rate(ours, network, *work) for _ in range(args.runs)]
+            print(f"ours, {name}: {statistics.median(rates):.0f} tokens/s", flush=True)
+        print(f"generate_batch: {rate(continuous, model, work[0][:2], *work[1:]):.0f} tokens/s")
+        return
     print(f"PyTorch {torch.__version__}, {args.threads} threads, "
           f"{sum(w.numel() for w in model.parameters()) / 1e6:.1f} M parameters, fp32")
     print(f"{'workload':12}{'ours':>12}{'generate':>12}{'ratio':>8}{'lowest, highest':>17}"
