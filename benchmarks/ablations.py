@@ -6,10 +6,7 @@ files: the actor's true score, padding sentences (those that match none of the p
 answer, characters, and of the judge, on M_0's answers, how often it is right and how often it ties.
 Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first
 variant. A run that is already there is not run again; one of another model or other settings is
-refused, as its log says. "consensus" is the method with pairs of judgments that no meta-judge
-chose: of two judgments the one wins whose score is nearer to the mean score of its answer.
-"expected score" is the method with a judgment's score read as the mean over the judge's
-probabilities of the scores (benchmarks/expected_score.py), where answers are scored for pairs.
+refused, as its log says. Variants that change more than a flag are in benchmarks/remedies.py.
 """
 import argparse
 import json
@@ -25,7 +22,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from eval import mean, read_jsonl
+from eval import read_jsonl
 
 VARIANTS = {
     "Meta-Rewarding": [],
@@ -52,16 +49,16 @@ VARIANTS = {
     "judge pairs 30 %": [],
     "judge pairs by truth": [],
 }
-PATCHES = {  # what is called in the process of a variant before it runs
-    "consensus": lambda: replace("meta_judge", consensus),
-    "expected score": lambda: replace("judge", expected),
-    "N 3, expected score": lambda: replace("judge", expected),
-    "anchored rejection": lambda: remedies.anchored(),
-    "consistency-weighted loss": lambda: remedies.consistent(),
-    "NLL term": lambda: remedies.nll(),
-    "judge pairs 15 %": lambda: remedies.cap(0.15),
-    "judge pairs 30 %": lambda: remedies.cap(0.30),
-    "judge pairs by truth": lambda: remedies.by_truth(),
+REMEDIES = {  # of benchmarks/remedies.py, what is called before a variant runs, and with what
+    "consensus": ("consensus",),
+    "expected score": ("expected",),
+    "N 3, expected score": ("expected",),
+    "anchored rejection": ("anchored",),
+    "consistency-weighted loss": ("consistent",),
+    "NLL term": ("nll",),
+    "judge pairs 15 %": ("cap", 0.15),
+    "judge pairs 30 %": ("cap", 0.30),
+    "judge pairs by truth": ("by_truth",),
 }
 FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 
@@ -74,38 +71,11 @@ def padding(folder, checks):
     return float(np.mean(counts))
 
 
-def replace(name, function):
-    setattr(metareward, name, function)
-
-
-def consensus(run, t, varied):
-    """Stands in for metareward.meta_judge, and samples nothing."""
-    records = []
-    for item in varied:
-        off = np.abs(np.array(item["scores"]) - np.mean(item["scores"]))
-        verdicts = np.sign(off - off[:, None]).astype(int)  # [m, n]: 1 if m is nearer
-        records.append({**item, "verdicts": verdicts.tolist(), "said": []})
-    run.save(t, "battles.jsonl", records)
-    return records
-
-
-def expected(run, t, answers, name="judgments.jsonl", label="judgments"):
-    """Stands in for metareward.judge. What is measured, and what is taught, stays as it is."""
-    records = judge(run, t, answers, name, label)
-    if label == "judgments":
-        run.model.eval()
-        expectations(run.model, run.chat, run.rubric, run.settings.max_score, records)
-        for record in records:
-            record["scores"] = record.pop("expected")
-            record["score"] = mean(record["scores"])
-    return records
-
-
 def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it.
     """
     program = [ROOT / "metareward.py"]
-    if variant in PATCHES:
+    if variant in REMEDIES:
         program = [__file__, "--work", variant]
     with open(f"{out}.log", "w") as log:
         subprocess.run([sys.executable, *program, "--out", out, "--seed", str(seed),
@@ -230,9 +200,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         import metareward
         from benchmarks import remedies
-        from benchmarks.expected_score import expectations
-        judge = metareward.judge
-        PATCHES[sys.argv[2]]()
+        name, *arguments = REMEDIES[sys.argv[2]]
+        getattr(remedies, name)(*arguments)
         metareward.main(sys.argv[3:])
     else:
         main()

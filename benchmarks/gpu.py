@@ -38,7 +38,6 @@ import transformers.utils
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package nobody needs
 from transformers import (
     AutoModelForCausalLM,
-    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -51,7 +50,7 @@ sys.path.insert(0, str(ROOT))
 import dpo
 import sampling
 from benchmarks.dpo import trl_trainer
-from benchmarks.sampling import generate, ours
+from benchmarks.sampling import continuous, generate, ours
 from sampling import sample_tokens
 
 transformers.utils.logging.set_verbosity_error()
@@ -396,18 +395,6 @@ def plan(note, args):
 
 # ---- sampling
 
-def continuous(model, prompts, n, new):
-    """transformers' continuous batching."""
-    settings = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.95, top_k=0,
-                                max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
-    out = model.generate_batch(inputs=[ids for ids in prompts for _ in range(n)],
-                               generation_config=settings)
-    drawn = sum(len(result.generated_tokens) for result in out.values())
-    if drawn < len(prompts) * n * new:
-        raise RuntimeError(f"it gave up after {drawn} tokens")
-    return drawn
-
-
 def matrix_flops(model, without=()):
     """FLOP of a token's matrix products, but for layers whose names have one of these in them."""
     return 2 * sum(m.in_features * m.out_features for name, m in model.named_modules()
@@ -447,7 +434,7 @@ def eight_billion(note, args, bits):
     model = train_by_trl(note, args, model)
     if bits == 16:
         draw_by(note, "generate_batch", judge_work(args, model, 16),
-                lambda *work: continuous(model, *work))
+                lambda *work: continuous(model, *work, ()))
 
 
 def judge_work(args, model, count=64):

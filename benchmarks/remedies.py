@@ -1,4 +1,5 @@
-"""What later papers propose for loops like this one, tried together with a meta-judge.
+"""Variants of the method that are more than a flag; most are what later papers propose for loops
+like this one, tried together with a meta-judge.
 
 `python benchmarks/ablations.py --variants "Meta-Rewarding" "anchored rejection" ...` runs them.
 Each function here changes the method in one place, for the process that calls it; none of this is
@@ -12,6 +13,10 @@ consistent     a pair of answers counts (1 + tau) / 2 one way and the rest the o
 nll            the negative log-probability per token of what is chosen is added to the loss
                (Iterative RPO, arXiv 2404.19733).
 cap            judge pairs are at most so large a share of all pairs; which of them is chance.
+consensus      judge pairs that no meta-judge chose: of two judgments the one wins whose score is
+               nearer to the mean score of its answer; nothing is sampled.
+expected       where answers are scored for pairs, a judgment's score is the mean over the judge's
+               probabilities of the scores (benchmarks/expected_score.py).
 by_truth       judge pairs by the truth: the judgment whose score is nearest to it over the farthest
 """
 import random
@@ -22,6 +27,7 @@ import torch
 import dpo
 import harness.folder
 import metareward
+from benchmarks.expected_score import expectations
 from eval import agreement, by_prompt, mean
 
 
@@ -134,6 +140,33 @@ def cap(share):
         for i, one in enumerate(found):
             yield one if i in kept or isinstance(one, str) else "judge pair: more than the cap"
     metareward.judge_pairs = judge_pairs
+
+
+def consensus():
+    def meta_judge(run, t, varied):
+        records = []
+        for item in varied:
+            off = np.abs(np.array(item["scores"]) - np.mean(item["scores"]))
+            verdicts = np.sign(off - off[:, None]).astype(int)  # [m, n]: 1 if m is nearer
+            records.append({**item, "verdicts": verdicts.tolist(), "said": []})
+        run.save(t, "battles.jsonl", records)
+        return records
+    metareward.meta_judge = meta_judge
+
+
+def expected():
+    draw = metareward.judge
+
+    def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
+        records = draw(run, t, answers, name, label)
+        if label == "judgments":  # what is measured, and what is taught, stays as it is
+            run.model.eval()
+            expectations(run.model, run.chat, run.rubric, run.settings.max_score, records)
+            for record in records:
+                record["scores"] = record.pop("expected")
+                record["score"] = mean(record["scores"])
+        return records
+    metareward.judge = judge
 
 
 def by_truth():

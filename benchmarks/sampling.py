@@ -91,7 +91,10 @@ def continuous(model, prompts, n, new, stops):
                                 max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
     out = model.generate_batch(inputs=[ids for ids in prompts for _ in range(n)],
                                generation_config=settings)
-    return sum(len(result.generated_tokens) for result in out.values())
+    drawn = sum(len(result.generated_tokens) for result in out.values())
+    if drawn < len(prompts) * n * new:
+        raise RuntimeError(f"it gave up after {drawn} tokens")
+    return drawn
 
 
 def rate(function, *arguments):

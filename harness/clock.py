@@ -17,13 +17,14 @@ def expected(records, settings, forecast=None):
         told[t] = {stage: seconds for stage, (seconds, _) in stages.items()}
     for record in records:
         told[record["iteration"]] = record["seconds"]
-    last, compared = (records[-1][name] for name in ("iteration", "meta_judge")) if records else (
-        0, None)
-    for t in range(last + 1, settings.iters + 1) if last else []:
-        told[t] = dict(records[-1]["seconds"])
+    if not records or records[-1]["iteration"] == 0:  # M_0 was made in another way
+        return told
+    last, seconds, compared = (records[-1][name] for name in ("iteration", "seconds", "meta_judge"))
+    for t in range(last + 1, settings.iters + 1):
+        told[t] = dict(seconds)
         if compared and last <= settings.judge_iters < t:
             few = min(1, DIAGNOSED / max(1, compared["answers"]))
-            told[t]["comparisons"] = few * told[t].get("comparisons", 0)
+            told[t]["comparisons"] = few * seconds.get("comparisons", 0)
     return told
 
 

@@ -306,15 +306,15 @@ class Run:
         try:
             yield
         finally:
+            taken = time.perf_counter() - start
             if rank() == 0:
                 seconds = self.seconds(t)
-                taken = seconds.get(stage, 0) + time.perf_counter() - start
-                seconds[stage] = round(taken, 2)
+                seconds[stage] = round(seconds.get(stage, 0) + taken, 2)
                 write_whole(self.folder(t) / "seconds.json", json.dumps(seconds))
         rounds = stage == "comparisons" and self.settings.comparisons  # others may follow
         if rank() == 0 and not rounds:
             told = expected(self.records(), self.settings, self.forecast)
-            for line in after_stage(t, stage, time.perf_counter() - start, told, seconds):
+            for line in after_stage(t, stage, taken, told, seconds):
                 print(line, flush=True)
 
     def seconds(self, t):

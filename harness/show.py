@@ -10,19 +10,18 @@ from sampling import visible
 def show(args):
     """Answers, judgments, comparisons, ratings, and the pairs that came of one prompt."""
     run = Path(args.run)
-    trained = [t for t, folder in iterations(run).items() if (folder / "pairs.jsonl").is_file()]
+    trained = {t: read_jsonl(folder / "pairs.jsonl") for t, folder in iterations(run).items()
+               if (folder / "pairs.jsonl").is_file()}
     if not trained:
         raise ValueError(f"{run} has no iteration with pairs.jsonl: it is no run's folder, or its "
                          "first iteration is under way")
-    compared = [t for t in trained if (run / f"iter{t}" / "ratings.jsonl").is_file()
-                and any(pair["kind"] == "judge" for pair in read_jsonl(run / f"iter{t}" /
-                                                                       "pairs.jsonl"))]
+    compared = [t for t, pairs in trained.items() if any(p["kind"] == "judge" for p in pairs)]
     t = max(compared or trained) if args.iteration is None else args.iteration
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "
                          f"{' '.join(map(str, sorted(trained)))}")
-    folder = run / f"iter{t}"
-    pairs, answers = read_jsonl(folder / "pairs.jsonl"), read_jsonl(folder / "judgments.jsonl")
+    folder, pairs = run / f"iter{t}", trained[t]
+    answers = read_jsonl(folder / "judgments.jsonl")
     ids = list(dict.fromkeys(answer["prompt_id"] for answer in answers))
     if not ids:
         raise ValueError(f"iteration {t} of {run} has no answer that was finished")
