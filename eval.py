@@ -15,7 +15,6 @@ pretends that it is.
 """
 import functools
 import math
-import random
 import sys
 from collections import Counter, defaultdict
 from itertools import combinations, permutations
@@ -32,22 +31,24 @@ from safetensors import SafetensorError
 
 from harness.checks import meets
 from harness.export import export
-from harness.files import by_prompt, iterations, read_jsonl, write_jsonl
+from harness.files import by_prompt, read_jsonl, write_jsonl
 from harness.ifeval import ifeval
 from harness.inputs import read_prompts
 from harness.labelled import judge
 from harness.models import (
     answers_of,
-    compare_again,
     comparison_table,
     judge_both_orders,
     load_alone,
     own_settings,
+    repeat,
 )
 from harness.settings import HERE
 from harness.several import redraw
 from harness.show import show
 from sampling import load_tokenizer
+
+__all__ = ["read_jsonl"]  # its old place, from which others import it
 
 FEWEST = 10  # different prompts that an interval rests on
 
@@ -175,13 +176,20 @@ def agreement(ours, theirs):
     a = np.sign(ours[:, None] - ours)[pairs]
     b = np.sign(theirs[:, None] - theirs)[pairs]
     untied = (a != 0) & (b != 0)
-    spread = math.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
     return {
         "with_ties": float((a == b).mean()) if len(a) else None,
         "without_ties": float((a == b)[untied].mean()) if untied.any() else None,
         "spearman": spearman(ours, theirs),
-        "kendall": float((a * b).sum() / spread) if spread else None,
+        "kendall": tau_b(a, b),
     }
+
+
+def tau_b(a, b):
+    """Kendall's tau-b of two orders of the same pairs, each -1, 0 (a tie) or 1; None if one ties
+    all.
+    """
+    spread = math.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
+    return float(np.dot(a, b) / spread) if spread else None
 
 
 # ---- the three roles
@@ -214,14 +222,25 @@ def measure_actor(answers, scores="mean_score"):
     return figures
 
 
+def kendall(answers, *scores):
+    """Kendall's tau-b of two scores of the same answers, over the pairs of answers to one prompt.
+
+    scores: two functions of an answer. An answer of which one is None is left out.
+    """
+    both = [answer for answer in answers if None not in [score(answer) for score in scores]]
+    orders = [[np.sign(score(a) - score(b)) for score in scores] for a, b in same_prompt(both)]
+    return tau_b(*np.transpose(orders)) if orders else None
+
+
 def measure_judge(answers):
     """Figures of a judge from answers that it judged (records with "scores", "score", "text").
 
     Of the judgments: the share that parse, their mean score, how often each score was given. Of the
     pairs of answers to one prompt: the share that it scores the same, and, where the truth tells
     them apart, the share that it orders as the truth does, with its interval; a tie counts one
-    half, so that a judge who says the same of everything has 0.5. Of the answers: Spearman's
-    correlation of score and length.
+    half, so that a judge who says the same of everything has 0.5. Kendall's tau of its orders by
+    two halves of an answer's judgments (its reliability), and, where answers have a "last_score",
+    of its order and the last judge's. Of the answers: Spearman's correlation of score and length.
     """
     scores = [score for answer in answers for score in answer["scores"]]
     scored = [answer for answer in answers if answer["score"] is not None]
@@ -236,6 +255,10 @@ def measure_judge(answers):
     figures = {"valid_rate": mean(float(score is not None) for score in scores),
                "mean_score": mean(scores), "ties": mean(ties),
                "histogram": {f"{score:g}": counts[score] for score in sorted(counts)},
+               "halves_kendall": kendall(scored, lambda answer: mean(answer["scores"][0::2]),
+                                         lambda answer: mean(answer["scores"][1::2])),
+               "last_judge_kendall": kendall(scored, lambda answer: answer["score"],
+                                             lambda answer: answer.get("last_score")),
                "length_correlation": length_correlation(scored, "score")}
     if any("truth" in answer for answer in answers):
         figures |= mean_by_prompt("truth_agreement", right)
@@ -331,10 +354,10 @@ def measure_repeats(battles, repeats):
     hides a change), and of how many comparisons how many did not parse, both times.
     """
     winners, ends, total, unparsed = [], [], 0, [0, 0]
-    for battle, repeat in zip(battles, repeats, strict=True):
-        before, order = np.array(battle["verdicts"]), repeat["order"]
+    for battle, remade in zip(battles, repeats, strict=True):
+        before, order = np.array(battle["verdicts"]), remade["order"]
         again = np.zeros_like(before)
-        again[np.ix_(order, order)] = repeat["verdicts"]  # each judgment at its old place
+        again[np.ix_(order, order)] = remade["verdicts"]  # each judgment at its old place
         parsed_twice = (before != 0) & (again != 0)
         winners += (before != again)[parsed_twice].astype(float).tolist()
         ends.append(float(best_and_worst(battle["texts"], before)
@@ -353,41 +376,6 @@ def best_and_worst(texts, verdicts):
     best = max(range(len(texts)), key=lambda i: (won[i], -len(texts[i])))
     worst = min(range(len(texts)), key=lambda i: (won[i], -len(texts[i])))
     return texts[best], texts[worst]
-
-
-def repeat(args):
-    """`eval.py repeat RUN`: a line for each iteration whose judgments were compared."""
-    run = Path(args.run)
-    there = sorted(t for t, folder in iterations(run).items()
-                   if (folder / "battles.jsonl").is_file())
-    settings = own_settings(run / "iter0")
-    if not there or not settings:
-        raise ValueError(f"{run} has no iteration with battles.jsonl, or no config.json: it is no "
-                         "run's folder, or the run has compared no judgments")
-    for t in args.iterations or there:
-        if t not in there:
-            raise ValueError(f"{run} has no battles.jsonl of iteration {t}, "
-                             f"only of {' '.join(map(str, there))}")
-    for t in args.iterations or there:
-        rng = random.Random(f"{args.seed}/{t}")
-        battles = read_jsonl(run / f"iter{t}" / "battles.jsonl")
-        battles = rng.sample(battles, min(args.answers, len(battles)))
-        orders = [rng.sample(range(len(battle["texts"])), len(battle["texts"]))
-                  for battle in battles]
-        judge = run / f"iter{t - 1}"  # M_{t-1}, which compared them
-        verdicts = compare_again(judge, battles, orders, f"iteration {t}: comparisons, repeated",
-                                 [args.seed, "repeat", t], settings, args.bits)
-        repeats = [{"order": order, "verdicts": again} for order, again in zip(orders, verdicts)]
-        figures = measure_repeats(battles, repeats)
-        total, (before, now) = figures["comparisons"], figures["unparsed"]
-        print(f"iteration {t}: another winner in {percent(figures['winner_changed'])} of the "
-              f"comparisons, another best or worst judgment for "
-              f"{percent(figures['pair_changed'])} of {len(battles)} answers; without a winner "
-              f"before {before}, now {now} of {total} comparisons")
-
-
-def percent(value):
-    return "-" if value is None else f"{value:.1%}"
 
 
 # ---- two models compared
@@ -450,13 +438,7 @@ def compare(args):
     if not figures["compared"]:
         raise ValueError(f"no verdict of {args.judge} named a winner: choose a stronger judge, or "
                          "raise --max-verdict-tokens")
-    print(comparison_table(figures))
-    judge = Path(args.judge).resolve()
-    places = [Path(source).resolve() for source in sources.values()]
-    if judge in places or judge in [place.parent for place in places]:
-        print("The judge is one of the two: models prefer their own answers.")
-    print("These figures are this judge's opinion on these prompts. They are not AlpacaEval's nor "
-          "any other leaderboard's, whose judges and prompts are others.")
+    print(comparison_table(figures, args))
 
 
 # ---- the command
@@ -464,8 +446,9 @@ def compare(args):
 def main(argv=None):
     try:
         args = command_line().parse_args(argv)
-        commands = {"report": redraw, "compare": compare, "repeat": repeat, "export": export,
-                    "show": show, "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
+        commands = {"report": redraw, "compare": compare, "export": export, "show": show,
+                    "repeat": lambda args: repeat(args, measure_repeats),
+                    "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
                     "judge": lambda args: judge(args, grouped_interval)}
         commands[args.command](args)
     except (ValueError, OSError, SafetensorError) as error:

@@ -12,6 +12,7 @@ words or more, without which one word would soon be the answer to everything. Th
                      say nothing: it must not rise
     blur-1, -2, -4   the reward is the truth and noise, of as many demands' standard deviation: how
                      often must a judge be right about two answers, that it helps?
+    anchored, nll    as checks, with what a later paper proposes (benchmarks/remedies.py)
     judge            the judge is the model, which was taught to judge: the method without length
                      control, for which the limit of 64 tokens a reply leaves little to do
     no-meta-judge    the same without the meta-judge
@@ -66,7 +67,8 @@ JUDGING = {  # settings of the runs that judge
     "max-judgment-chars": 0,
 }
 BLUR = {"blur-1": 1, "blur-2": 2, "blur-4": 4}
-FLAGS = {**dict.fromkeys(["checks", "control", *BLUR], ["--reward", "checks"]),
+REMEDIES = ("anchored", "nll")
+FLAGS = {**dict.fromkeys(["checks", "control", *BLUR, *REMEDIES], ["--reward", "checks"]),
          "judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"]}
 JUDGED = ("judge", "no-meta-judge")
 
@@ -345,10 +347,13 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         import metareward
+        from benchmarks import remedies
         if sys.argv[2] == "control":
             Run.reward_scores = random_reward
         elif sys.argv[2] in BLUR:
             Run.reward_scores = blurred_reward(sys.argv[2])
+        elif sys.argv[2] in REMEDIES:
+            getattr(remedies, sys.argv[2])()
         metareward.main(sys.argv[3:])
     else:
         main()

@@ -366,7 +366,10 @@ class Run:
             steps, tokens = read_jsonl(self.folder(t) / "train.jsonl"), self.drawn_tokens(t)
             if steps:
                 tokens["training"] = sum(step.get("tokens", 0) for step in steps)
-            figures["pairs"]["dropped"] = dict(self.dropped)
+            pairs = figures["pairs"]
+            total = pairs["actor"] + pairs["judge"]
+            pairs["judge_share"] = pairs["judge"] / total if total else None
+            pairs["dropped"] = dict(self.dropped)
             figures = figures | {"tokens": tokens, "adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))
             for file in self.folder(t).glob("round*.jsonl*"):  # all is in battles.jsonl
@@ -396,16 +399,20 @@ class Run:
         for line in after_iteration(records, expected(records, self.settings)):
             print(line, flush=True)
 
-    def answers_of_m0(self, count):
-        """M_0's held-out answers, `count` in all, without what M_0 said of them."""
+    def answers_of_m0(self, t, count):
+        """M_0's held-out answers, `count` in all, for M_t to judge; without what M_0 said of them,
+        and with M_{t-1}'s "last_score".
+        """
         file = self.folder(0) / "eval.jsonl"
         records = read_jsonl(file)
         if len(records) < count:
             raise ValueError(f"{file} is missing or cut short, and the judge is measured on it: "
                              "put it back from a copy, or start again in another folder")
+        before = records if t == 1 else read_jsonl(self.folder(t - 1) / "eval_judge.jsonl")
+        last = {record["id"]: record["score"] for record in before}
         judged = ("judgments", "scores", "score", "sampled_tokens")
         return [{key: value for key, value in record.items() if key not in judged}
-                for record in records]
+                | {"last_score": last.get(record["id"])} for record in records]
 
     def draw_report(self):
         if rank() == 0:

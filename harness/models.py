@@ -3,6 +3,7 @@
 The commands of eval.py share this.
 """
 import gc
+import random
 import re
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import prompts as words
-from harness.files import iterations, read_json
+from harness.files import iterations, read_json, read_jsonl
 from harness.records import read_prompts, read_text
 from harness.settings import read_preset
 from sampling import load, load_tokenizer, sample
@@ -192,7 +193,7 @@ def compare_again(model, battles, orders, label, seed, settings, bits=None):
     return verdicts
 
 
-def comparison_table(figures):
+def comparison_table(figures, args):
     """The lines of `eval.py compare`. figures: what eval.measure_comparisons gives."""
     lines = []
     for name, value, interval in [
@@ -208,4 +209,47 @@ def comparison_table(figures):
     ours, theirs = figures["mean_lengths"]
     lines += [f"{'judge says the same in both orders':38}{figures['consistent_rate']:>7.1%}",
               f"{'characters per answer: A, B':38}{ours:>7.0f} {theirs:.0f}"]
+    judge, *places = (Path(place).resolve() for place in (args.judge, args.a, args.b))
+    if judge in places or judge in [place.parent for place in places]:
+        lines.append("The judge is one of the two: models prefer their own answers.")
+    lines.append("These figures are this judge's opinion on these prompts. They are not "
+                 "AlpacaEval's nor any other leaderboard's, whose judges and prompts are others.")
     return "\n".join(lines)
+
+
+def repeat(args, measure):
+    """`eval.py repeat RUN`: a line for each iteration whose judgments were compared.
+
+    measure: eval.measure_repeats.
+    """
+    run = Path(args.run)
+    there = sorted(t for t, folder in iterations(run).items()
+                   if (folder / "battles.jsonl").is_file())
+    settings = own_settings(run / "iter0")
+    if not there or not settings:
+        raise ValueError(f"{run} has no iteration with battles.jsonl, or no config.json: it is no "
+                         "run's folder, or the run has compared no judgments")
+    for t in args.iterations or there:
+        if t not in there:
+            raise ValueError(f"{run} has no battles.jsonl of iteration {t}, "
+                             f"only of {' '.join(map(str, there))}")
+    for t in args.iterations or there:
+        rng = random.Random(f"{args.seed}/{t}")
+        battles = read_jsonl(run / f"iter{t}" / "battles.jsonl")
+        battles = rng.sample(battles, min(args.answers, len(battles)))
+        orders = [rng.sample(range(len(battle["texts"])), len(battle["texts"]))
+                  for battle in battles]
+        judge = run / f"iter{t - 1}"  # M_{t-1}, which compared them
+        verdicts = compare_again(judge, battles, orders, f"iteration {t}: comparisons, repeated",
+                                 [args.seed, "repeat", t], settings, args.bits)
+        repeats = [{"order": order, "verdicts": again} for order, again in zip(orders, verdicts)]
+        figures = measure(battles, repeats)
+        total, (before, now) = figures["comparisons"], figures["unparsed"]
+        print(f"iteration {t}: another winner in {percent(figures['winner_changed'])} of the "
+              f"comparisons, another best or worst judgment for "
+              f"{percent(figures['pair_changed'])} of {len(battles)} answers; without a winner "
+              f"before {before}, now {now} of {total} comparisons")
+
+
+def percent(value):
+    return "-" if value is None else f"{value:.1%}"

@@ -24,6 +24,8 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("judge: agrees with people", "judge.human_agreement", ".1%"),
     ("judge: agrees, ties as wrong", "judge.human_agreement_with_ties", ".1%"),
     ("judge: Spearman with people", "judge.human_spearman", ".2f"),
+    ("judge: orders by two halves of its judgments", "judge.halves_kendall", ".2f"),
+    ("judge: order and the last judge's", "judge.last_judge_kendall", ".2f"),
     ("judge: score with length", "judge.length_correlation", ".2f"),
     ("truth with length", "judge.truth_length_correlation", ".2f"),
     ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
@@ -35,7 +37,10 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("meta-judge: right about the truth", "meta_judge.truth_accuracy", ".0%"),
     ("training: actor pairs", "pairs.actor", "d"),
     ("training: judge pairs", "pairs.judge", "d"),
+    ("training: share of judge pairs", "pairs.judge_share", ".0%"),
     ("training: score gap of actor pairs", "pairs.score_gap", ".2f"),
+    ("training: reward of what is chosen", "train.held_out_chosen_reward", "+.2f"),
+    ("training: reward of what is rejected", "train.held_out_rejected_reward", "+.2f"),
 ]
 AT_A_GLANCE = [  # of FIGURES, those that the screen shows when a run ends
     "actor: true score", "actor: score by its own judgment", "actor: score by --reward",

@@ -26,6 +26,7 @@ import torch
 from conftest import LLAMA_3, QWEN_3, TINY, with_lora
 from datasets import load_dataset
 from safetensors.torch import load_file
+from scipy import stats
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -148,6 +149,28 @@ def test_the_summary_has_one_record_per_model(whole):
                 read_jsonl(whole[0] / f"iter{r['iteration']}" / "pairs.jsonl")
                 if pair["kind"] == "actor"]
         assert r["pairs"]["score_gap"] == pytest.approx(np.mean(gaps)) and min(gaps) > 0
+        share = r["pairs"]["judge"] / (r["pairs"]["judge"] + len(gaps))
+        assert r["pairs"]["judge_share"] == share > 0
+    assert records[0]["pairs"]["judge_share"] is None
+
+
+def test_the_order_of_each_judge_is_held_against_that_of_the_last_one(whole):
+    """Of the answers to a prompt; one prompt alone is scipy's tau, and the answers are M_0's."""
+    run = whole[0]
+    files = ["iter0/eval.jsonl", "iter1/eval_judge.jsonl", "iter2/eval_judge.jsonl"]
+    judged = [{record["id"]: record for record in read_jsonl(run / file)} for file in files]
+    taus = [record["judge"]["last_judge_kendall"]
+            for record in json.loads((run / "summary.json").read_text())]
+    assert taus[0] is None and all(-1 <= tau <= 1 for tau in taus[1:])
+    for before, now in zip(judged, judged[1:]):
+        assert before.keys() == now.keys()
+        for key, record in now.items():
+            assert record["last_score"] == before[key]["score"]
+            assert record["text"] == before[key]["text"]
+    one = [record for record in judged[2].values() if record["prompt_id"] == "0"]
+    theirs = stats.kendalltau([record["score"] for record in one],
+                              [record["last_score"] for record in one]).statistic
+    assert eval.measure_judge(one)["last_judge_kendall"] == pytest.approx(theirs)
 
 
 def test_tokens_by_stage_are_those_in_the_files(whole):
