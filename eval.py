@@ -15,6 +15,7 @@ pretends that it is.
 """
 import functools
 import math
+import signal
 import sys
 from collections import Counter, defaultdict
 from itertools import combinations, permutations
@@ -24,6 +25,7 @@ import harness.early
 from harness.flags import command_line
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `eval.py show runs/x | head` ends in silence
     harness.early.begin(command_line().parse_args)
 # isort: split
 import numpy as np

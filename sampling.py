@@ -16,8 +16,7 @@ Models with layers that this does not fit, as recurrent ones, are sampled throug
 (`decode_plain`), which is slower and draws the same.
 
 A draw is a function of (seed, key of the prompt, number of the sample, step): one uniform number
-through the inverse of the distribution function. Left out: beam search, stop strings, and models
-with an encoder.
+through the inverse of the distribution function. Left out: beam search, stop strings, encoders.
 """
 import argparse
 
@@ -1317,6 +1316,7 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
 
 def converse(model, tokenizer, settings):
     """Answer what is asked, each answer as it is written, until an empty line."""
+    print("An empty line ends the conversation.", file=sys.stderr)
     turns = []
     while question := input("> ").strip():
         shown = ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.files import write_whole
 from harness.report import AT_A_GLANCE, figure_rows, models
+from harness.settings import method_of
 
 CARD = """\
 ---
@@ -52,7 +53,7 @@ def write_card(adapter, settings, records):
     rows = [["", *models(records)], ["---"] * (len(records) + 1),
             *figure_rows(records, AT_A_GLANCE)]
     write_whole(adapter / "README.md", CARD.format(
-        head="\n".join(head), title=f"M_{t} of a Meta-Rewarding run on {base}",
+        head="\n".join(head), title=f"M_{t} of {method_of(vars(settings))} on {base}",
         recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),
         licence=f"The base's licence is {known}." if known else "The base's licence is not known."
         if folder else "The base's own page says under which licence it stands."))
@@ -73,21 +74,21 @@ def recipe(s, t):
     """How M_t was made, in a few lines."""
     lines = [f"- a LoRA adapter of rank {s.lora_rank}, base in {s.bits} bits, seed {s.seed}"]
     if not s.no_eft:
-        lines.append(f"- warm start: {s.eft_epochs} epochs on judgments of ranked replies")
+        lines.append(f"- warm start on judgments of ranked replies, epochs: {s.eft_epochs}")
     if t == 0:
         return "\n".join(lines)
-    lines.append(f"- {t} iterations of {s.prompts_per_iter} prompts, {s.responses} answers each, "
-                 f"temperature {s.temperature:g}, top-p {s.top_p:g}")
+    lines.append(f"- iterations: {t}, prompts in each: {s.prompts_per_iter}, answers to each: "
+                 f"{s.responses}, temperature {s.temperature:g}, top-p {s.top_p:g}")
     if s.reward == "judge":
-        lines.append(f"- {s.judgments} judgments of each answer by the model itself")
+        lines.append(f"- judgments of each answer, by the model itself: {s.judgments}")
     else:
         truth = s.reward == "checks"
         lines.append(f"- answers scored by {'their truth' if truth else Path(s.reward).name}")
     if s.judge_iters and not s.no_meta_judge:
-        lines.append(f"- pairs of judgments by the model as meta-judge in iterations 1 to "
+        lines.append("- iterations with pairs of judgments, by the model as meta-judge: "
                      f"{min(t, s.judge_iters)}")
     rho = " ".join(f"{s.at('rho', i):g}" for i in range(1, t + 1))
     lines.append(f"- length control rho {rho}")
-    lines.append(f"- DPO with beta {s.beta:g}, learning rate {s.lr:g}, batches of {s.batch_size}, "
-                 f"the best of {s.epochs} epochs")
+    lines.append(f"- DPO with beta {s.beta:g}, learning rate {s.lr:g}, pairs a batch: "
+                 f"{s.batch_size}, epochs, of which the best is kept: {s.epochs}")
     return "\n".join(lines)

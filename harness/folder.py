@@ -127,15 +127,16 @@ class Run:
         if self.settings.iters < done:
             raise ValueError(f"{self.out} holds a run of {done} iterations: "
                              "--iters may grow, not shrink")
+        other = []
         for name, value in mine.items():
             was = theirs.get(name)
-            if name in FREE or value == was:
-                continue
-            if isinstance(was, list) and len(was) == theirs.get("iters"):
-                if value[:len(was)] == was:
-                    continue  # a schedule goes on where it ended
-            raise ValueError(f"{self.out} holds a run with --{name.replace('_', '-')} {was}, "
-                             f"not {value}: choose another --out, or the same settings")
+            goes_on = (isinstance(was, list) and len(was) == theirs.get("iters")
+                       and value[:len(was)] == was)  # a schedule goes on where it ended
+            if name not in FREE and value != was and not goes_on:
+                other.append(f"--{name.replace('_', '-')} {was}, not {value}")
+        if other:
+            raise ValueError(f"{self.out} holds a run with {'; '.join(other)}: choose another "
+                             "--out, or the same settings")
 
     def lock_folder(self):
         """Refuse a folder that another process works on. The lock ends with this process."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.drawing import cells, details, html_table, notice, plot, plots, pre, shell
 from harness.files import each_line, iterations, read_json, read_jsonl, write_whole
+from harness.settings import method_of
 
 FIGURES = [  # name, where in a record of summary.json, how shown
     ("actor: true score", "actor.truth", ".2f"),
@@ -547,6 +548,6 @@ def page(settings, sections, notes):
     answers = f"<h2>{ANSWERS}</h2>{top[ANSWERS]}" if top[ANSWERS] else ""
     folds = "".join(f"<details><summary><h2>{html.escape(title)}</h2></summary>{body}</details>"
                     for title, body in sections.items())
-    return shell(f"Meta-Rewarding: {model}, seed {seed}",
+    return shell(f"{method_of(settings)}: {model}, seed {seed}",
                  f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[DRIFT]}'
                  f'{notice("Missing from this page", notes)}{answers}{folds}')

@@ -54,7 +54,7 @@ class Settings:
     max_answer_tokens: int = option(1024, "longest answer, in tokens", least=1)
     max_judgment_tokens: int = option(512, "longest judgment, in tokens", least=1)
     max_verdict_tokens: int = option(512, "longest meta-judgment, in tokens", least=1)
-    temperature: float = option(0.8, "of all sampling", least=0)
+    temperature: float = option(0.8, "of all sampling")
     top_p: float = option(0.95, "of all sampling")
     beta: float = option(0.1, "of DPO")
     lr: float = option(5e-5, "peak learning rate of the adapter")
@@ -108,7 +108,8 @@ class Settings:
         check(0 < self.beta < math.inf, "beta", "above 0")
         check(self.hours is None or 0 < self.hours < math.inf, "hours", "above 0")
         check(0 < self.lr < math.inf, "lr", "above 0")
-        check(self.temperature < math.inf, "temperature", "finite")
+        check(0 < self.temperature < math.inf, "temperature",
+              "above 0, at which all answers to a prompt would be the same")
         check(min(self.max_response_chars) >= 0, "max_response_chars", "0 or more")
         check(min(self.max_judgment_chars) >= 0, "max_judgment_chars", "0 or more")
         check(all(0 <= rho <= 1 for rho in self.rho), "rho", "in [0, 1]")
@@ -117,6 +118,13 @@ class Settings:
         """The value of a schedule in iteration t = 1, 2, ...; the last value goes on."""
         values = getattr(self, name)
         return values[min(t, len(values)) - 1]
+
+
+def method_of(settings):
+    """What the field calls a run with these settings, a dict."""
+    if settings.get("reward", "judge") != "judge":
+        return "Iterative DPO"
+    return "Self-Rewarding" if settings.get("no_meta_judge") else "Meta-Rewarding"
 
 
 def flag(name):

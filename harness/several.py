@@ -46,7 +46,7 @@ def side_by_side(runs, file):
     read = {name: read_run(run, notes) for name, run in zip(names, runs)}
     parts = [attempt("Plots", lambda: of_all(read), notes), CAPTION,
              attempt("Table", lambda: last_models(read), notes)]
-    write_whole(file, shell("Meta-Rewarding: " + ", ".join(read), "".join(filter(None, parts))
+    write_whole(file, shell(", ".join(read), "".join(filter(None, parts))
                             + notice("Missing from this page", notes)))
     return notes
 
@@ -82,8 +82,11 @@ def lines_of(paths, runs):
 def last_models(read):
     """A column for each run: what it is, and the figures of its last model."""
     last = [records[-1] if records else {} for _, records in read.values()]
-    rows = [[name, *(config["settings"].get(name, "unknown") for config, _ in read.values())]
-            for name in ("model", "seed")]
+    settings = [config["settings"] for config, _ in read.values()]
+    known = dict.fromkeys(["model", "seed", *(name for one in settings for name in one)])
+    rows = [[name, *values] for name in known
+            if len(set(map(str, values := [one.get(name, "unknown") for one in settings]))) > 1
+            and name != "out" or name in ("model", "seed")]
     rows += [["last model", *(f"M_{record['iteration']}" if record else "-" for record in last)]]
     asked = {config.get("files", {}).get("--eval-prompts") for config, _ in read.values()}
     warning = ["these runs have other held-out prompts: their figures do not compare"]

@@ -23,10 +23,12 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(tmp_path):
     head, text = card(tmp_path, "somebody/model")
     assert head == {"library_name": "peft", "pipeline_tag": "text-generation",
                     "tags": ["lora", "meta-rewarding"], "base_model": "somebody/model"}
-    assert "# M_2 of a Meta-Rewarding run on somebody/model\n" in text
+    assert "# M_2 of Meta-Rewarding on somebody/model\n" in text
     assert "The base's own page says under which licence it stands." in text
-    assert "2 iterations of 5000 prompts, 7 answers each, temperature 0.8, top-p 0.95" in text
-    assert "11 judgments of each answer" in text and "in iterations 1 to 2" in text
+    assert ("iterations: 2, prompts in each: 5000, answers to each: 7, temperature 0.8, top-p 0.95"
+            in text)
+    assert "judgments of each answer, by the model itself: 11\n" in text
+    assert "iterations with pairs of judgments, by the model as meta-judge: 2\n" in text
     assert "rho 0 0.32\n- DPO with beta 0.1, learning rate 5e-05" in text
     assert "|  | M_0 | M_1 | M_2 |\n| --- | --- | --- | --- |\n" in text
     assert "| actor: true score | 2.50 | 3.50 | 4.50 |\n" in text
@@ -47,7 +49,7 @@ def test_the_licence_is_the_one_that_the_head_of_the_base_s_card_names(tmp_path,
     head, text = card(adapter, base)
     assert head.get("license") == licence and "base_model" not in head
     assert f"licence is {licence or 'not known'}." in text
-    assert "run on base\n" in text and str(tmp_path) not in text
+    assert "Meta-Rewarding on base\n" in text and str(tmp_path) not in text
 
 
 def test_what_was_not_done_is_not_told(tmp_path):
@@ -55,8 +57,10 @@ def test_what_was_not_done_is_not_told(tmp_path):
     may change when a run goes on.
     """
     _, text = card(tmp_path, "tiny", RECORDS[:1])
-    assert "warm start: 3 epochs" in text and "DPO" not in text and "M_1" not in text
+    assert "warm start on judgments of ranked replies, epochs: 3\n" in text
+    assert "DPO" not in text and "M_1" not in text
     _, text = card(tmp_path, "tiny", reward="checks")
+    assert "# M_2 of Iterative DPO on tiny\n" in text
     assert "scored by their truth" in text and "warm start" not in text and "judgments" not in text
     before = (tmp_path / "README.md").read_bytes()
     write_card(tmp_path, dataclasses.replace(Settings(model="tiny", bits=32, reward="checks"),

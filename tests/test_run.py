@@ -120,6 +120,13 @@ def test_one_prompts_journey_is_shown(whole, capsys):
         assert stop.value.code == 2 and told in capsys.readouterr().err
 
 
+def test_a_reader_that_has_gone_ends_the_command_in_silence(whole):
+    command = [sys.executable, ROOT / "eval.py", "show", whole[0]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as showing:
+        showing.stdout.close()
+        assert showing.stderr.read() == b"" and showing.wait() == -signal.SIGPIPE
+
+
 def test_a_run_leaves_the_files_of_the_contract(whole):
     run, _, printed = whole
     assert (run / "report.html").stat().st_size > 10_000 and (run / "config.json").exists()
@@ -610,7 +617,8 @@ def refusal(capsys, *arguments):
     (["--rho", "0", "0.1", "0.2"], "--rho must be 1 or 4 values"),
     (["--iters", "0"], "--iters must be at least 1"),
     (["--lr", "nan"], "--lr must be above 0"),
-    (["--temperature", "nan"], "--temperature must be at least 0"),
+    (["--temperature", "nan"], "--temperature must be above 0"),
+    (["--temperature", "0"], "above 0, at which all answers to a prompt would be the same, not 0"),
     (["--top-p", "0"], "--top-p must be in (0, 1]"),
     (["--rubric", "LICENSE"], "--rubric needs --max-score"),
     (["--rubric", "nowhere.txt", "--max-score", "10"], "--rubric nowhere.txt"),
@@ -644,9 +652,9 @@ def test_bad_files(flag, content, says, capsys, tmp_path):
 def test_another_configuration_is_refused_by_name(whole, capsys):
     assert "--beta 0.1, not 0.2" in refusal(capsys, *whole[1], "--model", "tiny", "--out", whole[0],
                                             "--beta", "0.2")
-    assert "--rubric tiny/rubric.txt, not LICENSE" in refusal(
-        capsys, *whole[1], "--model", "tiny", "--out", whole[0], "--rubric", "LICENSE",
-        "--max-score", "5")
+    told = refusal(capsys, *whole[1], "--model", "tiny", "--out", whole[0], "--rubric", "LICENSE",
+                   "--max-score", "5", "--top-p", "0.9")
+    assert "--rubric tiny/rubric.txt, not LICENSE" in told and "--top-p 0.95, not 0.9" in told
 
 
 def test_another_content_of_a_file_is_refused_by_name(whole, capsys, tmp_path):
