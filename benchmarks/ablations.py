@@ -3,10 +3,11 @@ benchmarks/ablations.py --jobs 2`
 
 Runs the main command as a user would, once per seed and variant, and reads figures off the run's
 files: the actor's true score, padding sentences (those that match none of the prompt's checks) per
-answer, characters, and of the judge, on M_0's answers, how often it is right and how often it ties.
+answer, characters, and of the judge, on M_0's answers, how often it is right, how often it ties,
+and Kendall's tau of its orders by two halves of its judgments, and of its order and the last one's.
 Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first
 variant. A run that is already there is not run again; one of another model or other settings is
-refused, as its log says. Variants that change more than a flag are in benchmarks/remedies.py.
+refused, as its log says.
 """
 import argparse
 import json
@@ -38,29 +39,9 @@ VARIANTS = {
     "N 5": ["--judgments", "5"],
     "N 11": ["--judgments", "11"],
     "16 comparisons of 42": ["--comparisons", "16"],
-    "consensus": [],
-    "expected score": [],
-    "N 3, expected score": ["--judgments", "3"],
-    "anchored rejection": [],
-    "consistency-weighted loss": [],
-    "NLL term": [],
-    "no judge pairs": ["--judge-iters", "0"],
-    "judge pairs 15 %": [],
-    "judge pairs 30 %": [],
-    "judge pairs by truth": [],
 }
-REMEDIES = {  # of benchmarks/remedies.py, what is called before a variant runs, and with what
-    "consensus": ("consensus",),
-    "expected score": ("expected",),
-    "N 3, expected score": ("expected",),
-    "anchored rejection": ("anchored",),
-    "consistency-weighted loss": ("consistent",),
-    "NLL term": ("nll",),
-    "judge pairs 15 %": ("cap", 0.15),
-    "judge pairs 30 %": ("cap", 0.30),
-    "judge pairs by truth": ("by_truth",),
-}
-FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
+FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f",
+         "halves": ".2f", "last": ".2f"}
 
 
 def padding(folder, checks):
@@ -74,11 +55,8 @@ def padding(folder, checks):
 def run(out, variant, seed, model):
     """The figures of one run, each a list over M_0, M_1, ...: run it first, or what is left of it.
     """
-    program = [ROOT / "metareward.py"]
-    if variant in REMEDIES:
-        program = [__file__, "--work", variant]
     with open(f"{out}.log", "w") as log:
-        subprocess.run([sys.executable, *program, "--out", out, "--seed", str(seed),
+        subprocess.run([sys.executable, ROOT / "metareward.py", "--out", out, "--seed", str(seed),
                         "--model", model, *VARIANTS[variant]],
                        check=True, stdout=log, stderr=log)
     records = json.loads((out / "summary.json").read_text())
@@ -89,7 +67,9 @@ def run(out, variant, seed, model):
                "padding": [padding(out / f"iter{t}", checks) for t in range(len(records))],
                "characters": [r["actor"]["mean_length"] for r in records],
                "judge": [100 * r["judge"]["truth_agreement"] for r in records],
-               "ties": [100 * r["judge"]["ties"] for r in records]}
+               "ties": [100 * r["judge"]["ties"] for r in records],
+               "halves": [r["judge"]["halves_kendall"] for r in records],
+               "last": [np.nan, *(r["judge"]["last_judge_kendall"] for r in records[1:])]}
     shown = [f"{name} " + " ".join(format(x, form) for x in figures[name])
              for name, form in FORMS.items()]
     print(f"{variant:26} seed {seed}  " + "   ".join(shown), file=sys.stderr, flush=True)
@@ -197,11 +177,4 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:  # be one of the runs
-        import metareward
-        from benchmarks import remedies
-        name, *arguments = REMEDIES[sys.argv[2]]
-        getattr(remedies, name)(*arguments)
-        metareward.main(sys.argv[3:])
-    else:
-        main()
+    main()

@@ -12,9 +12,6 @@ words or more, without which one word would soon be the answer to everything. Th
                      say nothing: it must not rise
     blur-1, -2, -4   the reward is the truth and noise, of as many demands' standard deviation: how
                      often must a judge be right about two answers, that it helps?
-    anchored, nll    as checks, with what a later paper proposes (benchmarks/remedies.py)
-    consistent       as blur-1, with a loss that is weighted by how far two halves of the reward
-                     agree: each has twice the noise's variance, and their mean is blur-1's reward
     judge            the judge is the model, which was taught to judge: the method without length
                      control, for which the limit of 64 tokens a reply leaves little to do
     no-meta-judge    the same without the meta-judge
@@ -69,9 +66,7 @@ JUDGING = {  # settings of the runs that judge
     "max-judgment-chars": 0,
 }
 BLUR = {"blur-1": 1, "blur-2": 2, "blur-4": 4}
-REMEDIES = ("anchored", "nll")
-FLAGS = {**dict.fromkeys(["checks", "control", *BLUR, *REMEDIES, "consistent"],
-                         ["--reward", "checks"]),
+FLAGS = {**dict.fromkeys(["checks", "control", *BLUR], ["--reward", "checks"]),
          "judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"]}
 JUDGED = ("judge", "no-meta-judge")
 
@@ -181,18 +176,6 @@ def blurred_reward(kind):
         return [answer["truth"] + chance(run, t, answer).gauss(0, sd) for answer in answers]
 
     return scores
-
-
-def halved_reward(kind, reward=Run.reward):
-    """What stands in for Run.reward: "scores" are two, independent but for the truth."""
-    sd = BLUR[kind] * 5 / DEMANDS
-
-    def records(run, t, answers, name, label):
-        for record in reward(run, t, answers, name, label):
-            half = random.Random(f"half/{run.settings.seed}/{t}/{record['id']}").gauss(0, sd)
-            yield record | {"scores": [record["score"] + half, record["score"] - half]}
-
-    return lambda *call: list(records(*call))
 
 
 def borrow(args, seed, out):
@@ -362,16 +345,10 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         import metareward
-        from benchmarks import remedies
         if sys.argv[2] == "control":
             Run.reward_scores = random_reward
         elif sys.argv[2] in BLUR:
             Run.reward_scores = blurred_reward(sys.argv[2])
-        elif sys.argv[2] == "consistent":
-            Run.reward_scores, Run.reward = blurred_reward("blur-1"), halved_reward("blur-1")
-            remedies.consistent()
-        elif sys.argv[2] in REMEDIES:
-            getattr(remedies, sys.argv[2])()
         metareward.main(sys.argv[3:])
     else:
         main()
