@@ -15,7 +15,7 @@ pretends that it is.
 """
 import functools
 import math
-import signal
+import os
 import sys
 from collections import Counter, defaultdict
 from itertools import combinations, permutations
@@ -25,7 +25,6 @@ import harness.early
 from harness.flags import command_line
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `eval.py show runs/x | head` ends in silence
     harness.early.begin(command_line().parse_args)
 # isort: split
 import numpy as np
@@ -241,8 +240,8 @@ def measure_judge(answers):
     pairs of answers to one prompt: the share that it scores the same, and, where the truth tells
     them apart, the share that it orders as the truth does, with its interval; a tie counts one
     half, so that a judge who says the same of everything has 0.5. Kendall's tau of its orders by
-    two halves of an answer's judgments (its reliability), and, where answers have a "last_score",
-    of its order and the last judge's. Of the answers: Spearman's correlation of score and length.
+    two halves of an answer's judgments, and, where answers have a "previous_score", of its order
+    and the previous judge's. Of the answers: Spearman's correlation of score and length.
     """
     scores = [score for answer in answers for score in answer["scores"]]
     scored = [answer for answer in answers if answer["score"] is not None]
@@ -259,8 +258,8 @@ def measure_judge(answers):
                "histogram": {f"{score:g}": counts[score] for score in sorted(counts)},
                "halves_kendall": kendall(scored, lambda answer: mean(answer["scores"][0::2]),
                                          lambda answer: mean(answer["scores"][1::2])),
-               "last_judge_kendall": kendall(scored, lambda answer: answer["score"],
-                                             lambda answer: answer.get("last_score")),
+               "previous_judge_kendall": kendall(scored, lambda answer: answer["score"],
+                                                 lambda answer: answer.get("previous_score")),
                "length_correlation": length_correlation(scored, "score")}
     if any("truth" in answer for answer in answers):
         figures |= mean_by_prompt("truth_agreement", right)
@@ -453,6 +452,10 @@ def main(argv=None):
                     "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
                     "judge": lambda args: judge(args, grouped_interval)}
         commands[args.command](args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is yet to flush
+        sys.exit(141)  # as a shell says of a program that a closed pipe has ended
     except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

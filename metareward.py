@@ -523,10 +523,9 @@ def measure(run, t):
     own = score(run, t, items, "eval.jsonl", "held-out judgments")
     if run.settings.reward != "judge":
         return {"actor": measure_actor(own, "reward"), "judge": None}  # not its own opinion
-    first = own
-    if t > 0:
-        first = judge(run, t, run.answers_of_m0(t, len(items)), "eval_judge.jsonl",
-                      "held-out judgments of M_0's answers")
+    first = own if t == 0 else run.with_previous_scores(t, judge(
+        run, t, run.answers_of_m0(len(items)), "eval_judge.jsonl",
+        "held-out judgments of M_0's answers"))
     figures = {"actor": measure_actor(own),
                "judge": measure_judge([record for record in first if record["finished"]])}
     if run.ranked:

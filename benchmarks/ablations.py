@@ -3,8 +3,7 @@ benchmarks/ablations.py --jobs 2`
 
 Runs the main command as a user would, once per seed and variant, and reads figures off the run's
 files: the actor's true score, padding sentences (those that match none of the prompt's checks) per
-answer, characters, and of the judge, on M_0's answers, how often it is right, how often it ties,
-and Kendall's tau of its orders by two halves of its judgments, and of its order and the last one's.
+answer, characters, and of the judge, on M_0's answers, how often it is right and how often it ties.
 Intervals are 95 % t-intervals over the seeds; a difference is taken seed by seed against the first
 variant. A run that is already there is not run again; one of another model or other settings is
 refused, as its log says.
@@ -40,8 +39,7 @@ VARIANTS = {
     "N 11": ["--judgments", "11"],
     "16 comparisons of 42": ["--comparisons", "16"],
 }
-FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f",
-         "halves": ".2f", "last": ".2f"}
+FORMS = {"truth": ".2f", "padding": ".2f", "characters": ".0f", "judge": ".1f", "ties": ".1f"}
 
 
 def padding(folder, checks):
@@ -67,9 +65,7 @@ def run(out, variant, seed, model):
                "padding": [padding(out / f"iter{t}", checks) for t in range(len(records))],
                "characters": [r["actor"]["mean_length"] for r in records],
                "judge": [100 * r["judge"]["truth_agreement"] for r in records],
-               "ties": [100 * r["judge"]["ties"] for r in records],
-               "halves": [r["judge"]["halves_kendall"] for r in records],
-               "last": [np.nan, *(r["judge"]["last_judge_kendall"] for r in records[1:])]}
+               "ties": [100 * r["judge"]["ties"] for r in records]}
     shown = [f"{name} " + " ".join(format(x, form) for x in figures[name])
              for name, form in FORMS.items()]
     print(f"{variant:26} seed {seed}  " + "   ".join(shown), file=sys.stderr, flush=True)

@@ -44,7 +44,9 @@ tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_mode
 def write_card(adapter, settings, records):
     """Write adapter/README.md. records: of summary.json, the last one is this adapter's."""
     t, folder, known = records[-1]["iteration"], Path(settings.model).is_dir(), licence(settings)
-    head = ["library_name: peft", "pipeline_tag: text-generation", "tags: [lora, meta-rewarding]"]
+    method = method_of(vars(settings))
+    head = ["library_name: peft", "pipeline_tag: text-generation",
+            f"tags: [lora, {method.lower().replace(' ', '-')}]"]
     if not folder:  # hubs refuse what is no name of theirs
         head.append(f"base_model: {settings.model}")
     if known:
@@ -53,7 +55,7 @@ def write_card(adapter, settings, records):
     rows = [["", *models(records)], ["---"] * (len(records) + 1),
             *figure_rows(records, AT_A_GLANCE)]
     write_whole(adapter / "README.md", CARD.format(
-        head="\n".join(head), title=f"M_{t} of {method_of(vars(settings))} on {base}",
+        head="\n".join(head), title=f"M_{t} of {method} on {base}",
         recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),
         licence=f"The base's licence is {known}." if known else "The base's licence is not known."
         if folder else "The base's own page says under which licence it stands."))
@@ -85,8 +87,8 @@ def recipe(s, t):
         truth = s.reward == "checks"
         lines.append(f"- answers scored by {'their truth' if truth else Path(s.reward).name}")
     if s.judge_iters and not s.no_meta_judge:
-        lines.append("- iterations with pairs of judgments, by the model as meta-judge: "
-                     f"{min(t, s.judge_iters)}")
+        lines.append("- iterations, from the first, with pairs of judgments by the model as "
+                     f"meta-judge: {min(t, s.judge_iters)}")
     rho = " ".join(f"{s.at('rho', i):g}" for i in range(1, t + 1))
     lines.append(f"- length control rho {rho}")
     lines.append(f"- DPO with beta {s.beta:g}, learning rate {s.lr:g}, pairs a batch: "

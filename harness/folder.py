@@ -24,7 +24,7 @@ from dpo import add_lora, collect, rank, share, world
 from harness.card import write_card
 from harness.clock import after_iteration, after_stage, expected
 from harness.command import barrier
-from harness.files import digest, read_json, read_jsonl, sha256, write_jsonl, write_whole
+from harness.files import digest, each_line, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, training_prompts
 from harness.records import read_prompts, read_text
 from harness.report import drifts, glance, report
@@ -400,20 +400,25 @@ class Run:
         for line in after_iteration(records, expected(records, self.settings)):
             print(line, flush=True)
 
-    def answers_of_m0(self, t, count):
-        """M_0's held-out answers, `count` in all, for M_t to judge; without what M_0 said of them,
-        and with M_{t-1}'s "last_score".
-        """
+    def answers_of_m0(self, count):
+        """M_0's held-out answers, `count` in all, without what M_0 said of them."""
         file = self.folder(0) / "eval.jsonl"
         records = read_jsonl(file)
         if len(records) < count:
             raise ValueError(f"{file} is missing or cut short, and the judge is measured on it: "
                              "put it back from a copy, or start again in another folder")
-        before = records if t == 1 else read_jsonl(self.folder(t - 1) / "eval_judge.jsonl")
-        last = {record["id"]: record["score"] for record in before}
         judged = ("judgments", "scores", "score", "sampled_tokens")
         return [{key: value for key, value in record.items() if key not in judged}
-                | {"last_score": last.get(record["id"])} for record in records]
+                for record in records]
+
+    def with_previous_scores(self, t, records):
+        """M_0's answers, judged by M_t, with M_{t-1}'s score of each as "previous_score".
+
+        None where M_{t-1}'s file lacks it, which costs a figure and no more.
+        """
+        file = self.folder(t - 1) / ("eval_judge.jsonl" if t > 1 else "eval.jsonl")
+        before = {record.get("id"): record.get("score") for record in each_line(file, [])}
+        return [record | {"previous_score": before.get(record["id"])} for record in records]
 
     def draw_report(self):
         if rank() == 0:

@@ -194,7 +194,10 @@ def compare_again(model, battles, orders, label, seed, settings, bits=None):
 
 
 def comparison_table(figures, args):
-    """The lines of `eval.py compare`. figures: what eval.measure_comparisons gives."""
+    """The lines of `eval.py compare`, whose arguments args are, and what they are worth.
+
+    figures: what eval.measure_comparisons gives.
+    """
     lines = []
     for name, value, interval in [
             ("A wins", "win_rate", "win_rate_interval"),

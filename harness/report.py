@@ -26,7 +26,7 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("judge: agrees, ties as wrong", "judge.human_agreement_with_ties", ".1%"),
     ("judge: Spearman with people", "judge.human_spearman", ".2f"),
     ("judge: orders by two halves of its judgments", "judge.halves_kendall", ".2f"),
-    ("judge: order and the last judge's", "judge.last_judge_kendall", ".2f"),
+    ("judge: order and the previous judge's", "judge.previous_judge_kendall", ".2f"),
     ("judge: score with length", "judge.length_correlation", ".2f"),
     ("truth with length", "judge.truth_length_correlation", ".2f"),
     ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),

@@ -109,7 +109,7 @@ class Settings:
         check(self.hours is None or 0 < self.hours < math.inf, "hours", "above 0")
         check(0 < self.lr < math.inf, "lr", "above 0")
         check(0 < self.temperature < math.inf, "temperature",
-              "above 0, at which all answers to a prompt would be the same")
+              "finite and above 0 (at 0 all answers to a prompt would be the same)")
         check(min(self.max_response_chars) >= 0, "max_response_chars", "0 or more")
         check(min(self.max_judgment_chars) >= 0, "max_judgment_chars", "0 or more")
         check(all(0 <= rho <= 1 for rho in self.rho), "rho", "in [0, 1]")
@@ -121,10 +121,11 @@ class Settings:
 
 
 def method_of(settings):
-    """What the field calls a run with these settings, a dict."""
+    """What the field calls a run with these settings, a dict; {}: nobody knows them."""
     if settings.get("reward", "judge") != "judge":
         return "Iterative DPO"
-    return "Self-Rewarding" if settings.get("no_meta_judge") else "Meta-Rewarding"
+    trains_judge = settings.get("judge_iters") and not settings.get("no_meta_judge")
+    return "Meta-Rewarding" if trains_judge else "Self-Rewarding" if settings else "A run"
 
 
 def flag(name):

@@ -2,8 +2,8 @@
 
     python eval.py report runs/a runs/b         # several; of one run, its own report
 """
+import itertools
 import sys
-from itertools import cycle
 from pathlib import Path
 
 from harness.drawing import COLORS, html_table, notice, plot, plots, shell
@@ -20,6 +20,7 @@ from harness.report import (
     report,
 )
 
+UNTOLD = ("out", "hours", "max_tokens_in_cache")  # settings that say nothing of the models
 STROKES = {"-": "solid", "--": "dashed", ":": "dotted"}
 
 
@@ -70,7 +71,7 @@ def lines_of(paths, runs):
     """What `plot` draws of {label: where in a record} of runs {name: records}: (lines, styles)."""
     lines, styles = {}, {}
     for stroke, (label, path) in zip(STROKES, paths.items()):
-        for color, (name, records) in zip(cycle(COLORS), runs.items()):
+        for color, (name, records) in zip(itertools.cycle(COLORS), runs.items()):
             line = points(records, path)
             if line and line != lines.get(name):
                 # Matplotlib's legends leave out what begins with "_".
@@ -83,10 +84,10 @@ def last_models(read):
     """A column for each run: what it is, and the figures of its last model."""
     last = [records[-1] if records else {} for _, records in read.values()]
     settings = [config["settings"] for config, _ in read.values()]
-    known = dict.fromkeys(["model", "seed", *(name for one in settings for name in one)])
-    rows = [[name, *values] for name in known
-            if len(set(map(str, values := [one.get(name, "unknown") for one in settings]))) > 1
-            and name != "out" or name in ("model", "seed")]
+    differing = [name for name in dict.fromkeys(itertools.chain(*settings)) if name not in UNTOLD
+                 and len({str(one.get(name)) for one in settings if one}) > 1]
+    rows = [[name, *(one.get(name, "unknown") for one in settings)]
+            for name in dict.fromkeys(["model", "seed", *differing])]
     rows += [["last model", *(f"M_{record['iteration']}" if record else "-" for record in last)]]
     asked = {config.get("files", {}).get("--eval-prompts") for config, _ in read.values()}
     warning = ["these runs have other held-out prompts: their figures do not compare"]

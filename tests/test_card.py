@@ -28,7 +28,7 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(tmp_path):
     assert ("iterations: 2, prompts in each: 5000, answers to each: 7, temperature 0.8, top-p 0.95"
             in text)
     assert "judgments of each answer, by the model itself: 11\n" in text
-    assert "iterations with pairs of judgments, by the model as meta-judge: 2\n" in text
+    assert "from the first, with pairs of judgments by the model as meta-judge: 2\n" in text
     assert "rho 0 0.32\n- DPO with beta 0.1, learning rate 5e-05" in text
     assert "|  | M_0 | M_1 | M_2 |\n| --- | --- | --- | --- |\n" in text
     assert "| actor: true score | 2.50 | 3.50 | 4.50 |\n" in text
@@ -61,6 +61,11 @@ def test_what_was_not_done_is_not_told(tmp_path):
     assert "DPO" not in text and "M_1" not in text
     _, text = card(tmp_path, "tiny", reward="checks")
     assert "# M_2 of Iterative DPO on tiny\n" in text
+    head, self_rewarding = card(tmp_path, "tiny", no_meta_judge=True)
+    assert "# M_2 of Self-Rewarding on tiny\n" in self_rewarding
+    assert head["tags"] == ["lora", "self-rewarding"]
+    assert "# M_2 of Self-Rewarding on tiny\n" in card(tmp_path, "tiny", judge_iters=0)[1]
+    _, text = card(tmp_path, "tiny", reward="checks")
     assert "scored by their truth" in text and "warm start" not in text and "judgments" not in text
     before = (tmp_path / "README.md").read_bytes()
     write_card(tmp_path, dataclasses.replace(Settings(model="tiny", bits=32, reward="checks"),

@@ -313,7 +313,7 @@ def test_measure_judge_by_hand():
     assert sum([1, 1, 1, 3, 1]) == 7
     lengths = [2, 0, 3, 7, 1, 9]
     expected = {"valid_rate": 0.7, "mean_score": 23 / 7, "ties": 1 / 4, "truth_agreement": 1 / 2,
-                "halves_kendall": None, "last_judge_kendall": None,
+                "halves_kendall": None, "previous_judge_kendall": None,
                 "length_correlation": stats.spearmanr([4, 2, 3, 4, 1, 5], lengths)[0],
                 "truth_length_correlation": stats.spearmanr([3, 1, 0, 1, 2, 0], lengths)[0]}
     assert figures == pytest.approx(expected)
@@ -338,29 +338,29 @@ def test_a_judge_who_says_the_same_of_everything_has_one_half():
     assert measure_judge([a | {"score": a["truth"]} for a in same])["truth_agreement"] == 1
 
 
-def test_how_far_a_judge_agrees_with_itself_and_with_the_last_one():
+def test_how_far_a_judge_agrees_with_itself_and_with_the_previous_one():
     """Halves: the first, third, ... judgment and the others. Prompt a: means 4 3 1 and 3 4 2, so
     one pair is turned round and two are not; prompt b: 5 2 and a tie; c has no second half. tau-b
-    of the four pairs: (2 - 1) / sqrt(4 * 3). The last judge's scores 1 2 3 of a turn round all
+    of the four pairs: (2 - 1) / sqrt(4 * 3). The previous judge's scores 1 2 3 of a turn round all
     three pairs, and keep b's one: (1 - 3) / sqrt(4 * 4); the answer without such a score is left
     out.
     """
-    answers = [an_answer("a", score=3.4, scores=[5, 2, None, 4, 3], last_score=1),
-               an_answer("a", score=3.3, scores=[3, 4], last_score=2),
-               an_answer("a", score=1.5, scores=[1, 2], last_score=3),
-               an_answer("b", score=4, scores=[5, 3], last_score=4),
-               an_answer("b", score=2.5, scores=[2, 3], last_score=1),
-               an_answer("c", score=4, scores=[4], last_score=None),
-               an_answer("c", score=2, scores=[2], last_score=3)]
+    answers = [an_answer("a", score=3.4, scores=[5, 2, None, 4, 3], previous_score=1),
+               an_answer("a", score=3.3, scores=[3, 4], previous_score=2),
+               an_answer("a", score=1.5, scores=[1, 2], previous_score=3),
+               an_answer("b", score=4, scores=[5, 3], previous_score=4),
+               an_answer("b", score=2.5, scores=[2, 3], previous_score=1),
+               an_answer("c", score=4, scores=[4], previous_score=None),
+               an_answer("c", score=2, scores=[2], previous_score=3)]
     figures = measure_judge(answers)
     assert figures["halves_kendall"] == pytest.approx(1 / math.sqrt(12))
-    assert figures["last_judge_kendall"] == pytest.approx(-2 / 4)
+    assert figures["previous_judge_kendall"] == pytest.approx(-2 / 4)
 
 
 def test_measure_judge_of_nothing():
     assert measure_judge([]) == {"valid_rate": None, "mean_score": None, "ties": None,
                                  "histogram": {}, "halves_kendall": None,
-                                 "last_judge_kendall": None, "length_correlation": None}
+                                 "previous_judge_kendall": None, "length_correlation": None}
     # never across prompts
     assert measure_judge([an_answer("a", score=2, scores=[2]),
                           an_answer("b", score=3, scores=[3])])["ties"] is None
@@ -1319,6 +1319,11 @@ def test_several_runs_on_one_page(run, monkeypatch, capsys, tmp_path):
     assert status == 0 and "do not compare" in (tmp_path / "c").read_text()
     rows = {row[0]: row[1:] for row in Page((tmp_path / "c").read_text()).rows if row}
     assert rows["rho"][1] == "[0.5]" != rows["rho"][0] and "out" not in rows
+    (other / "config.json").unlink()
+    status, _, error = command(monkeypatch, capsys, "report", run, other, "--out", tmp_path / "c")
+    rows = {row[0]: row[1:] for row in Page((tmp_path / "c").read_text()).rows if row}
+    assert status == 0 and "config.json is missing" in error
+    assert rows["model"][1] == "unknown" and rows.keys().isdisjoint({"rho", "bits"})
     status, _, error = command(monkeypatch, capsys, "report", run, tmp_path / "iter0" / "none")
     assert status == 2 and "no run's folder" in error
 

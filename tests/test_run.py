@@ -1,9 +1,11 @@
 """Whole runs of `python metareward.py`: what they leave, what they survive, what they refuse. Real
 processes, really killed.
 """
+import argparse
 import ctypes
 import filecmp
 import functools
+import html
 import json
 import math
 import os
@@ -44,6 +46,7 @@ import metareward
 from eval import read_jsonl
 from harness import inputs
 from harness.folder import fingerprint
+from harness.report import FIGURES
 from prompts import judge_prompt, meta_judge_prompt
 from sampling import Chat, Sample, load, sample
 
@@ -124,7 +127,7 @@ def test_a_reader_that_has_gone_ends_the_command_in_silence(whole):
     command = [sys.executable, ROOT / "eval.py", "show", whole[0]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as showing:
         showing.stdout.close()
-        assert showing.stderr.read() == b"" and showing.wait() == -signal.SIGPIPE
+        assert showing.stderr.read() == b"" and showing.wait() == 141
 
 
 def test_a_run_leaves_the_files_of_the_contract(whole):
@@ -161,23 +164,42 @@ def test_the_summary_has_one_record_per_model(whole):
     assert records[0]["pairs"]["judge_share"] is None
 
 
-def test_the_order_of_each_judge_is_held_against_that_of_the_last_one(whole):
-    """Of the answers to a prompt; one prompt alone is scipy's tau, and the answers are M_0's."""
-    run = whole[0]
-    files = ["iter0/eval.jsonl", "iter1/eval_judge.jsonl", "iter2/eval_judge.jsonl"]
-    judged = [{record["id"]: record for record in read_jsonl(run / file)} for file in files]
-    taus = [record["judge"]["last_judge_kendall"]
-            for record in json.loads((run / "summary.json").read_text())]
-    assert taus[0] is None and all(-1 <= tau <= 1 for tau in taus[1:])
-    for before, now in zip(judged, judged[1:]):
-        assert before.keys() == now.keys()
-        for key, record in now.items():
-            assert record["last_score"] == before[key]["score"]
-            assert record["text"] == before[key]["text"]
-    one = [record for record in judged[2].values() if record["prompt_id"] == "0"]
-    theirs = stats.kendalltau([record["score"] for record in one],
-                              [record["last_score"] for record in one]).statistic
-    assert eval.measure_judge(one)["last_judge_kendall"] == pytest.approx(theirs)
+def test_the_order_of_each_judge_is_held_against_that_of_the_previous_one(whole):
+    """By the scores in both judges' files, of M_0's answers; of one prompt it is scipy's tau."""
+    run, before = whole[0], None
+    for record in json.loads((run / "summary.json").read_text()):
+        t = record["iteration"]
+        file = run / f"iter{t}" / ("eval_judge.jsonl" if t else "eval.jsonl")
+        judged = [answer for answer in read_jsonl(file) if answer["finished"]]
+        if before:
+            judged = [answer | {"previous_score": before[answer["id"]]} for answer in judged]
+        tau = record["judge"]["previous_judge_kendall"]
+        assert tau == eval.measure_judge(judged)["previous_judge_kendall"]
+        assert tau is None if t == 0 else -1 <= tau <= 1
+        before = {answer["id"]: answer["score"] for answer in judged}
+    one = [answer for answer in judged if answer["prompt_id"] == "0"]
+    theirs = stats.kendalltau([answer["score"] for answer in one],
+                              [answer["previous_score"] for answer in one]).statistic
+    assert eval.measure_judge(one)["previous_judge_kendall"] == pytest.approx(theirs)
+
+
+def test_damage_to_the_previous_scores_costs_no_more_than_them(tmp_path):
+    run = argparse.Namespace(folder=lambda t: tmp_path / f"iter{t}")
+
+    def scores(t):
+        judged = harness.folder.Run.with_previous_scores(run, t, [{"id": "a"}, {"id": "b"}])
+        return [answer["previous_score"] for answer in judged]
+
+    assert scores(2) == [None, None]  # no such file
+    (tmp_path / "iter1").mkdir()
+    (tmp_path / "iter1" / "eval_judge.jsonl").write_text('[]\n{}\n{"id": "b", "score": 3}\n{"id"')
+    assert scores(2) == [None, 3]
+
+
+def test_the_report_shows_every_figure_of_a_whole_run(whole):
+    page = (whole[0] / "report.html").read_text()
+    names = {html.escape(name) for name, *_ in FIGURES} - {"actor: score by --reward"}
+    assert {name for name in names if f"<td>{name}</td>" not in page} == set()
 
 
 def test_tokens_by_stage_are_those_in_the_files(whole):
@@ -617,8 +639,8 @@ def refusal(capsys, *arguments):
     (["--rho", "0", "0.1", "0.2"], "--rho must be 1 or 4 values"),
     (["--iters", "0"], "--iters must be at least 1"),
     (["--lr", "nan"], "--lr must be above 0"),
-    (["--temperature", "nan"], "--temperature must be above 0"),
-    (["--temperature", "0"], "above 0, at which all answers to a prompt would be the same, not 0"),
+    (["--temperature", "nan"], "--temperature must be finite and above 0"),
+    (["--temperature", "0"], "above 0 (at 0 all answers to a prompt would be the same), not 0"),
     (["--top-p", "0"], "--top-p must be in (0, 1]"),
     (["--rubric", "LICENSE"], "--rubric needs --max-score"),
     (["--rubric", "nowhere.txt", "--max-score", "10"], "--rubric nowhere.txt"),
