@@ -90,7 +90,7 @@ def recipe(s, t):
         lines.append("- iterations, from the first, with pairs of judgments by the model as "
                      f"meta-judge: {min(t, s.judge_iters)}")
     rho = " ".join(f"{s.at('rho', i):g}" for i in range(1, t + 1))
-    lines.append(f"- length control rho {rho}")
+    lines.append(f"- length control, rho in each iteration: {rho}")
     lines.append(f"- DPO with beta {s.beta:g}, learning rate {s.lr:g}, pairs a batch: "
                  f"{s.batch_size}, epochs, of which the best is kept: {s.epochs}")
     return "\n".join(lines)

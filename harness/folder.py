@@ -369,7 +369,8 @@ class Run:
                 tokens["training"] = sum(step.get("tokens", 0) for step in steps)
             pairs = figures["pairs"]
             total = pairs["actor"] + pairs["judge"]
-            pairs["judge_share"] = pairs["judge"] / total if total else None
+            trains_judge = total and not self.settings.no_meta_judge
+            pairs["judge_share"] = pairs["judge"] / total if trains_judge else None
             pairs["dropped"] = dict(self.dropped)
             figures = figures | {"tokens": tokens, "adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))

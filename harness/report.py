@@ -25,8 +25,8 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("judge: agrees with people", "judge.human_agreement", ".1%"),
     ("judge: agrees, ties as wrong", "judge.human_agreement_with_ties", ".1%"),
     ("judge: Spearman with people", "judge.human_spearman", ".2f"),
-    ("judge: orders by two halves of its judgments", "judge.halves_kendall", ".2f"),
-    ("judge: order and the previous judge's", "judge.previous_judge_kendall", ".2f"),
+    ("judge: agreement of two halves of its judgments", "judge.halves_kendall", ".2f"),
+    ("judge: agreement with the previous judge", "judge.previous_judge_kendall", ".2f"),
     ("judge: score with length", "judge.length_correlation", ".2f"),
     ("truth with length", "judge.truth_length_correlation", ".2f"),
     ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
@@ -40,8 +40,8 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("training: judge pairs", "pairs.judge", "d"),
     ("training: share of judge pairs", "pairs.judge_share", ".0%"),
     ("training: score gap of actor pairs", "pairs.score_gap", ".2f"),
-    ("training: reward of what is chosen", "train.held_out_chosen_reward", "+.2f"),
-    ("training: reward of what is rejected", "train.held_out_rejected_reward", "+.2f"),
+    ("held-out pairs: reward of what is chosen", "train.held_out_chosen_reward", "+.2f"),
+    ("held-out pairs: reward of what is rejected", "train.held_out_rejected_reward", "+.2f"),
 ]
 AT_A_GLANCE = [  # of FIGURES, those that the screen shows when a run ends
     "actor: true score", "actor: score by its own judgment", "actor: score by --reward",
@@ -73,7 +73,10 @@ JUDGES = ["how often the judge is right", "meta-judge: biases",
 SHARES = JUDGES[:2]  # CURVES of nothing but shares
 TRAINING = {  # the same of train.jsonl
     "DPO: loss": {"training": "loss", "held out": "held_out_loss"},
-    "DPO: rewards (nats times beta)": {"chosen": "chosen_reward", "rejected": "rejected_reward"},
+    "DPO: rewards (nats times beta)": {
+        "chosen": "chosen_reward", "rejected": "rejected_reward",
+        "chosen, held out": "held_out_chosen_reward",
+        "rejected, held out": "held_out_rejected_reward"},
     "DPO: share of pairs in order": {"training": "accuracy", "held out": "held_out_accuracy"},
 }
 # Where the paper's second iteration stood, after which it trained the judge no more.
@@ -438,7 +441,8 @@ LEGEND = """<p><small>True score: the share of a prompt's checks that an answer 
 judge's highest score. Own score: what the model gives itself; it proves nothing. Right about the
 truth: the judge, the share of pairs of M_0's answers it orders as the truth does; the meta-judge,
 the share of comparisons it gives to the judgment whose score is nearer to the truth. Prefers the
-first: 50 % would be no bias. With length: Spearman's correlation over M_0's held-out answers.
+first: 50 % would be no bias. Agreement: Kendall's tau, 1 for the same order, 0 for none in common,
+-1 for the reverse. With length: Spearman's correlation over M_0's held-out answers.
 docs/reading-the-figures.md explains every figure.</small></p>"""
 SENTENCE, PLOTS, DRIFT, ANSWERS = "The sentence", "Plots", "Drift", "One prompt, every model"
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, ImportError)

@@ -19,6 +19,7 @@ from harness.report import (
     read_run,
     report,
 )
+from harness.settings import flag
 
 UNTOLD = ("out", "hours", "max_tokens_in_cache")  # settings that say nothing of the models
 STROKES = {"-": "solid", "--": "dashed", ":": "dotted"}
@@ -86,7 +87,7 @@ def last_models(read):
     settings = [config["settings"] for config, _ in read.values()]
     differing = [name for name in dict.fromkeys(itertools.chain(*settings)) if name not in UNTOLD
                  and len({str(one.get(name)) for one in settings if one}) > 1]
-    rows = [[name, *(one.get(name, "unknown") for one in settings)]
+    rows = [[flag(name), *(one.get(name, "unknown") for one in settings)]
             for name in dict.fromkeys(["model", "seed", *differing])]
     rows += [["last model", *(f"M_{record['iteration']}" if record else "-" for record in last)]]
     asked = {config.get("files", {}).get("--eval-prompts") for config, _ in read.values()}

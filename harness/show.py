@@ -49,6 +49,7 @@ def answers_told(answers, pairs):
     sides = {pair[side][0]["content"]: side for pair in pairs if pair["kind"] == "actor"
              for side in ("chosen", "rejected")}
     yield f"Answers: score, {'true score, ' if 'truth' in answers[0] else ''}characters"
+    yield "(chosen: the shortest of those with good scores; rejected: the longest of the bad) [E1]"
     answers = sorted(answers, key=lambda answer: (answer["score"] is None, -(answer["score"] or 0)))
     for answer in answers:
         score = "none" if answer["score"] is None else f"{answer['score']:.2f}"

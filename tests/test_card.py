@@ -29,7 +29,7 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(tmp_path):
             in text)
     assert "judgments of each answer, by the model itself: 11\n" in text
     assert "from the first, with pairs of judgments by the model as meta-judge: 2\n" in text
-    assert "rho 0 0.32\n- DPO with beta 0.1, learning rate 5e-05" in text
+    assert "rho in each iteration: 0 0.32\n- DPO with beta 0.1, learning rate 5e-05" in text
     assert "|  | M_0 | M_1 | M_2 |\n| --- | --- | --- | --- |\n" in text
     assert "| actor: true score | 2.50 | 3.50 | 4.50 |\n" in text
 

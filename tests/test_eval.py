@@ -1311,19 +1311,19 @@ def test_several_runs_on_one_page(run, monkeypatch, capsys, tmp_path):
     assert len(images) == 3 and all(f"{name}</text>" in image or f">{name}<" in image
                                     for image in images for name in (run.name, "other"))
     assert "do not compare" not in page.text
-    assert rows.keys().isdisjoint({"rho", "out"})  # the same in both, or of no interest
+    assert rows.keys().isdisjoint({"--rho", "--out"})  # the same in both, or of no interest
     config = json.loads((other / "config.json").read_text()) | {"files": {"--eval-prompts": "x"}}
     config["settings"] |= {"rho": [0.5], "out": "elsewhere"}
     (other / "config.json").write_text(json.dumps(config))
     status, out, _ = command(monkeypatch, capsys, "report", run, other, "--out", tmp_path / "c")
     assert status == 0 and "do not compare" in (tmp_path / "c").read_text()
     rows = {row[0]: row[1:] for row in Page((tmp_path / "c").read_text()).rows if row}
-    assert rows["rho"][1] == "[0.5]" != rows["rho"][0] and "out" not in rows
+    assert rows["--rho"][1] == "[0.5]" != rows["--rho"][0] and "--out" not in rows
     (other / "config.json").unlink()
     status, _, error = command(monkeypatch, capsys, "report", run, other, "--out", tmp_path / "c")
     rows = {row[0]: row[1:] for row in Page((tmp_path / "c").read_text()).rows if row}
     assert status == 0 and "config.json is missing" in error
-    assert rows["model"][1] == "unknown" and rows.keys().isdisjoint({"rho", "bits"})
+    assert rows["--model"][1] == "unknown" and rows.keys().isdisjoint({"--rho", "--bits"})
     status, _, error = command(monkeypatch, capsys, "report", run, tmp_path / "iter0" / "none")
     assert status == 2 and "no run's folder" in error
 
