@@ -491,7 +491,7 @@ def warm_start(run):
     Or on the judgments that the replies bring with them. Returns figures for summary.json.
     """
     s = run.settings
-    figures = {"meta_judge": None, "pairs": {"actor": 0, "judge": 0}}
+    figures = {"meta_judge": None, "pairs": {"actor": 0, "judge": 0, "judge_share": None}}
     if s.no_eft:
         first_look(run, answer, judge)  # the run of a model that cannot judge ends here
         return figures | {"train": run.train(0, train_sft, [])}  # none: M_0 is the seed as it is
@@ -588,6 +588,7 @@ def iterate(run, t):
     counts = {kind: sum(p["kind"] == kind for p in pairs) for kind in ("actor", "judge")}
     counts["score_gap"] = mean(p["chosen_score"] - p["rejected_score"] for p in pairs
                                if p["kind"] == "actor")
+    counts["judge_share"] = None if s.no_meta_judge else mean(p["kind"] == "judge" for p in pairs)
     return {"meta_judge": None if s.no_meta_judge else figures, "pairs": counts, "train": best}
 
 

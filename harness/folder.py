@@ -29,6 +29,7 @@ from harness.inputs import SEEDS, ranked_replies, training_prompts
 from harness.records import read_prompts, read_text
 from harness.report import drifts, glance, report
 from harness.reward import RewardModel
+from harness.settings import flag
 from harness.training import save_adapter, set_adapter, train
 from harness.unreadable import FirstReplies, Unreadable
 from sampling import Chat, load, load_tokenizer
@@ -75,9 +76,9 @@ class Run:
     @functools.cached_property
     def config(self):
         """What config.json says of this run: its settings, what it reads, and versions."""
-        flags = {f"--{name.replace('_', '-')}": getattr(self.settings, name)
+        flags = {flag(name): getattr(self.settings, name)
                  for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric")}
-        files = {flag: sha256(file) for flag, file in flags.items() if file}
+        files = {name: sha256(file) for name, file in flags.items() if file}
         files["--model"] = fingerprint(self.settings.model)
         if not self.prompts:
             files[SEEDS.name] = sha256(SEEDS)
@@ -133,7 +134,7 @@ class Run:
             goes_on = (isinstance(was, list) and len(was) == theirs.get("iters")
                        and value[:len(was)] == was)  # a schedule goes on where it ended
             if name not in FREE and value != was and not goes_on:
-                other.append(f"--{name.replace('_', '-')} {was}, not {value}")
+                other.append(f"{flag(name)} {was}, not {value}")
         if other:
             raise ValueError(f"{self.out} holds a run with {'; '.join(other)}: choose another "
                              "--out, or the same settings")
@@ -367,11 +368,7 @@ class Run:
             steps, tokens = read_jsonl(self.folder(t) / "train.jsonl"), self.drawn_tokens(t)
             if steps:
                 tokens["training"] = sum(step.get("tokens", 0) for step in steps)
-            pairs = figures["pairs"]
-            total = pairs["actor"] + pairs["judge"]
-            trains_judge = total and not self.settings.no_meta_judge
-            pairs["judge_share"] = pairs["judge"] / total if trains_judge else None
-            pairs["dropped"] = dict(self.dropped)
+            figures["pairs"]["dropped"] = dict(self.dropped)
             figures = figures | {"tokens": tokens, "adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))
             for file in self.folder(t).glob("round*.jsonl*"):  # all is in battles.jsonl
