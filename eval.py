@@ -75,6 +75,12 @@ def mean(values):
     return float(np.mean(values)) if values else None
 
 
+def counted(name, values):
+    """{name: the mean of those values that are not None, and name_count: how many these are}."""
+    known = [value for value in values if value is not None]
+    return {name: mean(known), f"{name}_count": len(known)}
+
+
 def win_rate(preferences):
     """Mean and standard error of preferences in [0, 1]; the error of a single one is NaN.
 
@@ -143,11 +149,11 @@ def grouped_interval(statistic, *columns, groups, resamples=2000):
 
 
 def mean_by_prompt(name, rows):
-    """{name: the mean of rows (prompt_id, value)}, and its name_interval over enough prompts."""
+    """What `counted` says of rows (prompt_id, value), and name_interval over enough prompts."""
     rows = [row for row in rows if row[1] is not None]
     groups, values = [group for group, _ in rows], [value for _, value in rows]
     interval = grouped_interval(np.mean, values, groups=groups, resamples=400)
-    return {name: mean(values)} | ({f"{name}_interval": interval} if interval else {})
+    return counted(name, values) | ({f"{name}_interval": interval} if interval else {})
 
 
 def ranks(values):
@@ -209,28 +215,31 @@ def measure_actor(answers, scores="mean_score"):
     """Figures of an actor from its judged answers.
 
     answers: records with "prompt_id", "text", "finished", "score" and perhaps "truth". scores: what
-    to call the mean of their scores. All means are over those that are finished; lengths are in
-    characters; of 10 prompts or more each mean has a 95 % interval, by bootstrap over prompts.
+    to call the mean of their scores. Means are over all answers that have the number, cut off or
+    not, as a user would have got them: answers that end early would look better than they are among
+    those that end at all. "..._count" says how many these are. Lengths are in characters; of 10
+    prompts or more each mean has a 95 % interval, by bootstrap over prompts.
     """
-    finished = [answer for answer in answers if answer["finished"]]
-    columns = {scores: [answer["score"] for answer in finished],
-               "mean_length": [len(answer["text"]) for answer in finished]}
+    columns = {scores: [answer["score"] for answer in answers],
+               "mean_length": [len(answer["text"]) for answer in answers]}
     if any("truth" in answer for answer in answers):
-        columns["truth"] = [answer.get("truth") for answer in finished]
-    figures = {"cut_off": len(answers) - len(finished)}
+        columns["truth"] = [answer.get("truth") for answer in answers]
+    cut_off = [not answer["finished"] for answer in answers]
+    figures = {"answers": len(answers), "cut_off": sum(cut_off), "cut_off_rate": mean(cut_off)}
     for name, values in columns.items():
-        figures |= mean_by_prompt(name, zip([a["prompt_id"] for a in finished], values))
+        figures |= mean_by_prompt(name, zip([a["prompt_id"] for a in answers], values))
     return figures
 
 
-def kendall(answers, *scores):
-    """Kendall's tau-b of two scores of the same answers, over the pairs of answers to one prompt.
+def kendall(name, answers, *scores):
+    """{name: Kendall's tau-b of two scores of the same answers, name_count: over how many pairs}.
 
-    scores: two functions of an answer. An answer of which one is None is left out.
+    Pairs are of answers to one prompt. scores: two functions of an answer. An answer of which one
+    is None is left out.
     """
     both = [answer for answer in answers if None not in [score(answer) for score in scores]]
     orders = [[np.sign(score(a) - score(b)) for score in scores] for a, b in same_prompt(both)]
-    return tau_b(*np.transpose(orders)) if orders else None
+    return {name: tau_b(*np.transpose(orders)) if orders else None, f"{name}_count": len(orders)}
 
 
 def measure_judge(answers):
@@ -241,7 +250,8 @@ def measure_judge(answers):
     them apart, the share that it orders as the truth does, with its interval; a tie counts one
     half, so that a judge who says the same of everything has 0.5. Kendall's tau of its orders by
     two halves of an answer's judgments, and, where answers have a "previous_score", of its order
-    and the previous judge's. Of the answers: Spearman's correlation of score and length.
+    and the previous judge's. Of the answers: Spearman's correlation of score and length. What is a
+    mean over a part of these has a "..._count", which says over how many.
     """
     scores = [score for answer in answers for score in answer["scores"]]
     scored = [answer for answer in answers if answer["score"] is not None]
@@ -253,27 +263,26 @@ def measure_judge(answers):
             true_order = np.sign(a["truth"] - b["truth"])
             right.append((a["prompt_id"], 0.5 + 0.5 * order * true_order))
     counts = Counter(score for score in scores if score is not None)
-    figures = {"valid_rate": mean(float(score is not None) for score in scores),
-               "mean_score": mean(scores), "ties": mean(ties),
+    figures = {**counted("valid_rate", [float(score is not None) for score in scores]),
+               **counted("mean_score", scores), **counted("ties", ties),
                "histogram": {f"{score:g}": counts[score] for score in sorted(counts)},
-               "halves_kendall": kendall(scored, lambda answer: mean(answer["scores"][0::2]),
-                                         lambda answer: mean(answer["scores"][1::2])),
-               "previous_judge_kendall": kendall(scored, lambda answer: answer["score"],
-                                                 lambda answer: answer.get("previous_score")),
-               "length_correlation": length_correlation(scored, "score")}
+               **kendall("halves_kendall", scored, lambda answer: mean(answer["scores"][0::2]),
+                         lambda answer: mean(answer["scores"][1::2])),
+               **kendall("previous_judge_kendall", scored, lambda answer: answer["score"],
+                         lambda answer: answer.get("previous_score")),
+               **length_correlation("length_correlation", scored, "score")}
     if any("truth" in answer for answer in answers):
         figures |= mean_by_prompt("truth_agreement", right)
-        figures["truth_length_correlation"] = length_correlation(scored, "truth")
+        figures |= length_correlation("truth_length_correlation", scored, "truth")
     return figures
 
 
-def length_correlation(answers, name):
-    """Spearman's correlation of a number with the characters of the answers that have it."""
-    having = [answer for answer in answers if name in answer]
-    if not having:
-        return None
-    return spearman([answer[name] for answer in having],
-                    [len(answer["text"]) for answer in having])
+def length_correlation(name, answers, number):
+    """{name: Spearman's correlation of a number with the characters of the answers that have it,
+    name_count: how many these are}.
+    """
+    rows = [(answer[number], len(answer["text"])) for answer in answers if number in answer]
+    return {name: spearman(*zip(*rows)) if rows else None, f"{name}_count": len(rows)}
 
 
 def measure_people(answers):
@@ -293,8 +302,9 @@ def measure_people(answers):
             untied.append((a["prompt_id"], float(mine == theirs)))
     correlations = [spearman([a["score"] for a in group], [-a["rank"] for a in group])
                     for group in by_prompt(scored).values()]
-    return mean_by_prompt("human_agreement", untied) | {
-        "human_agreement_with_ties": mean(alike), "human_spearman": mean(correlations)}
+    return {**mean_by_prompt("human_agreement", untied),
+            **counted("human_agreement_with_ties", alike),
+            **counted("human_spearman", correlations)}
 
 
 def measure_meta_judge(battles):
@@ -304,7 +314,7 @@ def measure_meta_judge(battles):
     judgments, and perhaps "said", a list of the comparisons that were made, if not all of them, and
     "truth" of the answer. Rates are over the comparisons that parsed; "first_of_equals_rate" over
     those of judgments with one score, "truth_accuracy" over those of which one's is nearer to the
-    truth.
+    truth, "..._count" of them.
     """
     total, first, equals, consistent, higher, right = 0, [], [], [], [], []
     for battle in battles:
@@ -327,13 +337,15 @@ def measure_meta_judge(battles):
                 loser_off = abs(scores[loser] - battle["truth"])
                 if winner_off != loser_off:
                     right.append(float(winner_off < loser_off))
-    figures = {"first_position_rate": mean(first), "first_of_equals_rate": mean(equals),
-               "higher_score_rate": mean(higher),
-               "consistent_rate": mean(consistent),
-               "scores_differ_rate": len(higher) / len(first) if first else None,
-               "valid_rate": len(first) / total if total else None}
+    rates = {"first_position_rate": first, "first_of_equals_rate": equals,
+             "higher_score_rate": higher, "consistent_rate": consistent}
     if any("truth" in battle for battle in battles):
-        figures["truth_accuracy"] = mean(right)
+        rates["truth_accuracy"] = right
+    figures = {"scores_differ_rate": len(higher) / len(first) if first else None,
+               "scores_differ_rate_count": len(first),
+               "valid_rate": len(first) / total if total else None, "valid_rate_count": total}
+    for name, values in rates.items():
+        figures |= counted(name, values)
     return figures
 
 

@@ -236,8 +236,8 @@ def answer(run, t, prompts, name="responses.jsonl", n=None, label="answers"):
         return [item["prompt"]]
 
     def read(item, samples):
-        return {**item, "responses": [{"text": s.text, "finished": s.finished,
-                                       "tokens": len(s.tokens)} for s in samples[0]]}
+        return {**item, "responses": [as_drawn(run.chat, s) | {"tokens": len(s.tokens)}
+                                      for s in samples[0]]}
 
     items = [{**prompt, "id": prompt["prompt_id"]} for prompt in prompts]
     return run.draw(t, name, items, ask, read, n or run.settings.responses,
@@ -255,12 +255,22 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
     def read(item, samples):
         scores = [words.parse_score(s.text, run.settings.max_score) if s.finished else None
                   for s in samples[0]]
-        judgments = [{"text": s.text, "finished": s.finished, "score": score}
+        judgments = [as_drawn(run.chat, s) | {"score": score}
                      for s, score in zip(samples[0], scores)]
         return {**item, "judgments": judgments, "scores": scores, "score": mean(scores)}
 
     return run.draw(t, name, answers, ask, read, run.settings.judgments,
                     run.settings.max_judgment_tokens, label)
+
+
+def as_drawn(chat, sample):
+    """A record of a text that a model drew: what trains is its tokens, as they were drawn.
+
+    It has these "ids" where the text, encoded, would be cut into others.
+    """
+    record = {"text": sample.text, "finished": sample.finished}
+    same = not sample.finished or chat.answer(sample.text) == sample.tokens
+    return record if same else record | {"ids": sample.tokens}
 
 
 def score(run, t, answers, name="judgments.jsonl", label="judgments"):
@@ -356,11 +366,13 @@ def finished_answers(records, max_score=5):
                 yield "answer cut off"
             elif not response["text"].strip():
                 yield "answer empty"
+            elif response["text"].lstrip().startswith("<think>"):
+                yield "answer that begins with a thought"
             elif response["text"] in seen:
                 yield "answer a duplicate"
             else:
                 seen.add(response["text"])
-                yield as_answer(record, number, response["text"], max_score)
+                yield as_answer(record, number, response, max_score)
         if not seen:
             yield "prompt without a finished answer"
 
@@ -379,6 +391,7 @@ def actor_pairs(answers, rho, max_chars):
             yield "actor pair: chosen answer too long"
             continue
         yield as_pair("actor", prompt_id, chosen["prompt"], chosen["text"], rejected["text"],
+                      [chosen.get("ids"), rejected.get("ids")],
                       chosen_score=chosen["score"], rejected_score=rejected["score"])
 
 
@@ -394,8 +407,10 @@ def most_varied(answers, seed):
         record = random.Random(f"{seed}/{prompt_id}").choice(most)
         bare = {key: record[key] for key in ("id", "prompt_id", "prompt", "text", "truth")
                 if key in record}
-        texts = [j["text"] for j in record["judgments"] if j["score"] is not None]
-        yield bare | {"texts": texts, "scores": valid_scores(record)}
+        valid = [j for j in record["judgments"] if j["score"] is not None]
+        if any("ids" in j for j in valid):
+            bare["ids"] = [j.get("ids") for j in valid]
+        yield bare | {"texts": [j["text"] for j in valid], "scores": valid_scores(record)}
 
 
 def judge_pairs(compared, ratings, rubric, max_chars):
@@ -413,18 +428,20 @@ def judge_pairs(compared, ratings, rubric, max_chars):
             yield "judge pair: the same judgment on both sides"
         else:
             prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
+            ids = record.get("ids") or [None] * len(texts)
             yield as_pair("judge", record["prompt_id"], prompt, texts[chosen], texts[rejected],
+                          [ids[chosen], ids[rejected]],
                           chosen_rating=rated[chosen], rejected_rating=rated[rejected],
                           chosen_score=scores[chosen], rejected_score=scores[rejected])
 
 
-def as_answer(record, number, text, max_score):
+def as_answer(record, number, response, max_score):
     """An answer; where its prompt has checks with its true score, of max_score the share met."""
-    known, checks = {}, record.get("checks")
+    known, checks = {"ids": response["ids"]} if "ids" in response else {}, record.get("checks")
     if checks:
-        known["truth"] = max_score * truth(checks, text) / len(checks)
+        known["truth"] = max_score * truth(checks, response["text"]) / len(checks)
     return {"id": f"{record['prompt_id']}/{number}", "prompt_id": record["prompt_id"],
-            "prompt": record["prompt"], "text": text, **known}
+            "prompt": record["prompt"], "text": response["text"], **known}
 
 
 def valid_scores(answer):
@@ -446,6 +463,8 @@ def unread_judgments(answers):
     for answer in answers:
         if answer.get("too_long"):
             yield "answer too long to be judged"
+        elif "unscored" in answer:
+            yield answer["unscored"]
         else:
             yield from ["judgment malformed or cut off"] * answer["scores"].count(None)
 
@@ -518,16 +537,17 @@ def measure(run, t):
     """
     records = answer(run, t, run.eval_prompts, "eval_responses.jsonl", EVAL_ANSWERS,
                      "held-out answers")
-    items = [as_answer(record, i, response["text"], run.settings.max_score) | response
-             for record in records for i, response in enumerate(record["responses"])]
+    items = [as_answer(record, i, response, run.settings.max_score) | response
+             for record in records if not record.get("too_long")
+             for i, response in enumerate(record["responses"])]
     own = score(run, t, items, "eval.jsonl", "held-out judgments")
-    if run.settings.reward != "judge":
-        return {"actor": measure_actor(own, "reward"), "judge": None}  # not its own opinion
+    too_long = {"too_long": sum("too_long" in record for record in records)}  # no answers at all
+    if run.settings.reward != "judge":  # not its own opinion
+        return {"actor": measure_actor(own, "reward") | too_long, "judge": None}
     first = own if t == 0 else run.with_previous_scores(t, judge(
         run, t, run.answers_of_m0(len(items)), "eval_judge.jsonl",
         "held-out judgments of M_0's answers"))
-    figures = {"actor": measure_actor(own),
-               "judge": measure_judge([record for record in first if record["finished"]])}
+    figures = {"actor": measure_actor(own) | too_long, "judge": measure_judge(first)}
     if run.ranked:
         judged = judge(run, t, ranked_items(run.ranked), "eval_ranked.jsonl",
                        "judgments of replies ranked by people")

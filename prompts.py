@@ -88,12 +88,14 @@ with "Task:" and write nothing after the task."""
 MARKUP = r"[\s*_`\"']*"  # what models put around the words of their last line
 START = r"[\s*_`\"'#•-]*"  # the same, with the marks of a heading and of a list
 # There are never two MARKUPs in a row, which would take quadratic time on a long run of stars.
-END = rf"{MARKUP}(?:\.{MARKUP})?"
+END = rf"(?:{MARKUP}\((?P<comment>[^()]{{0,40}})\))?{MARKUP}(?:\.{MARKUP})?"
 NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
 FAREWELL = 2  # lines, at most, that may follow the score or the winner
 SHORT = 80    # characters that such a line may have
-# A line that speaks of these is no farewell, but a second opinion or a quotation.
+# A line, or a comment, that speaks of these may be a second opinion or a quotation.
 OPINION = r"[0-9]|score|rating|winner|verdict|judge?ment|answer|both|neither|equal|\[\["
+OTHER = r"\b[AB]\b"  # a comment on a winner that names a side
+FULL_WIDTH = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: " "}  # to ASCII
 
 
 # ---- what is asked
@@ -133,9 +135,12 @@ def conclusion(text, *patterns):
     """The match of the last line that is nothing but one of the patterns, or None."""
     lines = [line for line in text.splitlines() if line.strip()]
     for line in reversed(lines[-1 - FAREWELL:]):
+        line = line.translate(FULL_WIDTH)
         for pattern in patterns:
             if match := re.fullmatch(pattern, line, re.IGNORECASE):
-                return match
+                comment = match["comment"] or ""
+                doubt = re.search(OPINION, comment, re.IGNORECASE) or re.search(OTHER, comment)
+                return None if doubt else match
         if len(line) > SHORT or re.search(OPINION, line, re.IGNORECASE):
             return None
     return None
@@ -145,14 +150,15 @@ def parse_score(judgment, max_score=5):
     """The score in 0..max_score that a judgment ends in, or None.
 
     Read are "Score: 4", also as a total, final or overall score or rating, of max_score, in points
-    or in brackets, and "[[4]]". None: there is no such line, or it is out of range.
+    or in brackets, and "[[4]]"; a comment in brackets may follow, "Score: 4 (good)", that speaks of
+    no other number or score. None: there is no such line, or it is out of range.
     """
     name = r"(?:(?:total|final|overall)\s)?(?:score|rating)"
-    out_of = r"(?:\s*(?:/|out of)\s*([0-9]{1,9}))?"
+    out_of = rf"(?:{MARKUP}\(?(?:/|out of){MARKUP}{NUMBER}\)?)?"
     match = conclusion(
-        judgment, rf"{START}{name}{MARKUP}[:=]{MARKUP}\[?{NUMBER}{out_of}\]?(?:\s*points?)?{END}",
-        rf"{START}\[\[{NUMBER}{out_of}\]\]{END}")
-    if match is None or (match[2] is not None and float(match[2]) != max_score):
+        judgment, rf"{START}{name}{MARKUP}[:=]{MARKUP}\[{{0,2}}{NUMBER}{out_of}\]{{0,2}}{out_of}"
+        rf"(?:{MARKUP}points?)?{END}", rf"{START}\[\[{NUMBER}{out_of}\]\]{out_of}{END}")
+    if match is None or any(float(most) != max_score for most in match.group(2, 3) if most):
         return None
     score = float(match[1])
     return score if score <= max_score else None
@@ -162,11 +168,12 @@ def parse_winner(verdict, of="Judgment"):
     """"A" or "B", the winner that a verdict ends in, or None if it does not name one.
 
     of: what was compared, "Judgment" or "Answer". Read are "Winner: Judgment A", also as a verdict,
-    in brackets or as "The winner is Judgment A", and "[[A]]".
+    in brackets or as "The winner is Judgment A", and "[[A]]"; a comment in brackets may follow that
+    names no side.
     """
-    side = rf"\[?(?:{of.replace('Judgm', 'Judge?m')}\s+)?([AB])\]?"
+    side = rf"(?:{of.replace('Judgm', 'Judge?m')}\s+)?([AB])"
     name = rf"(?:the\s|final\s)?(?:winner|verdict)(?:{MARKUP}:|\sis)"
-    match = conclusion(verdict, rf"{START}{name}{MARKUP}{side}{END}",
+    match = conclusion(verdict, rf"{START}{name}{MARKUP}\[{{0,2}}{side}\]{{0,2}}{END}",
                        rf"{START}\[\[{side}\]\]{END}")
     return match[1].upper() if match else None
 

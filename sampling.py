@@ -96,7 +96,7 @@ EMPTY = 1 / 16  # share of slots that may stand empty: filling them costs a forw
 
 @dataclass(frozen=True)
 class Sample:
-    text: str       # what was written, control tokens left out
+    text: str       # what was written, without its stop token and other control tokens
     tokens: list    # the ids drawn, the end token included
     finished: bool  # ended by itself; False: cut off after max_new_tokens
 
@@ -256,13 +256,14 @@ class Chat:
 
     Templates that can leave thinking out are asked to, and those that tell the date tell the same
     one every day. Raises ValueError for a tokenizer without a template, and for a template that
-    does not take plain texts, or opens a thought (<think>) before every answer: what is judged
-    here is the answer. Where a template's marks are plain text and no tokens, a text can spell
-    them.
+    does not take plain texts, has no token that ends an answer, or lets the model think or choose
+    a channel before every answer: what is judged here is the answer. Where a template's marks are
+    plain text and no tokens, a text can spell them.
     """
 
     SLOT = "Zq{}SLOTqZ"  # stands where a text will
     DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
+    NO_THOUGHT = re.compile(r"<think>\s*</think>\s*")  # how templates say that there is none
 
     def __init__(self, tokenizer):
         if not tokenizer.chat_template:
@@ -275,23 +276,50 @@ class Chat:
         self.added_ids = set(self.added.values())
         longest_first = sorted(self.added, key=len, reverse=True)
         self.pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        asked = self.render(1, add_generation_prompt=True)
-        if "<think>" in asked.rpartition("</think>")[2]:
+        self.frames = {}
+        (_, self.asked), _ = self.frame(1)
+        (*before, after), (_, self.trims) = self.frame(2)
+        self.check_thinking(before[1])
+        # An answer stands between these; Mistral's template puts a space before it, for example.
+        self.lead = before[1][len(self.asked):] if before[1].startswith(self.asked) else ""
+        self.end = next(iter(self.control(self.encode(after))), tokenizer.eos_token_id)
+        if self.end is None:
+            raise ValueError("the chat template ends answers with no token, and the tokenizer has "
+                             "no eos_token: choose another model")
+        mark = tokenizer.convert_ids_to_tokens(self.end)
+        self.tail = after.partition(mark)[0] if mark in after else ""  # Llama-2's is a space
+        self.mark = mark * (mark in after)
+        frame = self.NO_THOUGHT.sub("", "".join([*before, after, self.asked]))
+        self.marks = {self.end, *self.control(self.encode(frame))}
+
+    def check_thinking(self, before):
+        """Raise ValueError unless what the template puts before an answer asks for one at once.
+
+        before: what stands before an answer that is there.
+        """
+        if "<think>" in self.asked.rpartition("</think>")[2]:
             raise ValueError("the chat template lets the model think aloud before every answer: "
                              "choose a model that answers at once")
-        answered = self.render(2, add_generation_prompt=False)
-        after_answer = self.encode(answered.split(self.SLOT.format(1))[-1])
-        self.end = next(iter(self.control(after_answer)), tokenizer.eos_token_id)
-        self.frames = {}
+        asked, without_thought, there = (self.control(self.encode(text)) for text in (
+            self.asked, self.NO_THOUGHT.sub("", self.asked), before))
+        if there not in (asked, without_thought):
+            marks = self.tokenizer.decode([i for i in there if i not in asked] or asked)
+            raise ValueError("the chat template puts other control tokens before an answer that "
+                             f"is there than before one that is asked for ({marks}), so the model "
+                             "thinks, or chooses a channel, before it answers: choose a model that "
+                             "answers at once")
 
-    def render(self, count, add_generation_prompt):
-        """The template around `count` turns, with a slot in the place of each text."""
+    def render(self, count):
+        """The template around `count` turns, with a slot in the place of each text.
+
+        It asks for an answer if the last turn is the user's.
+        """
         turns = [{"role": ("user", "assistant")[i % 2], "content": f"\t{self.SLOT.format(i)}\t"}
                  for i in range(count)]
         try:
             text = self.tokenizer.apply_chat_template(
                 turns, chat_template=self.DAY + self.tokenizer.get_chat_template(), tokenize=False,
-                add_generation_prompt=add_generation_prompt, enable_thinking=False)
+                add_generation_prompt=count % 2 == 1, enable_thinking=False)
         except Exception as error:  # a template is a program, which may fail in any way
             raise ValueError("the chat template takes no plain chat of user and assistant "
                              f"({error}): choose another model") from None
@@ -306,7 +334,7 @@ class Chat:
         And for each turn whether the template strips its text, as Llama-3's does.
         """
         if count not in self.frames:
-            rest, pieces, trims = self.render(count, add_generation_prompt=True), [], []
+            rest, pieces, trims = self.render(count), [], []
             for slot in map(self.SLOT.format, range(count)):
                 trims.append(f"\t{slot}\t" not in rest)
                 before, rest = rest.split(slot if trims[-1] else f"\t{slot}\t")
@@ -321,39 +349,74 @@ class Chat:
         """The control tokens among ids."""
         return [i for i in ids if i in self.added_ids]
 
-    def text(self, text):
+    def encode_behind(self, before, text):
+        """Token ids of a text where another one stands before it.
+
+        SentencePiece would begin a text that stands alone with a space. Where both together are
+        cut into other tokens than they are one by one, a line break stands in for the text before.
+        """
+        for start in (before, "\n"):
+            known, whole = self.encode(start), self.encode(start + text)
+            if whole[:len(known)] == known:
+                return whole[len(known):]
+        return self.encode(text)
+
+    def text(self, text, before="\n"):
         """Token ids of a text as data: a control token in it is cut in two, and is characters."""
         ids = []
         for piece in self.pattern.split(printable(text)) if self.added else [printable(text)]:
             if piece in self.added:
-                ids += self.text(piece[:1]) + self.text(piece[1:])
+                ids += self.text(piece[:1], before) + self.text(piece[1:])
             elif piece:
-                whole = self.encode(piece)
+                whole = self.encode_behind(before, piece)
                 if self.control(whole):  # the tokenizer's normalizer has made one
-                    whole = [i for character in piece for i in self.encode(character)]
+                    whole = [i for character in piece for i in self.encode_behind("\n", character)]
                 ids += whole
+            before = "\n" if piece else before
         return ids
 
-    def prompt(self, *turns):
-        """Token ids of a chat that asks for an answer.
+    def chat(self, *turns):
+        """Token ids of a chat, which asks for an answer if the user speaks last.
 
-        turns: texts, the user's and the assistant's in turn, the user's first and last. The ids
-        are the template's own, unless a text would bring control tokens with it. Raises ValueError
-        for any other turns.
+        turns: texts, the user's and the assistant's in turn. The ids are the template's own, unless
+        a text would bring control tokens with it.
         """
-        if len(turns) % 2 == 0 or not all(isinstance(text, str) for text in turns):
-            raise ValueError("a chat must be texts, the user's first and last")
         (first, *others), trims = self.frame(len(turns))
         texts = [printable(text.strip() if trim else text) for text, trim in zip(turns, trims)]
         whole = self.encode(first + "".join(text + piece for text, piece in zip(texts, others)))
-        first, *others = map(self.encode, [first, *others])
-        if self.control(whole) == self.control(first + sum(others, [])):
+        frame = [self.encode(first), *(self.encode_behind("\n", piece) for piece in others)]
+        if self.control(whole) == self.control(sum(frame, [])):
             return whole
-        return first + [i for text, piece in zip(texts, others) for i in self.text(text) + piece]
+        ids = frame[0]
+        for before, text, piece in zip([first, *others], texts, frame[1:]):
+            ids = ids + self.text(text, before) + piece
+        return ids
+
+    def prompt(self, *turns):
+        """Token ids of a chat that asks for an answer; the first and the last turn are the user's.
+
+        Raises ValueError for any other turns.
+        """
+        if len(turns) % 2 == 0 or not all(isinstance(text, str) for text in turns):
+            raise ValueError("a chat must be texts, the user's first and last")
+        return self.chat(*turns)
 
     def answer(self, text):
-        """Token ids of an assistant's finished answer, the end token included."""
-        return self.text(text) + [self.end]
+        """Token ids of an assistant's finished answer, the end token included.
+
+        They are what the template puts behind the prompt. What a model drew may be cut otherwise,
+        even if it is the same text: train on the ids that were drawn (`Sample.tokens`).
+        """
+        text = self.lead + printable(text.strip() if self.trims else text) + self.tail
+        ids = self.encode_behind(self.asked, text + self.mark)
+        if self.control(ids) == [self.end] == ids[-1:]:
+            return ids
+        return self.text(text, self.asked) + [self.end]
+
+    def written(self, ids):
+        """The text that ids say: control tokens, those of the template among them, are no text."""
+        return self.tokenizer.decode([i for i in ids if i not in self.marks],
+                                     skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def printable(text):
@@ -1303,8 +1366,9 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
     samples = [[None] * n for _ in prompts]
 
     def end(i, number, drawn):
-        text = tokenizer.decode(drawn, skip_special_tokens=True)
-        samples[i][number] = Sample(text, drawn, bool(drawn) and drawn[-1] in stops)
+        finished = bool(drawn) and drawn[-1] in stops
+        text = chat.written(drawn[:-1] if finished else drawn)
+        samples[i][number] = Sample(text, drawn, finished)
         if on_end:
             on_end(i, number, samples[i][number])
 
@@ -1317,7 +1381,7 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
 def converse(model, tokenizer, settings):
     """Answer what is asked, each answer as it is written, until an empty line."""
     print("An empty line ends the conversation.", file=sys.stderr)
-    turns = []
+    turns, chat, stops = [], Chat(tokenizer), stop_tokens(model, tokenizer)
     while question := input("> ").strip():
         shown = ""
 
@@ -1329,7 +1393,7 @@ def converse(model, tokenizer, settings):
 
         turns.append(question)
         (answer,), = sample(model, tokenizer, [turns], **settings, on_token=lambda i, number, ids:
-                            show(tokenizer.decode(ids, skip_special_tokens=True)))
+                            show(chat.written([i for i in ids if i not in stops])))
         show(answer.text, end=ending(answer))
         turns.append(answer.text)
 

@@ -44,7 +44,7 @@ from dpo import add_lora, train_sft
 from eval import bootstrap, by_prompt, measure_judge, read_jsonl
 from harness.checks import meets
 from harness.files import as_example, write_jsonl
-from harness.folder import Run
+from harness.folder import Run, encoded
 from harness.inputs import given_examples, read_prompts
 from harness.whole import save_model
 from sampling import Chat, load, sample
@@ -131,7 +131,8 @@ def lessons(records, answers, rng):
             two = comparison(record, one.text, long, rng) if number % 6 == 0 else None
             replies.append(reply | ({"comparisons": [two]} if two else {}))
         if group[0].finished:
-            lines.append(as_example(record["prompt_id"], record["prompt"], group[0].text))
+            lines.append(as_example(record["prompt_id"], record["prompt"], group[0].text,
+                                    group[0].tokens))
         lines += given_examples([{**record, "replies": replies}], RUBRIC, DEMANDS)
     return lines
 
@@ -145,8 +146,7 @@ def teach(args, folder):
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
     lines, chat = lessons(records, answers, random.Random("warm start")), Chat(tokenizer)
     write_jsonl(f"{folder}.jsonl", lines)
-    examples = [{"prompt_ids": chat.prompt(line["prompt"][0]["content"]),
-                 "answer_ids": chat.answer(line["completion"][0]["content"])} for line in lines]
+    examples = encoded(chat, lines)
     model = add_lora(model, rank=16)
     steps = -(-len(examples) // TEACHING["batch_size"]) * TEACHING["epochs"]
     with tqdm(total=steps, desc="teaching", unit="step") as bar:

@@ -87,17 +87,26 @@ def digest(data):
 
 # ---- the lines that training reads
 
-def as_pair(kind, prompt_id, prompt, chosen, rejected, **figures):
-    """A line of pairs.jsonl, which TRL's DPOTrainer reads as it is."""
+def as_pair(kind, prompt_id, prompt, chosen, rejected, ids=(None, None), **figures):
+    """A line of pairs.jsonl, which TRL's DPOTrainer reads as it is.
+
+    ids: the token ids of both sides as they were drawn, None for a side that is encoded so anyway.
+    """
     return {"prompt": message("user", prompt), "chosen": message("assistant", chosen),
             "rejected": message("assistant", rejected), "kind": kind, "prompt_id": prompt_id,
-            **figures}
+            **figures, **known_ids(chosen=ids[0], rejected=ids[1])}
 
 
-def as_example(prompt_id, prompt, completion, **figures):
-    """A line of sft.jsonl, which TRL's SFTTrainer reads as it is."""
+def as_example(prompt_id, prompt, completion, ids=None, **figures):
+    """A line of sft.jsonl, which TRL's SFTTrainer reads as it is. ids: as in `as_pair`."""
     return {"prompt": message("user", prompt), "completion": message("assistant", completion),
-            "prompt_id": prompt_id, **figures}
+            "prompt_id": prompt_id, **figures, **known_ids(completion=ids)}
+
+
+def known_ids(**ids):
+    """{"ids": those of the texts that have some}, or nothing."""
+    known = {name: of_text for name, of_text in ids.items() if of_text}
+    return {"ids": known} if known else {}
 
 
 def message(role, text):

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import math
 import os
 import random
 import sys
@@ -27,7 +28,7 @@ from harness.command import barrier
 from harness.files import digest, each_line, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, training_prompts
 from harness.records import read_prompts, read_text
-from harness.report import drifts, glance, report
+from harness.report import cut_short, drifts, glance, report
 from harness.reward import RewardModel
 from harness.settings import flag
 from harness.training import save_adapter, set_adapter, train
@@ -52,12 +53,13 @@ class Run:
         self.eval_prompts = read_prompts(settings.eval_prompts, "--eval-prompts")
         self.chat = Chat(load_tokenizer(settings.model))
         if settings.reward not in ("judge", "checks"):
-            load_tokenizer(settings.reward)  # fails if there is no such model, before any work
+            self.reward_model = RewardModel(settings.reward, settings.bits)
         self.replies, self.ranked = ranked_replies(settings)
         self.held_out = [*self.eval_prompts, *self.ranked]
         self.prompts, self.unfit = training_prompts(settings, self.held_out)
         self.dropped = Counter()    # what the present iteration sampled and did not use, by reason
         self.tokens = {}            # (iteration, stage) -> tokens drawn
+        self.otherwise = {}         # (iteration, stage) -> texts that `with_ids` counts
         self.notes = []             # of the last report
         self.forecast = None        # what harness.plan said of each stage
         if (self.out / "config.json").is_file() and rank() == 0:
@@ -200,8 +202,9 @@ class Run:
         if rank() == 0:
             for part in rank_files(file):
                 part.unlink()
-        self.tokens[t, label] = (self.tokens.get((t, label), 0)
-                                 + sum(record["sampled_tokens"] for record in records))
+        for total, count in ((self.tokens, lambda record: record["sampled_tokens"]),
+                             (self.otherwise, with_ids)):
+            total[t, label] = total.get((t, label), 0) + sum(map(count, records))
         self.tell_too_long(records, label, max_new_tokens, needed)
         return records
 
@@ -249,20 +252,26 @@ class Run:
         """Give answers the "score" that --reward names: their truth, or a reward model's logit."""
         with self.timed(t, label):
             scores = self.reward_scores(t, answers, label)
-        records = [answer | {"scores": [score], "score": score}
-                   for answer, score in zip(answers, scores, strict=True)]
+        records = []
+        for answer, score in zip(answers, scores, strict=True):
+            why = self.why_unscored(score)
+            score, known = (None, {"unscored": why}) if why else (score, {})
+            records.append(answer | {"scores": [score], "score": score} | known)
         self.save(t, name, records)
         return records
+
+    def why_unscored(self, score):
+        """Why what `reward_scores` gave is no score; None if it is one."""
+        if score is None:
+            return ("prompt without checks" if self.settings.reward == "checks"
+                    else "answer too long for the reward model's context")
+        return None if math.isfinite(score) else "reward not a finite number"
 
     def reward_scores(self, t, answers, label):
         """A number for each answer, or None."""
         if self.settings.reward == "checks":
             return [answer.get("truth") for answer in answers]
         return self.reward_model.scores(answers, f"iteration {t}: {label}")
-
-    @functools.cached_property
-    def reward_model(self):
-        return RewardModel(self.settings.reward, self.settings.bits)
 
     def tell_too_long(self, records, label, max_new_tokens, needed=True):
         """Say how many prompts were too long. Raise ValueError if all of a needed stage were."""
@@ -345,9 +354,14 @@ class Run:
                          f"iteration {t}: training", lr=mine.lr, batch_size=mine.batch_size,
                          seed=mine.seed, **settings)
 
-    def drawn_tokens(self, t):
-        """Tokens of iteration t by stage, of those this process went through, whoever drew them."""
-        return {stage: count for (i, stage), count in self.tokens.items() if i == t and count}
+    def counts(self, t):
+        """Of iteration t by stage, of those this process went through: what was drawn.
+
+        "tokens", and the texts that would have been "encoded_otherwise" than they were drawn.
+        """
+        totals = {"tokens": self.tokens, "encoded_otherwise": self.otherwise}
+        return {name: {stage: count for (i, stage), count in total.items() if i == t and count}
+                for name, total in totals.items()}
 
     # ---- the models M_0, M_1, ...
 
@@ -365,11 +379,11 @@ class Run:
         """Iteration t is trained: write down its figures, and what its adapter's file holds."""
         if rank() == 0:
             adapter = sha256(self.folder(t) / "adapter" / "adapter_model.safetensors")
-            steps, tokens = read_jsonl(self.folder(t) / "train.jsonl"), self.drawn_tokens(t)
+            steps, counts = read_jsonl(self.folder(t) / "train.jsonl"), self.counts(t)
             if steps:
-                tokens["training"] = sum(step.get("tokens", 0) for step in steps)
+                counts["tokens"]["training"] = sum(step.get("tokens", 0) for step in steps)
             figures["pairs"]["dropped"] = dict(self.dropped)
-            figures = figures | {"tokens": tokens, "adapter": adapter}
+            figures = figures | counts | {"adapter": adapter}
             write_whole(self.folder(t) / "figures.json", json.dumps(figures))
             for file in self.folder(t).glob("round*.jsonl*"):  # all is in battles.jsonl
                 file.unlink()
@@ -383,7 +397,8 @@ class Run:
     def add_record(self, t, measured):
         """Add M_t's record to summary.json, draw the report, and say on the screen how it is."""
         figures, records = self.made(t), self.records()
-        figures["tokens"] |= self.drawn_tokens(t)
+        for name, counts in self.counts(t).items():
+            figures[name] = figures.get(name, {}) | counts
         record = {"iteration": t, **measured, **figures, "seconds": self.seconds(t)}
         records = [*records, record]
         barrier()  # all processes have read before one writes
@@ -393,6 +408,8 @@ class Run:
         barrier()
         self.draw_report()
         print(glance(record))
+        for line in cut_short(record):
+            print(f"Cut off, {line}")
         for line in drifts(record, self.settings.max_score):
             print(f"Drift, {line}")
         for line in after_iteration(records, expected(records, self.settings)):
@@ -439,14 +456,16 @@ def hold_out(examples, seed):
 def encoded(chat, examples):
     """Pairs, or EFT examples, as token ids; "line" is the line in their file.
 
-    They have "prompt_ids", and "chosen_ids" and "rejected_ids", or "answer_ids".
+    They have "prompt_ids", and "chosen_ids" and "rejected_ids", or "answer_ids". What a model drew
+    has the ids that it drew.
     """
     names = {"chosen": "chosen_ids", "rejected": "rejected_ids", "completion": "answer_ids"}
     encoded = []
     for line, example in enumerate(examples, 1):
         ids = {"prompt_ids": chat.prompt(example["prompt"][0]["content"])}
         for name in names.keys() & example.keys():
-            ids[names[name]] = chat.answer(example[name][0]["content"])
+            drawn = example.get("ids", {}).get(name)
+            ids[names[name]] = drawn or chat.answer(example[name][0]["content"])
         encoded.append({"prompt_id": example["prompt_id"], "line": line, **ids})
     return encoded
 
@@ -468,6 +487,12 @@ class Gather:
         self.left[item["id"]] -= 1
         if self.left[item["id"]] == 0:
             self.finished(item, self.samples[item["id"]])
+
+
+def with_ids(record):
+    """How many of a record's texts would be encoded otherwise than the model drew them."""
+    return sum("ids" in reply for name in ("responses", "judgments")
+               for reply in record.get(name, []))
 
 
 def finished_record(record, samples):

@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 
 import prompts as words
 from harness.files import as_example, by_prompt, read_jsonl
-from harness.records import read_prompts, tell, without
+from harness.records import folded, read_prompts, tell, without
 from harness.settings import HERE
 
 SEEDS = HERE / "data" / "seeds.jsonl"
@@ -53,16 +53,22 @@ def training_prompts(settings, held_out):
 
 def unused(records, held_out):
     """Prompts without repetitions and without those held out: (records, what was dropped)."""
-    held, seen, kept, dropped = {record["prompt"] for record in held_out}, set(), [], Counter()
+    held, seen, kept, dropped = prompts_in(held_out), set(), [], Counter()
     for record in records:
-        if record["prompt"] in held:
+        prompt = folded(record["prompt"])
+        if prompt in held:
             dropped["prompt held out for measuring"] += 1
-        elif record["prompt"] in seen:
+        elif prompt in seen:
             dropped["prompt a duplicate"] += 1
         else:
-            seen.add(record["prompt"])
+            seen.add(prompt)
             kept.append(record)
     return kept, dropped
+
+
+def prompts_in(records):
+    """The prompts of records, as they are compared: what looks the same is the same."""
+    return {folded(record["prompt"]) for record in records}
 
 
 # ---- ranked replies
@@ -75,18 +81,18 @@ def ranked_replies(settings):
     if settings.reward != "judge":
         return [], []
     replies = eft_replies(settings) if settings.eft or not settings.no_eft else []
-    texts = sorted({record["prompt"] for record in replies})
+    texts = sorted(prompts_in(replies))
     if settings.ranked:
         measuring = read_prompts(settings.ranked, "--ranked", needs_replies=True)
-        held = {record["prompt"] for record in measuring}
+        held = prompts_in(measuring)
         if not settings.no_eft and held & set(texts):
             raise ValueError(f"--ranked {settings.ranked}: it has prompts that the warm start "
                              "trains on: give others, or leave it out")
     else:
         rng = random.Random(f"{settings.seed}/ranked")
         held = set(rng.sample(texts, int(HELD_RANKED * len(texts))))
-        measuring = [record for record in replies if record["prompt"] in held]
-    training = [record for record in replies if record["prompt"] not in held]
+        measuring = [record for record in replies if folded(record["prompt"]) in held]
+    training = [record for record in replies if folded(record["prompt"]) not in held]
     return [] if settings.no_eft else training, measuring
 
 
@@ -163,7 +169,8 @@ def agreeing_judgments(judged):
                 yield from ["EFT judgments that disagree with the ranks"] * len(scores)
             else:
                 for record, j in zip(group, judgments):
-                    yield {"record": record, "text": j["text"], "score": j["score"]}
+                    yield {"record": record, "text": j["text"], "ids": j.get("ids"),
+                           "score": j["score"]}
 
 
 def agree(ranks, scores):
@@ -189,7 +196,8 @@ def evened_out(kept, rubric, seed):
             continue
         record = one["record"]
         prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
-        yield as_example(record["prompt_id"], prompt, one["text"], score=one["score"])
+        yield as_example(record["prompt_id"], prompt, one["text"], one["ids"],
+                         score=one["score"])
 
 
 def carries_judgments(records):

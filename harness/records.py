@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,8 @@ from harness.checks import check_check
 
 PROMPTS = ("prompt", "instruction", "question", "messages", "conversations", "conversation",
            "turns")
-MATERIAL = ("input", "context")  # stands after an instruction
+MATERIAL = ("input", "context", "contexts", "passage", "passages", "document", "documents",
+            "background")  # what a prompt is about: stands after it
 REPLIES = ("replies", "completions", "responses", "answers")
 TEXTS = ("text", "response", "completion", "content", "answer")
 SCORES = ("score", "overall_score", "rating", "helpfulness")
@@ -29,12 +31,30 @@ BINARY = {  # how files begin, what they are, what makes JSON lines of them
     b"ARRO": ("an arrow file", "pandas.read_feather(FILE)"),
     b"\xff\xff\xff\xff": ("an arrow file", "datasets.Dataset.from_file(FILE)"),
 }
+SYSTEM = ("system", "system_prompt")
+KNOWN = {  # fields of our own files, of IFEval's questions, and what numbers a record or is counted
+    "prompt", "prompt_id", "checks", "replies", "id", "text", "ids", "truth", "rank", "finished",
+    "tokens", "judgments", "scores", "score", "sampled_tokens", "too_long", "unscored",
+    "previous_score", "kind", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating",
+    "key", "instruction_id_list", "kwargs", "question_id", *SYSTEM}
+# What no reader sees: Unicode's default ignorable code points.
+INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+                       "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+                       "\U000e0000-\U000e0fff]")
 NOT_JSON = object()  # None is JSON
+MOST_NAMED = 12  # fields in a line
 csv.field_size_limit(2**30)
 
 
 class LeftOut(Exception):
     """A valid record that cannot be used here. The message, a plural, follows a count."""
+
+
+def folded(text):
+    """What two texts have in common that look the same: blanks, forms of a character (NFKC) and
+    what is invisible do not count.
+    """
+    return " ".join(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).split())
 
 
 # ---- from bytes to raw records
@@ -153,8 +173,17 @@ def first_of(raw, names):
     return next((raw[name] for name in names if raw.get(name) is not None), None)
 
 
+def material_of(value):
+    """The text of a field that a prompt is about: a text, or a list of such. None: it is neither.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return None
+    return "\n\n".join(text for text in texts if text.strip())
+
+
 def prompt_of(raw, answered=False):
-    """(A record's prompt, the fields it is from, how many turns of what kind are left out).
+    """(A record's prompt, the fields it is from, how much of what kind is left out).
 
     answered: whether there are replies, which must not be to a later turn. Raises LeftOut or
     ValueError.
@@ -173,12 +202,19 @@ def prompt_of(raw, answered=False):
     text, fields = turns[users[0]][1], [field]
     if not text.strip():
         raise ValueError("needs \"prompt\", a text that is not empty")
-    system = sum(role == "system" for role, _ in turns) + bool(raw.get("system"))
+    system = (sum(role == "system" for role, _ in turns)
+              + any(bool(raw.get(name)) for name in SYSTEM))
     later = turns[users[0] + (2 if field == "chosen" else 1):]
-    for name in MATERIAL if field == "instruction" else ():
-        if isinstance(raw.get(name), str) and raw[name].strip():
-            text, fields = f"{text}\n\n{raw[name]}", [*fields, name]
-    return text, fields, Counter({"system turns": system, "later turns": len(later)})
+    left_out = Counter({"system turns": system, "later turns": len(later)})
+    for name in MATERIAL:
+        material = material_of(raw.get(name, ""))
+        if material is None and raw[name] or material and not isinstance(raw[field], str):
+            left_out[f"`{name}` fields"] += 1
+        elif material:
+            fields.append(name)
+            if material not in text:
+                text = f"{text}\n\n{material}"
+    return text, fields, left_out
 
 
 def answer_of(value):
@@ -250,12 +286,14 @@ def is_comparison(comparison):
 
 
 def read_record(raw, needs_replies):
-    """(A record with "prompt" and perhaps "replies", the fields of these, what is left out)."""
+    """(A record with "prompt" and perhaps "replies", the fields of these, what is left out, and
+    which other fields have content).
+    """
     if not isinstance(raw, dict):
         raise ValueError("needs \"prompt\", a text")
     prompt, fields, left_out = prompt_of(raw, answered=needs_replies)
     record = {name: value for name, value in raw.items() if name not in fields}
-    record["prompt"] = prompt
+    record["prompt"], known = prompt, KNOWN
     if not isinstance(record.get("checks", []), list):
         raise ValueError("needs \"checks\", if any, as a list")
     for check in record.get("checks", []):
@@ -270,7 +308,11 @@ def read_record(raw, needs_replies):
             raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, rank 0 the "
                              "best")
         record["replies"], fields = replies, [*dict.fromkeys([*fields, *more])]
-    return record, fields, left_out
+        if more != ["replies"]:  # a record that is a reply itself
+            known = {*KNOWN, *TEXTS, *SCORES}
+    unread = [name for name in raw if name not in known.union(fields)
+              and raw[name] not in (None, "", [], {}) and f"`{name}` fields" not in left_out]
+    return record, fields, left_out, unread
 
 
 # ---- a whole file
@@ -303,17 +345,18 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
     was understood of a file in another shape than that, and what was left out, is said in a line on
     stderr. Raises ValueError that names file and line.
     """
-    records, understood, left_out = [], Counter(), Counter()
+    records, understood, left_out, unread = [], Counter(), Counter(), {}
     read = functools.partial(read_record, needs_replies=needs_replies)
-    for record, fields, turns in each_record(file, flag, read, left_out):
+    for record, fields, parts, others in each_record(file, flag, read, left_out):
         records.append(record)
-        left_out += turns
+        left_out += parts
+        unread |= dict.fromkeys(others)
         understood[" + ".join(f"`{name}`" for name in fields)] += 1
     if needs_replies:
         records = with_several_replies(records, left_out)
     if not records:
         raise ValueError(f"{flag} {file}: no prompts in it" + without(left_out))
-    say(f"{flag} {file}", understood, left_out)
+    say(f"{flag} {file}", understood, left_out, [*unread])
     return [{**record, "prompt_id": f"{i}"} for i, record in enumerate(records)]
 
 
@@ -322,7 +365,7 @@ def with_several_replies(records, left_out):
     together = {}
     for i, record in enumerate(records):
         single = len(record["replies"]) == 1
-        whole = together.setdefault(record["prompt"] if single else i, record)
+        whole = together.setdefault(folded(record["prompt"]) if single else i, record)
         if whole is not record:
             whole["replies"] += record["replies"]
     several = [record for record in together.values() if len(record["replies"]) > 1]
@@ -330,13 +373,18 @@ def with_several_replies(records, left_out):
     return several
 
 
-def say(place, understood, left_out):
-    """Tell what was understood, unless it is our own shape and nothing is left out."""
+def say(place, understood, left_out, unread):
+    """Tell what was understood, unless it is our own shape and nothing is left out.
+
+    unread: the fields that are not read.
+    """
     ours = set(understood) <= {"`prompt`", "`prompt` + `replies`"}
-    if left_out or not ours:
+    if left_out or unread or not ours:
         parts = ", ".join(f"{count:,} records from {fields}" for fields, count in
                           understood.items())
-        tell(f"{place}: {parts}{without(left_out)}")
+        names = ", ".join(f"`{name}`" for name in unread[:MOST_NAMED])
+        more = f" and {len(unread) - MOST_NAMED} more" if len(unread) > MOST_NAMED else ""
+        tell(f"{place}: {parts}{without(left_out)}" + f"; not read: {names}{more}" * bool(unread))
 
 
 def tell(line):

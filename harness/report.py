@@ -18,6 +18,7 @@ FIGURES = [  # name, where in a record of summary.json, how shown
     ("actor: score by its own judgment", "actor.mean_score", ".2f"),
     ("actor: score by --reward", "actor.reward", ".2f"),
     ("actor: characters per answer", "actor.mean_length", ".0f"),
+    ("actor: answers cut off", "actor.cut_off_rate", ".0%"),
     ("judge: valid", "judge.valid_rate", ".0%"),
     ("judge: mean score", "judge.mean_score", ".2f"),
     ("judge: ties", "judge.ties", ".0%"),
@@ -45,7 +46,7 @@ FIGURES = [  # name, where in a record of summary.json, how shown
 ]
 AT_A_GLANCE = [  # of FIGURES, those that the screen shows when a run ends
     "actor: true score", "actor: score by its own judgment", "actor: score by --reward",
-    "actor: characters per answer",
+    "actor: characters per answer", "actor: answers cut off",
     "judge: right about the truth", "judge: agrees with people", "judge: ties",
     "meta-judge: valid", "meta-judge: prefers the first",
     "training: actor pairs", "training: judge pairs",
@@ -81,6 +82,7 @@ TRAINING = {  # the same of train.jsonl
 }
 # Where the paper's second iteration stood, after which it trained the judge no more.
 STOPPED = {"position": 0.68, "higher": 0.98, "mean": 4.7 / 5}
+CUT_OFF = 0.1  # share of the held-out answers above which a warning says so
 SHOWN = 6  # prompts of each iteration whose samples the page shows
 
 
@@ -93,17 +95,20 @@ def look_up(record, path):
     return record
 
 
-def figure_rows(records, only=None):
+def figure_rows(records, only=None, counts=False):
     """A row of strings per figure that was measured: its name, then a value for each record.
 
-    only: the names of those FIGURES that are wanted.
+    only: the names of those FIGURES that are wanted. counts: say beside a mean over how many.
     """
     rows = []
     for name, path, form in FIGURES:
         values = [look_up(record, path) for record in records]
         if all(value is None for value in values) or only and name not in only:
             continue
-        rows.append([name, *("-" if value is None else format(value, form) for value in values)])
+        texts = ["-" if value is None else format(value, form) for value in values]
+        of = [look_up(record, f"{path}_count") if counts else None for record in records]
+        rows.append([name, *(text if count is None else f"{text} ({count:,})"
+                             for text, count in zip(texts, of))])
     return rows
 
 
@@ -152,6 +157,16 @@ def drifts(record, max_score):
     return lines
 
 
+def cut_short(record):
+    """A warning, in a list, where many of a model's held-out answers were cut off."""
+    rate = look_up(record, "actor.cut_off_rate")
+    if rate is None or rate <= CUT_OFF:
+        return []
+    actor = record["actor"]
+    return [f"M_{record['iteration']}: {actor['cut_off']} of {actor['answers']} held-out answers "
+            "were cut off, and are measured as far as they go: raise --max-answer-tokens"]
+
+
 # ---- the run in a sentence
 
 def in_a_sentence(records, settings):
@@ -171,7 +186,9 @@ def in_a_sentence(records, settings):
                                                         "time")]
     parts = [next(filter(None, (said(records, *figure) for figure in figures)), "")
              for figures in (actor, judge)]
-    parts = "; ".join(filter(None, [*parts, length_said(records)]))
+    cut_off = (look_up(record, "actor.cut_off_rate") for record in (records[0], records[-1]))
+    unfinished = said(records, "actor.cut_off_rate", 100, "{:.0f} %", "{} of them are cut off")
+    parts = "; ".join(filter(None, [*parts, length_said(records), any(cut_off) and unfinished]))
     text = f"After {done}{of} iteration{plural} {parts or 'nothing could be measured'}."
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
@@ -437,14 +454,15 @@ def judge_sample(pair, battle, rating):
 CAPTION = """<p><small>M_0 is the model before the first iteration, M_t the one after iteration t;
 answers and judge are measured on prompts that never train. Bands, where there are any: 95 %
 intervals, by drawing the prompts anew.</small></p>"""
-LEGEND = """<p><small>True score: the share of a prompt's checks that an answer meets, times the
-judge's highest score. Own score: what the model gives itself; it proves nothing. Right about the
-truth: the judge, the share of pairs of M_0's answers it orders as the truth does; the meta-judge,
-the share of comparisons it gives to the judgment whose score is nearer to the truth. Prefers the
-first: 50 % would be no bias. Agreement: Kendall's tau, 1 for the same order, 0 for none in common,
--1 for the reverse. With length: Spearman's correlation over M_0's held-out answers.
-docs/reading-the-figures.md explains every figure.</small></p>"""
-SENTENCE, PLOTS, DRIFT, ANSWERS = "The sentence", "Plots", "Drift", "One prompt, every model"
+LEGEND = """<p><small>In brackets: over how many. True score: the share of a prompt's checks that an
+answer meets, times the judge's highest score. Own score: what the model gives itself; it proves
+nothing. Right about the truth: the judge, the share of pairs of M_0's answers it orders as the
+truth does; the meta-judge, the share of comparisons it gives to the judgment whose score is nearer
+to the truth. Prefers the first: 50 % would be no bias. Agreement: Kendall's tau, 1 for the same
+order, 0 for none in common, -1 for the reverse. With length: Spearman's correlation over M_0's
+held-out answers. docs/reading-the-figures.md explains every figure.</small></p>"""
+SENTENCE, PLOTS, SHORT = "The sentence", "Plots", "Cut off"
+DRIFT, ANSWERS = "Drift", "One prompt, every model"
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, ImportError)
 
 
@@ -523,10 +541,12 @@ def contents(run, records, settings, notes):
     battled = [record["iteration"] for record in records if record.get("meta_judge")]
     opening = attempt("Plots", lambda: first_plots(records), notes) or []
     yield SENTENCE, lambda: html.escape(in_a_sentence(records, settings))
-    yield PLOTS, lambda: plots(curves(records, opening)) + CAPTION
+    yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
+    yield SHORT, lambda: notice(SHORT, [line for record in records for line in cut_short(record)])
     yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
     yield ANSWERS, lambda: one_prompt(run, records, notes)
-    yield "All figures", lambda: html_table(["", *models(records)], figure_rows(records)) + LEGEND
+    yield "All figures", lambda: html_table(["", *models(records)],
+                                            figure_rows(records, counts=True)) + LEGEND
     yield "More curves", lambda: plots([
         *curves(records, [title for title in CURVES if title not in opening]), histogram(records)])
     yield "Training", lambda: plots(training_curves(
@@ -537,6 +557,8 @@ def contents(run, records, settings, notes):
     yield "Dropped", lambda: count_table(records, "pairs.dropped", "reason")
     yield "Seconds by stage", lambda: count_table(records, "seconds", "stage")
     yield "Tokens by stage", lambda: count_table(records, "tokens", "stage")
+    yield "Texts that train on the tokens that were drawn, since encoding would cut them " \
+        "otherwise", lambda: count_table(records, "encoded_otherwise", "stage")
     for t, folder in trained.items():
         yield f"Samples of iteration {t}", lambda: samples(folder, notes)
 
@@ -545,13 +567,21 @@ def warnings(records, max_score):
     return [line for record in records for line in drifts(record, max_score)]
 
 
+def cut_off_line(records):
+    """How many answers of each model were cut off, below the first plots."""
+    counts = [(record["iteration"], record["actor"]) for record in records
+              if look_up(record, "actor.cut_off") is not None]
+    told = ", ".join(f"M_{t} {actor['cut_off']:,} of {actor['answers']:,}" for t, actor in counts)
+    return f"<p><small>Held-out answers cut off: {told}.</small></p>" if told else ""
+
+
 def page(settings, sections, notes):
     """The whole page. sections: {title: its HTML}; those that do not open it are folded."""
     model, seed = (settings.get(name, "unknown") for name in ("model", "seed"))
-    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, DRIFT, ANSWERS)}
+    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, SHORT, DRIFT, ANSWERS)}
     answers = f"<h2>{ANSWERS}</h2>{top[ANSWERS]}" if top[ANSWERS] else ""
     folds = "".join(f"<details><summary><h2>{html.escape(title)}</h2></summary>{body}</details>"
                     for title, body in sections.items())
     return shell(f"{method_of(settings)}: {model}, seed {seed}",
-                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[DRIFT]}'
+                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[SHORT]}{top[DRIFT]}'
                  f'{notice("Missing from this page", notes)}{answers}{folds}')

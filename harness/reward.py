@@ -1,4 +1,6 @@
 """A reward model in the judge's place: one number for a prompt and an answer."""
+import math
+
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
@@ -13,7 +15,8 @@ class RewardModel:
     """A sequence classifier of one logit, such as most published reward models are.
 
     name: a hub name or a folder; safetensors only, no remote code. Raises ValueError for another
-    kind of model. The chat template is the reward model's own.
+    kind of model, and for one that cannot score an answer. It is called as model cards do it: on
+    its own chat template's whole rendering of question and answer.
     """
 
     def __init__(self, name, bits=None):
@@ -28,26 +31,46 @@ class RewardModel:
         if self.model.config.num_labels != 1 or info["missing_keys"]:
             raise ValueError(f"--reward {name}: not a reward model, which has one trained logit")
         self.model.eval().requires_grad_(False)
+        config = self.model.config.get_text_config()
+        self.context = getattr(config, "max_position_embeddings", None) or math.inf
+        if config.pad_token_id is None:  # its class would refuse to score two answers at once
+            config.pad_token_id = -1     # no token: the logit is the last token's, as for one
+        self.try_it(name)
+
+    def try_it(self, name):
+        """Raise ValueError unless two answers of the same length get a number."""
+        try:
+            scores = self.logits([self.token_ids({"prompt": "What now?", "text": "Wait."})] * 2)
+        except Exception as error:  # a forward pass may fail in many ways
+            raise ValueError(f"--reward {name}: it cannot score an answer ({error})") from None
+        if not all(map(math.isfinite, scores)):
+            raise ValueError(f"--reward {name}: its score of an answer is {scores[0]}, no finite "
+                             "number: choose another model, or --bits 32")
 
     def token_ids(self, answer):
         """Token ids of a prompt with its answer."""
-        return self.chat.prompt(answer["prompt"]) + self.chat.answer(answer["text"])
+        return self.chat.chat(answer["prompt"], answer["text"])
 
     @torch.no_grad()
-    def scores(self, answers, label):
-        """A score for each answer, a float. Only answers of the same length share a pass.
+    def logits(self, ids):
+        """A number for each of some lists of token ids that have the same length."""
+        batch = torch.tensor(ids, device=self.model.device)
+        return self.model(input_ids=batch, use_cache=False).logits[:, 0].float().tolist()
 
-        So nothing is padded, and no model has to be told what padding is.
+    def scores(self, answers, label):
+        """A score for each answer, a float; None for one that is longer than the model's context.
+
+        Only answers of the same length share a pass. So nothing is padded, and no model has to be
+        told what padding is.
         """
         mine = share(answers)
         ids = [self.token_ids(answer) for answer in mine]
         scores = [None] * len(mine)
         with tqdm(total=len(mine), desc=label, unit="answer", disable=rank() > 0) as bar:
             for places in same_length(ids, BATCH_TOKENS[self.model.device.type]):
-                batch = torch.tensor([ids[i] for i in places], device=self.model.device)
-                logits = self.model(input_ids=batch, use_cache=False).logits[:, 0]  # (B,)
-                for i, score in zip(places, logits.float().tolist()):
-                    scores[i] = score
+                if len(ids[places[0]]) <= self.context:
+                    for i, score in zip(places, self.logits([ids[i] for i in places])):
+                        scores[i] = score
                 bar.update(len(places))
         return collect_shares(scores)
 

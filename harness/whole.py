@@ -61,7 +61,7 @@ def held_out_answers(folder, tokenizer):
     """Token ids (prompt, answer) of the first held-out answers of an iteration."""
     chat = Chat(tokenizer)
     records = read_jsonl(Path(folder) / "eval.jsonl")
-    return [(chat.prompt(record["prompt"]), chat.answer(record["text"]))
+    return [(chat.prompt(record["prompt"]), record.get("ids") or chat.answer(record["text"]))
             for record in records if record["text"]][:ANSWERS]
 
 

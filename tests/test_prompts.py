@@ -149,6 +149,11 @@ def test_fill_knows_its_places():
     ("Score: 4\nI hope this helps.", 4),
     ("Score: 4\n\nThank you!\n\nGoodbye.", 4), ("Score: 2\nNo, wait.\nScore: 4", 4),
     ("Score: 2\nScore: 4\nThank you.", 4),
+    ("Rating: [[3]]", 3), ("Rating: [[3/5]]", 3), ("Score: [[3]]/5", 3), ("Score\uff1a4", 4),
+    ("Score: \uff14", 4), ("Score\uff1a\uff14\uff0f\uff15\uff0e", 4), ("Score:\u30004", 4),
+    ("Score: **4**/5", 4), ("**Score:** **4** / **5**", 4), ("Score: 4.0/5.0", 4),
+    ("Score: 4 (good)", 4), ("Score: 4 (out of 5)", 4), ("Score: 4/5 (clear, and brief).", 4),
+    ("**Score: 4** (good)", 4), ("Score: 4 points (good)", 4), ("[[4]] (good)", 4),
 ])
 def test_scores_that_are_well_formed(judgment, score):
     assert parse_score(judgment) == score
@@ -158,10 +163,14 @@ def test_scores_that_are_well_formed(judgment, score):
     "", "\n \n", "Score:", "Score: ", "Score: four", "Score: 6", "Score: 5.01", "Score: -1",
     "Score: - 1", "Score: 1e0", "Score: nan",
     "Score: inf", "Score: 4/10", "Score: 4 out of 10", "Score: 4/", "Score: 4, or 5", "Score: 4 5",
+    "Score: 4 (or 5)", "Score: 4 (a better answer would get more)", "Score: 4 (good",
+    "Score: 4 (this comment is too long to be a word or two)", "Score: 4 (out of 10)",
+    "Score: **4**/10", "Rating: [[3]]/10", "Score: 4\u00bd", "Score: 4\u00b2",
+    "Score: 4 (good) or so", "Score: 4 ()5",
     "Score: 3-4", "Score: 3 to 4", "Score: 4?",
     "Score 4", "4", "My Score: 4", "The score is 4", "Score: 4 because it helps", "Score: .5",
     "Score: 4.5.1", "Score: 99999999999999999999",
-    "Score: ٤", "Score: ４", "Score: 4 Score: 5", "Scores: 4", "[4]", "[[4", "[[45]]", "Score: 45",
+    "Score: ٤", "Score: 4 Score: 5", "Scores: 4", "[4]", "[[4", "[[45]]", "Score: 45",
     "[[4]] or [[5]]", "Rating 4", "Score == 4",
     "Score: 4\nOne.\nTwo.\nThree.", "Score: 4\n" + "a" * 81, "Score: 4\nOr is it 5?",
     "Score: 4\nThat is its own score.",
@@ -196,7 +205,8 @@ def test_other_scales():
     ("B is right.\nWinner: Judgment A", "A"), ("Winner: Judgment B", "B"),
     ("winner: judgment b", "B"), ("Winner: A", "A"), ("Winner: a.", "A"),
     ("**Winner: Judgment B**", "B"), ("**Winner:** Judgment A", "A"), ("Winner: **B**", "B"),
-    ("`Winner: Judgment A`.", "A"),
+    ("`Winner: Judgment A`.", "A"), ("Winner\uff1aJudgment B", "B"), ("Winner: [[A]]", "A"),
+    ("Verdict: [[Judgment B]]", "B"), ("Winner: Judgment A (more accurate)", "A"),
     ("Winner: Judgment A\nNo, wait.\nWinner: Judgment B\n", "B"), ("Winner: Judgement B", "B"),
     ("Winner: [Judgment A]", "A"),
     ("The winner is Judgment A.", "A"), ("Final verdict: B", "B"), ("Verdict: **Judgment A**", "A"),
@@ -215,7 +225,7 @@ def test_winners_that_are_well_formed(verdict, winner):
     "[A]", "[[A]] or [[B]]", "I think the winner is Judgment A",
     "Winner: A\nBut the other is close.\nOr is B the winner?",
     "Winner: Judgment A because it is longer", "Winner: not A", "Winner: Judgments A",
-    "Winner: JudgmentA",
+    "Winner: JudgmentA", "Winner: Judgment A (B is close)", "Winner: A (both are good)",
 ])
 def test_winners_that_are_not(verdict):
     """One winner or none: two names, no name, or a name with something behind it is no verdict."""

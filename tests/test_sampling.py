@@ -589,7 +589,7 @@ def test_draws_differ_between_seeds_and_keys(llama, drawn):
 QWEN = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == "
         "'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
         "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
-        "'<|im_start|>assistant\n' }}{% endif %}")
+        "'<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}")
 GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + "
          "m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
          "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
