@@ -361,33 +361,44 @@ class Chat:
                 return whole[len(known):]
         return self.encode(text)
 
+    def cut(self, text):
+        """A text in parts, so that each control token that it spells is cut in two."""
+        parts = []
+        while self.added and (token := self.pattern.search(text)):
+            parts.append(text[:token.start() + 1])
+            text = text[token.start() + 1:]
+        return [*parts, text]
+
+    def encode_parts(self, before, parts):
+        """Token ids of the parts of a text that stands behind another one."""
+        places = itertools.chain([before], itertools.repeat("\n"))
+        return [i for place, part in zip(places, parts) for i in self.encode_behind(place, part)]
+
     def text(self, text, before="\n"):
-        """Token ids of a text as data: a control token in it is cut in two, and is characters."""
-        ids = []
-        for piece in self.pattern.split(printable(text)) if self.added else [printable(text)]:
-            if piece in self.added:
-                ids += self.text(piece[:1], before) + self.text(piece[1:])
-            elif piece:
-                whole = self.encode_behind(before, piece)
-                if self.control(whole):  # the tokenizer's normalizer has made one
-                    whole = [i for character in piece for i in self.encode_behind("\n", character)]
-                ids += whole
-            before = "\n" if piece else before
-        return ids
+        """Token ids of a text as data: control tokens in it are characters."""
+        text = printable(text)
+        ids = self.encode_parts(before, self.cut(text))
+        # The tokenizer's normalizer may have made one of other characters.
+        return self.encode_parts("\n", [*text]) if self.control(ids) else ids
 
     def chat(self, *turns):
         """Token ids of a chat, which asks for an answer if the user speaks last.
 
-        turns: texts, the user's and the assistant's in turn. The ids are the template's own, unless
-        a text would bring control tokens with it.
+        turns: texts, the user's and the assistant's in turn. The ids are the template's own, but
+        where a text spells a control token.
         """
         (first, *others), trims = self.frame(len(turns))
         texts = [printable(text.strip() if trim else text) for text, trim in zip(turns, trims)]
-        whole = self.encode(first + "".join(text + piece for text, piece in zip(texts, others)))
         frame = [self.encode(first), *(self.encode_behind("\n", piece) for piece in others)]
+        parts = [first]
+        for text, piece in zip(texts, others):
+            begin, *rest = self.cut(text)
+            parts = [*parts[:-1], parts[-1] + begin, *rest]
+            parts[-1] += piece
+        whole = self.encode(parts[0]) + self.encode_parts("\n", parts[1:])
         if self.control(whole) == self.control(sum(frame, [])):
             return whole
-        ids = frame[0]
+        ids = frame[0]  # a text and its neighbours, or the normalizer, have made one
         for before, text, piece in zip([first, *others], texts, frame[1:]):
             ids = ids + self.text(text, before) + piece
         return ids
@@ -408,15 +419,17 @@ class Chat:
         even if it is the same text: train on the ids that were drawn (`Sample.tokens`).
         """
         text = self.lead + printable(text.strip() if self.trims else text) + self.tail
-        ids = self.encode_behind(self.asked, text + self.mark)
+        *parts, last = self.cut(text)
+        ids = self.encode_parts(self.asked, [*parts, last + self.mark])
         if self.control(ids) == [self.end] == ids[-1:]:
             return ids
         return self.text(text, self.asked) + [self.end]
 
     def written(self, ids):
-        """The text that ids say: control tokens, those of the template among them, are no text."""
-        return self.tokenizer.decode([i for i in ids if i not in self.marks],
+        """The text of an answer's ids, without what the template puts there and control tokens."""
+        text = self.tokenizer.decode([i for i in ids if i not in self.marks],
                                      skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.removesuffix(self.tail)
 
 
 def printable(text):

@@ -463,6 +463,7 @@ order, 0 for none in common, -1 for the reverse. With length: Spearman's correla
 held-out answers. docs/reading-the-figures.md explains every figure.</small></p>"""
 SENTENCE, PLOTS, SHORT = "The sentence", "Plots", "Cut off"
 DRIFT, ANSWERS = "Drift", "One prompt, every model"
+OTHERWISE = "Texts that encoding would cut otherwise than they were drawn"
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, ImportError)
 
 
@@ -557,8 +558,7 @@ def contents(run, records, settings, notes):
     yield "Dropped", lambda: count_table(records, "pairs.dropped", "reason")
     yield "Seconds by stage", lambda: count_table(records, "seconds", "stage")
     yield "Tokens by stage", lambda: count_table(records, "tokens", "stage")
-    yield "Texts that train on the tokens that were drawn, since encoding would cut them " \
-        "otherwise", lambda: count_table(records, "encoded_otherwise", "stage")
+    yield OTHERWISE, lambda: count_table(records, "encoded_otherwise", "stage")
     for t, folder in trained.items():
         yield f"Samples of iteration {t}", lambda: samples(folder, notes)
 
@@ -570,7 +570,7 @@ def warnings(records, max_score):
 def cut_off_line(records):
     """How many answers of each model were cut off, below the first plots."""
     counts = [(record["iteration"], record["actor"]) for record in records
-              if look_up(record, "actor.cut_off") is not None]
+              if look_up(record, "actor.cut_off_rate") is not None]
     told = ", ".join(f"M_{t} {actor['cut_off']:,} of {actor['answers']:,}" for t, actor in counts)
     return f"<p><small>Held-out answers cut off: {told}.</small></p>" if told else ""
 

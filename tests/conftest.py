@@ -2,7 +2,9 @@
 tokenizer, built on the spot. No network.
 """
 import functools
+import json
 import os
+import string
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -12,10 +14,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     GemmaConfig,
     LlamaConfig,
+    LlamaTokenizer,
     MistralConfig,
     Qwen3Config,
 )
@@ -40,6 +44,31 @@ QWEN_3 = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
           "{% if enable_thinking is defined and enable_thinking is false %}{{ "
           "'<think>\n\n</think>\n\n' }}{% endif %}{% endif %}")
+
+
+ZEPHYR = ("{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + "
+          "eos_token + '\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}")
+CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
+          "+ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+def llama_tokenizer(texts, template, legacy=False, special=(), vocab_size=700):
+    """transformers' own LlamaTokenizer, SentencePiece's kind of BPE with bytes to fall back on,
+    whose merges are learned from texts.
+    """
+    learned = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    learned.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    single = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    learned.train_from_iterator([text.replace("\n", " ") for text in texts], trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=single, show_progress=False,
+        initial_alphabet=[*string.ascii_letters, *string.digits, *string.punctuation, "\u2581"]))
+    model = json.loads(learned.to_str())["model"]
+    tokenizer = LlamaTokenizer(vocab=model["vocab"], merges=[*map(tuple, model["merges"])],
+                               legacy=legacy, chat_template=template)
+    tokenizer.add_tokens([*special], special_tokens=True)
+    return tokenizer
 
 
 cases = Counter()  # that were generated, by test

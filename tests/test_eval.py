@@ -256,23 +256,44 @@ def an_answer(prompt_id, text="", score=None, finished=True, scores=(), **more):
 
 
 def test_measure_actor_by_hand():
-    """Finished: scores 2, 4, none -> 3; lengths 1, 3, 5 -> 3; truths 1, 4, 4 -> 3. The one that was
-    cut off only counts as cut off.
+    """Scores 2, 4, none, 5 -> 11/3 of three; lengths 1, 3, 5, 500 -> 127.25; truths 1, 4, 4, 0 ->
+    2.25. The one that was cut off counts like the others: over the three that ended by themselves
+    the truth would be 3, and 3 characters the mean.
     """
     answers = [an_answer("a", "x", 2, truth=1), an_answer("a", "xxx", 4, truth=4),
                an_answer("b", "xxxxx", None, truth=4),
                an_answer("b", "x" * 500, 5, finished=False, truth=0)]
-    assert measure_actor(answers) == {"mean_score": 3, "mean_length": 3, "truth": 3, "cut_off": 1}
+    assert measure_actor(answers) == {
+        "answers": 4, "cut_off": 1, "cut_off_rate": 0.25,
+        "mean_score": pytest.approx(11 / 3), "mean_score_count": 3,
+        "mean_length": 127.25, "mean_length_count": 4, "truth": 2.25, "truth_count": 4}
 
 
 def test_measure_actor_without_truth():
     """No checks at all: no such figure. Checks on some prompts only: the mean over those."""
-    assert measure_actor([an_answer("a", "xx", 2)]) == {"mean_score": 2, "mean_length": 2,
-                                                        "cut_off": 0}
-    assert measure_actor([an_answer("a", "xx", 2), an_answer("b", "xx", 4, truth=5)])["truth"] == 5
-    cut = measure_actor([an_answer("a", "xx", finished=False)])
-    assert cut == {"mean_score": None, "mean_length": None, "cut_off": 1}
-    assert measure_actor([]) == {"mean_score": None, "mean_length": None, "cut_off": 0}
+    assert measure_actor([an_answer("a", "xx", 2)]) == {
+        "answers": 1, "cut_off": 0, "cut_off_rate": 0, "mean_score": 2, "mean_score_count": 1,
+        "mean_length": 2, "mean_length_count": 1}
+    some = measure_actor([an_answer("a", "xx", 2), an_answer("b", "xx", 4, truth=5)])
+    assert (some["truth"], some["truth_count"]) == (5, 1)
+    assert measure_actor([an_answer("a", "xx", finished=False)]) == {
+        "answers": 1, "cut_off": 1, "cut_off_rate": 1, "mean_score": None, "mean_score_count": 0,
+        "mean_length": 2, "mean_length_count": 1}
+    assert measure_actor([]) == {
+        "answers": 0, "cut_off": 0, "cut_off_rate": None, "mean_score": None,
+        "mean_score_count": 0, "mean_length": None, "mean_length_count": 0}
+
+
+def without_counts(figures):
+    """The figures alone, of those that say beside them over how many they are."""
+    assert all(f"{name}_count" in figures for name, value in figures.items()
+               if isinstance(value, float) and not name.endswith(("_count", "cut_off_rate")))
+    return {name: value for name, value in figures.items() if not name.endswith("_count")}
+
+
+def counts(figures):
+    return {name.removesuffix("_count"): value for name, value in figures.items()
+            if name.endswith("_count")}
 
 
 def test_figures_over_enough_prompts_have_an_interval():
@@ -316,7 +337,10 @@ def test_measure_judge_by_hand():
                 "halves_kendall": None, "previous_judge_kendall": None,
                 "length_correlation": stats.spearmanr([4, 2, 3, 4, 1, 5], lengths)[0],
                 "truth_length_correlation": stats.spearmanr([3, 1, 0, 1, 2, 0], lengths)[0]}
-    assert figures == pytest.approx(expected)
+    assert without_counts(figures) == pytest.approx(expected)
+    assert counts(figures) == {
+        "valid_rate": 10, "mean_score": 7, "ties": 4, "truth_agreement": 3, "halves_kendall": 0,
+        "previous_judge_kendall": 0, "length_correlation": 6, "truth_length_correlation": 6}
     assert abs(expected["length_correlation"] - expected["truth_length_correlation"]) > 0.5
 
 
@@ -358,9 +382,9 @@ def test_how_far_a_judge_agrees_with_itself_and_with_the_previous_one():
 
 
 def test_measure_judge_of_nothing():
-    assert measure_judge([]) == {"valid_rate": None, "mean_score": None, "ties": None,
-                                 "histogram": {}, "halves_kendall": None,
-                                 "previous_judge_kendall": None, "length_correlation": None}
+    assert without_counts(measure_judge([])) == {
+        "valid_rate": None, "mean_score": None, "ties": None, "histogram": {},
+        "halves_kendall": None, "previous_judge_kendall": None, "length_correlation": None}
     # never across prompts
     assert measure_judge([an_answer("a", score=2, scores=[2]),
                           an_answer("b", score=3, scores=[3])])["ties"] is None
@@ -380,11 +404,13 @@ def test_measure_people_by_hand():
     """
     judged = [*replies("a", (5, 0), (3, 1), (4, 2)), *replies("b", (2, 1), (2, 0)),
               *replies("c", (1, 0), (3, 1), (None, 2))]
-    assert measure_people(judged) == pytest.approx({"human_agreement": 2 / 4,
-                                                    "human_agreement_with_ties": 2 / 5,
-                                                    "human_spearman": -1 / 4})
-    assert measure_people([]) == {"human_agreement": None, "human_agreement_with_ties": None,
-                                  "human_spearman": None}
+    figures = measure_people(judged)
+    assert without_counts(figures) == pytest.approx({
+        "human_agreement": 2 / 4, "human_agreement_with_ties": 2 / 5, "human_spearman": -1 / 4})
+    assert counts(figures) == {"human_agreement": 4, "human_agreement_with_ties": 5,
+                               "human_spearman": 2}
+    assert without_counts(measure_people([])) == {
+        "human_agreement": None, "human_agreement_with_ties": None, "human_spearman": None}
     # always 5: no agreement is made up
     assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement_with_ties"] == 0
     assert measure_people(replies("a", (5, 0), (5, 1)))["human_agreement"] is None
@@ -408,7 +434,9 @@ def test_measure_people_against_scipy():
     figures = measure_people(judged)
     low, high = figures.pop("human_agreement_interval")
     assert low < right / untied < high
-    assert len(correlations) < 100 and figures == pytest.approx(
+    assert counts(figures) == {"human_agreement": untied, "human_agreement_with_ties": pairs,
+                               "human_spearman": len(correlations)}
+    assert len(correlations) < 100 and without_counts(figures) == pytest.approx(
         {"human_agreement": right / untied, "human_agreement_with_ties": right / pairs,
          "human_spearman": np.mean(correlations)})
 
@@ -421,10 +449,14 @@ def test_measure_meta_judge_by_hand():
     same three the nearer to the truth wins; 12 is equal in both senses, and its second wins.
     """
     battle = {"verdicts": [[0, 1, -1], [1, 0, -1], [1, 0, 0]], "scores": [1, 3, 3], "truth": 2.5}
-    assert measure_meta_judge([battle]) == pytest.approx({
+    figures = measure_meta_judge([battle])
+    assert without_counts(figures) == pytest.approx({
         "first_position_rate": 3 / 5, "first_of_equals_rate": 0, "higher_score_rate": 3 / 4,
         "consistent_rate": 1 / 2, "valid_rate": 5 / 6, "truth_accuracy": 3 / 4,
         "scores_differ_rate": 4 / 5})
+    assert counts(figures) == {
+        "first_position_rate": 5, "first_of_equals_rate": 1, "higher_score_rate": 4,
+        "consistent_rate": 2, "valid_rate": 6, "truth_accuracy": 4, "scores_differ_rate": 5}
 
 
 def test_a_nearer_score_is_not_the_higher_one():
@@ -435,17 +467,18 @@ def test_a_nearer_score_is_not_the_higher_one():
     low_wins = {"verdicts": [[0, 1], [-1, 0]], "scores": [1, 4], "truth": 0}
     unparsed = {"verdicts": [[0] * 3] * 3, "scores": [1, 2, 3]}
     figures = measure_meta_judge([low_wins, unparsed])
-    assert figures == {"first_position_rate": 0.5, "higher_score_rate": 0, "consistent_rate": 1,
-                       "valid_rate": 2 / 8, "truth_accuracy": 1, "first_of_equals_rate": None,
-                       "scores_differ_rate": 1}
+    assert without_counts(figures) == {
+        "first_position_rate": 0.5, "higher_score_rate": 0, "consistent_rate": 1,
+        "valid_rate": 2 / 8, "truth_accuracy": 1, "first_of_equals_rate": None,
+        "scores_differ_rate": 1}
 
 
 def test_measure_meta_judge_of_nothing():
     empty = {"first_position_rate": None, "higher_score_rate": None, "consistent_rate": None,
              "valid_rate": None, "scores_differ_rate": None, "first_of_equals_rate": None}
-    assert measure_meta_judge([]) == empty
-    assert measure_meta_judge([{"verdicts": [[0, 0], [0, 0]],
-                                "scores": [1, 2]}]) == empty | {"valid_rate": 0}
+    assert without_counts(measure_meta_judge([])) == empty
+    silent = measure_meta_judge([{"verdicts": [[0, 0], [0, 0]], "scores": [1, 2]}])
+    assert without_counts(silent) == empty | {"valid_rate": 0} and silent["valid_rate_count"] == 2
 
 
 def test_measure_repeats_by_hand():
@@ -1021,7 +1054,7 @@ def evil(name):
 
 def figures(t, **more):
     return {"iteration": t, "actor": {"mean_score": 3.25, "mean_length": 120.4, "truth": 2.5,
-                                      "cut_off": 0},
+                                      "answers": 12, "cut_off": 0, "cut_off_rate": 0.0},
             "judge": {"valid_rate": 0.98, "mean_score": 3.1, "ties": 0.25, "truth_agreement": 0.704,
                       "histogram": {"1": 3, "4": 9},
                       "human_agreement": 0.613}, "meta_judge": None,

@@ -1,10 +1,12 @@
 """--reward in the judge's place, judgments that people bring, and models that cannot judge."""
 import json
+import math
 import re
+from collections import Counter
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import CHATML, TINY
 from test_run import refusal, scripted, small
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
@@ -82,6 +84,67 @@ def test_a_reward_models_scores_are_those_of_its_own_forward_pass(reward_model, 
         with torch.no_grad():
             assert score == pytest.approx(model(ids).logits.item(), abs=1e-5)
     assert len({round(score, 4) for score in scores}) == 7
+
+
+@pytest.mark.parametrize("end, pad", [("<|im_end|>", "<|pad|>"), ("<|im_end|>", "<|im_end|>"),
+                                      ("<|im_end|>", None)])
+def test_a_reward_model_is_called_as_its_card_calls_it(end, pad, tmp_path):
+    """The template's whole rendering of both turns, with the line break that ChatML puts after the
+    end token, in one forward pass: whatever the padding token is, and if there is none.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template, tokenizer.eos_token = CHATML, end
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_labels=1, initializer_range=0.3,
+        pad_token_id=pad and tokenizer.convert_tokens_to_ids(pad))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    answers = [{"prompt": "How?", "text": f"Like {i}{' this' * (i % 2)}."} for i in range(6)]
+    scores = RewardModel(str(tmp_path), bits=32).scores(answers, "scores")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    expected = []
+    for answer in answers:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": answer["prompt"]},
+             {"role": "assistant", "content": answer["text"]}], return_tensors="pt",
+            return_dict=False)
+        assert tokenizer.decode(ids[0, -2:]) == "<|im_end|>\n"
+        with torch.no_grad():
+            expected.append(model(ids).logits[0][0].item())
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 3) for score in scores}) == 6
+
+
+def test_what_a_reward_model_cannot_score_is_counted_and_is_no_number(reward_model, tmp_path,
+                                                                      monkeypatch, capsys):
+    """Answers longer than its context, and one whose reward is not a number."""
+    monkeypatch.setattr(RewardModel, "logits", lambda self, ids: [
+        math.nan if sum(one) % 5 == 0 else float(sum(one) % 7) for one in ids])
+    monkeypatch.setattr(RewardModel, "try_it", lambda self, name: setattr(self, "context", 150))
+    _, last = run(tmp_path, "--reward", str(reward_model))
+    judged = read_jsonl(tmp_path / "run" / "iter1" / "judgments.jsonl")
+    unscored = Counter(record["unscored"] for record in judged if record["score"] is None)
+    dropped = last["pairs"]["dropped"]
+    assert set(unscored) == {"answer too long for the reward model's context",
+                             "reward not a finite number"}
+    assert {reason: dropped[reason] for reason in unscored} == unscored
+    actor = last["actor"]
+    assert 0 < actor["reward_count"] < actor["answers"] and math.isfinite(actor["reward"])
+    assert "NaN" not in (tmp_path / "run" / "summary.json").read_text()
+
+
+def test_a_reward_model_that_gives_no_number_is_refused_before_a_run(reward_model, tmp_path,
+                                                                     capsys):
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model)
+    model.score.weight.data.fill_(math.nan)
+    model.save_pretrained(tmp_path / "reward")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "reward")
+    assert "no finite number" in refusal(
+        capsys, *small(tmp_path, "--out", str(tmp_path / "run"), "--reward",
+                       str(tmp_path / "reward")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_reward_model_scores_a_run(reward_model, tmp_path, capsys):

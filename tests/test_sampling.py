@@ -590,8 +590,9 @@ QWEN = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['
         "'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
         "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
         "'<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}")
-GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + "
-         "m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+GEMMA = ("{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + "
+         "{'user': 'user', 'assistant': 'model'}[m['role']] + '\n' + m['content'] | trim + "
+         "'<end_of_turn>\n' }}{% endfor %}"
          "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
 LLAMA_2 = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + "
            "m['content'] + ' [/INST]' }}"
