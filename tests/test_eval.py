@@ -46,7 +46,7 @@ from eval import (
 )
 from harness import drawing, export, models
 from harness.files import write_jsonl, write_whole
-from harness.report import drifts, in_a_sentence, report
+from harness.report import cut_short, drifts, in_a_sentence, report, table
 from harness.training import save_adapter
 from sampling import load, sample
 
@@ -294,6 +294,18 @@ def without_counts(figures):
 def counts(figures):
     return {name.removesuffix("_count"): value for name, value in figures.items()
             if name.endswith("_count")}
+
+
+def test_short_answers_alone_do_not_make_an_actor_better():
+    """What is cut off at 48 tokens counts: if only the short answers were counted, the first of
+    these actors would look better than the second, which writes the same answers to their ends.
+    """
+    short, long = "Yes.", "Because it rains, and then some more."
+    first = [an_answer("a", short, finished=True, truth=5),
+             an_answer("a", long[:9], finished=False, truth=1)]
+    second = [an_answer("a", short, finished=True, truth=5), an_answer("a", long, truth=3)]
+    assert measure_actor(first)["truth"] == 3 < measure_actor(second)["truth"] == 4
+    assert measure_actor(first)["mean_length"] == (len(short) + 9) / 2
 
 
 def test_figures_over_enough_prompts_have_an_interval():
@@ -1252,6 +1264,29 @@ def test_the_report_with_plots(run):
         assert svg.lstrip().startswith("<?xml") and "#ffffff" not in svg and "http-equiv" not in svg
     # drawn again, the same to the byte
     assert (run / "report.html").read_text() == (report(run), (run / "report.html").read_text())[1]
+
+
+def test_answers_that_were_cut_off_are_among_the_first_figures(run, capsys):
+    """21 of 24, then 3 of 24: in the sentence, below the plots, as a row, and as a warning above a
+    tenth; the table says over how many each mean is.
+    """
+    def actor(cut_off, **more):
+        return {"answers": 24, "cut_off": cut_off, "cut_off_rate": cut_off / 24, **more}
+
+    records = [figures(0, actor=actor(21, truth=2.0, truth_count=20)), figures(1, actor=actor(1))]
+    records.append(figures(2, actor=actor(3)))
+    (run / "summary.json").write_text(json.dumps(records))
+    report(run)
+    page = (run / "report.html").read_text()
+    assert "; 12\N{NO-BREAK SPACE}% of them are cut off instead of 88\N{NO-BREAK SPACE}%." in page
+    assert "Held-out answers cut off: M_0 21 of 24, M_1 1 of 24, M_2 3 of 24." in page
+    rows = {row[0]: row[1:] for row in page_of(run).rows if row}
+    assert rows["actor: answers cut off"] == ["88%", "4%", "12%"]
+    assert rows["actor: true score"] == ["2.00 (20)", "-", "-"]
+    assert [len(cut_short(record)) for record in records] == [1, 0, 1]
+    assert page.count("held-out answers were cut off") == 2
+    assert "M_0: 21 of 24 held-out answers were cut off" in cut_short(records[0])[0]
+    assert "actor: answers cut off" in table(records)
 
 
 def test_the_report_of_a_run_that_has_only_warmed_up(run):

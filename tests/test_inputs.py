@@ -232,6 +232,36 @@ def test_repeated_and_held_out_prompts_are_dropped_and_counted():
     assert dropped == {"prompt a duplicate": 1, "prompt held out for measuring": 1}
 
 
+@pytest.mark.parametrize("other", [
+    "Why  is it late? ", "Why is it\r\nlate?", "Why is it late?\u200b", "\ufeffWhy is it late?",
+    "Why\u00a0is it late?", "Why is it l\u00adate?", "\uff37hy is it late\uff1f",
+    "Why is it late?\ufe0f"])
+def test_prompts_that_look_the_same_are_the_same(other):
+    """Blanks, invisible characters and wide forms: held out is held out, and none comes twice."""
+    plain, another = {"prompt": "Why is it late?"}, {"prompt": "Why is it Late?"}
+    assert unused([{"prompt": other}, another], [plain]) == (
+        [another], {"prompt held out for measuring": 1})
+    assert unused([plain], [{"prompt": other}])[0] == []
+    assert unused([plain, {"prompt": other}], []) == ([plain], {"prompt a duplicate": 1})
+
+
+def test_ranked_replies_that_look_the_same_are_on_one_side(tmp_path):
+    """A prompt that measures the judge never trains it with a blank more."""
+    replies = [{"text": "Yes.", "rank": 0}, {"text": "No.", "rank": 1}]
+    file = tmp_path / "eft.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Number {i}?{blank}", "replies": replies}) + "\n"
+                            for i in range(8) for blank in ("", " ", "\u200b")))
+    training, measuring = ranked_replies(Settings(model="m", out="o", eft=str(file)))
+    assert len(measuring) == 6 and len(training) == 18
+    assert not {record["prompt"][:9] for record in measuring} & {
+        record["prompt"][:9] for record in training}
+    (tmp_path / "ranked.jsonl").write_text(json.dumps({"prompt": " Number 3?",
+                                                       "replies": replies}) + "\n")
+    with pytest.raises(ValueError, match="that the warm start trains on"):
+        ranked_replies(Settings(model="m", out="o", eft=str(file),
+                                ranked=str(tmp_path / "ranked.jsonl")))
+
+
 # ---- ranked replies
 
 def test_a_line_says_which_prompts_are_left(tmp_path, capsys):

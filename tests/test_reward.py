@@ -122,7 +122,7 @@ def test_what_a_reward_model_cannot_score_is_counted_and_is_no_number(reward_mod
     """Answers longer than its context, and one whose reward is not a number."""
     monkeypatch.setattr(RewardModel, "logits", lambda self, ids: [
         math.nan if sum(one) % 5 == 0 else float(sum(one) % 7) for one in ids])
-    monkeypatch.setattr(RewardModel, "try_it", lambda self, name: setattr(self, "context", 150))
+    monkeypatch.setattr(RewardModel, "try_it", lambda self, name: setattr(self, "context", 55))
     _, last = run(tmp_path, "--reward", str(reward_model))
     judged = read_jsonl(tmp_path / "run" / "iter1" / "judgments.jsonl")
     unscored = Counter(record["unscored"] for record in judged if record["score"] is None)
