@@ -35,7 +35,7 @@ from harness.training import save_adapter, set_adapter, train
 from harness.unreadable import FirstReplies, Unreadable
 from sampling import Chat, load, load_tokenizer
 
-FORMAT = 5      # of a run's folder; runs of another are not resumed
+FORMAT = 6      # of a run's folder; runs of another are not resumed
 BLOCK = 4096    # samples drawn together; a block that a crash cut short is drawn again
 HELD_OUT = 0.1  # share of the prompts whose examples pick the epoch instead of training
 FREE = ("iters", "out", "max_tokens_in_cache")  # may change when a run goes on
