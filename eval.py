@@ -36,6 +36,7 @@ from harness.files import by_prompt, read_jsonl, write_jsonl
 from harness.ifeval import ifeval
 from harness.inputs import read_prompts
 from harness.labelled import judge
+from harness.loading import load_tokenizer
 from harness.models import (
     answers_of,
     comparison_table,
@@ -47,7 +48,6 @@ from harness.models import (
 from harness.settings import HERE
 from harness.several import redraw
 from harness.show import show
-from sampling import load_tokenizer
 
 __all__ = ["read_jsonl"]  # its old place, from which others import it
 
@@ -338,15 +338,13 @@ def measure_meta_judge(battles):
                 if winner_off != loser_off:
                     right.append(float(winner_off < loser_off))
     rates = {"first_position_rate": first, "first_of_equals_rate": equals,
-             "higher_score_rate": higher, "consistent_rate": consistent}
+             "higher_score_rate": higher, "consistent_rate": consistent,
+             "scores_differ_rate": [1] * len(higher) + [0] * len(equals),
+             "valid_rate": [1] * len(first) + [0] * (total - len(first))}
     if any("truth" in battle for battle in battles):
         rates["truth_accuracy"] = right
-    figures = {"scores_differ_rate": len(higher) / len(first) if first else None,
-               "scores_differ_rate_count": len(first),
-               "valid_rate": len(first) / total if total else None, "valid_rate_count": total}
-    for name, values in rates.items():
-        figures |= counted(name, values)
-    return figures
+    return {key: value for name, values in rates.items()
+            for key, value in counted(name, values).items()}
 
 
 def comparisons(battle):

@@ -52,17 +52,10 @@ from eval import (
     numbers,
     truth,
 )
+from harness import inputs
 from harness.command import command, last_words
-from harness.files import as_pair
+from harness.files import as_drawn, as_pair
 from harness.folder import Run
-from harness.inputs import (
-    agreeing_judgments,
-    carries_judgments,
-    choose_prompts,
-    evened_out,
-    given_examples,
-    ranked_items,
-)
 from harness.plan import fit_hours, foresee, plan
 from harness.report import table
 from harness.unreadable import first_look
@@ -263,16 +256,6 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
                     run.settings.max_judgment_tokens, label)
 
 
-def as_drawn(chat, sample):
-    """A record of a text that a model drew: what trains is its tokens, as they were drawn.
-
-    It has these "ids" where the text, encoded, would be cut into others.
-    """
-    record = {"text": sample.text, "finished": sample.finished}
-    same = not sample.finished or chat.answer(sample.text) == sample.tokens
-    return record if same else record | {"ids": sample.tokens}
-
-
 def score(run, t, answers, name="judgments.jsonl", label="judgments"):
     """Answers with their "score": the judge's, unless --reward names something else."""
     if run.settings.reward == "judge":
@@ -391,7 +374,7 @@ def actor_pairs(answers, rho, max_chars):
             yield "actor pair: chosen answer too long"
             continue
         yield as_pair("actor", prompt_id, chosen["prompt"], chosen["text"], rejected["text"],
-                      [chosen.get("ids"), rejected.get("ids")],
+                      (chosen.get("ids"), rejected.get("ids")),
                       chosen_score=chosen["score"], rejected_score=rejected["score"])
 
 
@@ -408,9 +391,8 @@ def most_varied(answers, seed):
         bare = {key: record[key] for key in ("id", "prompt_id", "prompt", "text", "truth")
                 if key in record}
         valid = [j for j in record["judgments"] if j["score"] is not None]
-        if any("ids" in j for j in valid):
-            bare["ids"] = [j.get("ids") for j in valid]
-        yield bare | {"texts": [j["text"] for j in valid], "scores": valid_scores(record)}
+        ids = {"ids": [j.get("ids") for j in valid]} if any("ids" in j for j in valid) else {}
+        yield {**bare, "texts": [j["text"] for j in valid], "scores": valid_scores(record), **ids}
 
 
 def judge_pairs(compared, ratings, rubric, max_chars):
@@ -430,7 +412,7 @@ def judge_pairs(compared, ratings, rubric, max_chars):
             prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
             ids = record.get("ids") or [None] * len(texts)
             yield as_pair("judge", record["prompt_id"], prompt, texts[chosen], texts[rejected],
-                          [ids[chosen], ids[rejected]],
+                          (ids[chosen], ids[rejected]),
                           chosen_rating=rated[chosen], rejected_rating=rated[rejected],
                           chosen_score=scores[chosen], rejected_score=scores[rejected])
 
@@ -461,10 +443,8 @@ def why_no_pair(scores):
 def unread_judgments(answers):
     """A sentence for each judgment that gave no score."""
     for answer in answers:
-        if answer.get("too_long"):
-            yield "answer too long to be judged"
-        elif "unscored" in answer:
-            yield answer["unscored"]
+        if answer.get("too_long") or "unscored" in answer:
+            yield answer.get("unscored", "answer too long to be judged")
         else:
             yield from ["judgment malformed or cut off"] * answer["scores"].count(None)
 
@@ -514,12 +494,13 @@ def warm_start(run):
     if s.no_eft:
         first_look(run, answer, judge)  # the run of a model that cannot judge ends here
         return figures | {"train": run.train(0, train_sft, [])}  # none: M_0 is the seed as it is
-    if carries_judgments(run.replies):
-        examples = run.keep(given_examples(run.replies, run.rubric, s.max_score))
+    if inputs.carries_judgments(run.replies):
+        examples = run.keep(inputs.given_examples(run.replies, run.rubric, s.max_score))
     else:
-        judged = judge(run, 0, ranked_items(run.replies), label="judgments of ranked replies")
-        agreeing = run.keep(agreeing_judgments(judged))
-        examples = run.keep(evened_out(agreeing, run.rubric, s.seed))
+        items = inputs.ranked_items(run.replies)
+        judged = judge(run, 0, items, label="judgments of ranked replies")
+        agreeing = run.keep(inputs.agreeing_judgments(judged))
+        examples = run.keep(inputs.evened_out(agreeing, run.rubric, s.seed))
     if not examples:
         lost = "; ".join(f"{reason} {count}" for reason, count in run.dropped.items())
         raise ValueError("there is no judgment that agrees with the ranked replies "
@@ -549,7 +530,7 @@ def measure(run, t):
         "held-out judgments of M_0's answers"))
     figures = {"actor": measure_actor(own) | too_long, "judge": measure_judge(first)}
     if run.ranked:
-        judged = judge(run, t, ranked_items(run.ranked), "eval_ranked.jsonl",
+        judged = judge(run, t, inputs.ranked_items(run.ranked), "eval_ranked.jsonl",
                        "judgments of replies ranked by people")
         figures["judge"] |= measure_people(judged)
     return figures
@@ -568,7 +549,8 @@ def iterate(run, t):
     """
     s = run.settings  # s.at(name, t) is the value of a schedule, such as rho, in iteration t
     run.become(t - 1)
-    prompts = choose_prompts(run, t)  # {"prompt_id": "7", "prompt": "How do I keep bread fresh?"}
+    prompts = inputs.choose_prompts(run, t)
+    # {"prompt_id": "7", "prompt": "How do I keep bread fresh?"}
 
     # Answer: K samples for each prompt.
     answers = run.keep(finished_answers(answer(run, t, prompts), s.max_score))

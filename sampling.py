@@ -1,7 +1,5 @@
 """Batched, KV-cached sampling from any Hugging Face decoder-only model, and safe chats.
 
-    python sampling.py MODEL "question"    # without a question: a conversation
-
 The n samples of a prompt share its keys and values, which are computed and stored once; so is the
 common beginning of prompts that follow each other, as those of all comparisons of one answer do.
 Each sample owns only its suffix. Attention runs over both parts separately and joins them exactly
@@ -18,31 +16,14 @@ Models with layers that this does not fit, as recurrent ones, are sampled throug
 A draw is a function of (seed, key of the prompt, number of the sample, step): one uniform number
 through the inverse of the distribution function. Left out: beam search, stop strings, encoders.
 """
-import argparse
+if __name__ == "__main__":  # python sampling.py MODEL "question"
+    import harness.early
+    from harness.flags import conversation_arguments
 
+    harness.early.begin(conversation_arguments)  # before the imports, which take seconds
+    from harness.conversation import main
 
-def command_line():
-    """What the command is asked for; a mistake ends the program."""
-    parser = argparse.ArgumentParser(description="Ask a model one question, or talk to it.")
-    add = parser.add_argument
-    add("model", help="a hub name, a model folder, or an iteration of a run (runs/x/iter4)")
-    add("question", nargs="?", help="without one: a conversation, which an empty line ends")
-    add("--n", type=int, default=1, help="answers to the question (default: %(default)s)")
-    add("--max-new-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
-    add("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    add("--top-p", type=float, default=0.95, help="mass of the nucleus (default: %(default)s)")
-    add("--bits", type=int, choices=[4, 16, 32], help="default: its run's; 4 on CUDA, else 32")
-    add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    args = parser.parse_args()
-    if (min(args.n, args.max_new_tokens) < 1 or args.temperature < 0 or not 0 < args.top_p <= 1
-            or args.n > 1 and args.question is None):
-        parser.error("--n (1 in a conversation) and --max-new-tokens must be at least 1, "
-                     "--temperature at least 0, --top-p above 0 and at most 1")
-    return args
-
-
-if __name__ == "__main__":
-    ARGUMENTS = command_line()  # before the imports, which take seconds
+    raise SystemExit(main())
 # isort: split
 import dataclasses
 import hashlib
@@ -53,42 +34,24 @@ import math
 import os
 import re
 import sys
-import warnings
 import weakref
 from collections import Counter, deque, namedtuple
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package nobody needs
-from huggingface_hub import utils as hub_utils
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 from peft.utils.integrations import dequantize_module_weight
-from safetensors import SafetensorError, safe_open
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AttentionInterface
 
 # cuDNN plans each shape of attention anew, and shapes hardly ever repeat here.
 torch.backends.cuda.enable_cudnn_sdp(False)
-# Our own errors say which weights are missing, and what could not be fetched.
-logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-hub_utils.logging.set_verbosity_error()
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's
-
 ROWS = {"cpu": 256, "cuda": 512}  # samples under way: with more of them a step only takes longer
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens computed at once, with padding
 EMPTY = 1 / 16  # share of slots that may stand empty: filling them costs a forward pass
@@ -99,154 +62,6 @@ class Sample:
     text: str       # what was written, without its stop token and other control tokens
     tokens: list    # the ids drawn, the end token included
     finished: bool  # ended by itself; False: cut off after max_new_tokens
-
-
-# ---- loading
-
-def load(model, adapter=None, bits=None, device=None):
-    """A frozen base model in eval mode, with its LoRA adapter if there is one, and its tokenizer.
-
-    model: a hub name, a model folder, or an iteration's folder (runs/x/iter4) or an adapter's,
-    which name their base themselves. bits: 4 (NF4), 16 (bfloat16) or 32; default: those of the run
-    for an iteration, else 4 on CUDA and 32 elsewhere. Safetensors only, no remote code. Raises
-    ValueError for weights that are missing or do not fit, since a partly loaded adapter would
-    silently do nothing, and for an adapter of a run that is not what the run has written.
-    """
-    folder = Path(model)
-    if adapter is None:
-        adapter = next((place for place in (folder / "adapter", folder)
-                        if (place / "adapter_config.json").is_file()), None)
-        if adapter is not None:
-            model = base_of(adapter)
-            if bits is None:  # an adapter belongs to the precision it was trained in
-                run = read_record(Path(adapter).resolve().parent.parent / "config.json")
-                settings = run.get("settings")
-                bits = settings.get("bits") if isinstance(settings, dict) else None
-    if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise ValueError(f"adapter {adapter} has no adapter_model.safetensors")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(model)
-    network = load_base(model, bits or (4 if device == "cuda" else 32), device)
-    if adapter is not None:
-        # Keys that do not fit are named by check_adapter.
-        network = PeftModel.from_pretrained(network, str(adapter), ignore_mismatched_sizes=True)
-        check_adapter(network, adapter)
-    return network.eval(), tokenizer
-
-
-def load_base(model, bits, device):
-    """The frozen weights of a model."""
-    dtype = torch.float32 if bits == 32 or bits == 4 and device == "cpu" else torch.bfloat16
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    # A bare "cuda" would be the first GPU in the threads that load.
-    place = torch.cuda.current_device() if device == "cuda" else device
-    try:
-        network, info = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, quantization_config=nf4 if bits == 4 else None,
-            device_map={"": place}, use_safetensors=True, trust_remote_code=False,
-            ignore_mismatched_sizes=True, output_loading_info=True)
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"model {model} cannot be loaded ({error})") from None
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        kind = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
-        raise ValueError(f"model {model}: {kind} is no decoder that takes and gives text alone: "
-                         "choose another model") from None
-    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if wrong:  # transformers has drawn these at random
-        raise ValueError(f"model {model} cannot be loaded: {len(wrong)} of its weights are "
-                         f"missing or of another shape, the first is {wrong[0]}")
-    for module in network.modules():
-        # bitsandbytes would repack weights while sampling, and gradients do not pass such.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return network.requires_grad_(False)
-
-
-def read_record(file):
-    """The record in a JSON file, {} if there is none. ValueError if it holds something else."""
-    try:
-        record = json.loads(file.read_text()) if file.is_file() else {}
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise ValueError(f"{file}: not a JSON record; put it back from a copy")
-    return record
-
-
-def is_model(folder):
-    """Whether a folder holds a model. A run has a config.json as well."""
-    try:
-        return "model_type" in read_record(folder / "config.json")
-    except ValueError:
-        return False
-
-
-def base_of(adapter):
-    """The model an adapter was made on: a hub name, or a folder.
-
-    A folder may be named as it is seen from any folder above the adapter. Where it is gone, one of
-    the same name in such a folder is taken, since a run and its base may be moved together, and a
-    line says so. Raises ValueError if there is none.
-    """
-    try:
-        name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    except (TypeError, ValueError, KeyError):
-        name = None
-    if not isinstance(name, str):
-        raise ValueError(f"adapter {adapter}: its adapter_config.json is damaged, or names no "
-                         "base model")
-    parts, known = Path(name).parts, Path(name).is_absolute()
-    ends = [Path(*parts[i:]) for i in range(len(parts) if known else 1)]
-    for place in (above / end for end in ends for above in Path(adapter).resolve().parents):
-        if is_model(place):
-            if known and place != Path(name):
-                print(f"{name} is gone: {place} is taken as the adapter's base", file=sys.stderr)
-            return str(place)
-    if known:
-        raise ValueError(f"adapter {adapter} was made on the model in {name}, which is gone: put "
-                         "that folder back, or a copy of it beside the run")
-    return name
-
-
-def load_tokenizer(model):
-    """The model's tokenizer. Raises OSError, with what to do, if there is no such model."""
-    if (Path(model) / "summary.json").is_file():
-        raise OSError(f"{model} is a run: name one of its iterations, as {model}/iter1")
-    if (Path(model) / "seconds.json").is_file():
-        raise OSError(f"{model} is an iteration, no base: eval.py export makes a model of it")
-    if str(model).count("/") > 1 and not Path(model).exists():  # hub names have at most one slash
-        raise OSError(f"model {model}: there is no such folder")
-    try:
-        AutoConfig.from_pretrained(model, trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except OSError as error:
-        why = str(error).strip().splitlines()[0]
-        raise OSError(f"model {model} cannot be loaded ({why}); name a model folder or a model of "
-                      "the hub; for a gated one ask for access on its page, then run: hf auth "
-                      "login") from None
-    except Exception as error:  # damaged files of a tokenizer raise many kinds
-        raise ValueError(f"model {model} cannot be loaded: its configuration or its tokenizer is "
-                         f"damaged ({type(error).__name__}: {error})") from None
-
-
-def check_adapter(model, folder):
-    """Raise ValueError unless an adapter fits the model and is what its run, if any, wrote."""
-    file = Path(folder) / "adapter_model.safetensors"
-    sha256 = read_record(Path(folder).parent / "figures.json").get("adapter")
-    if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        raise ValueError(f"adapter {folder} is damaged: its content is not what was written; put "
-                         "it back from a copy")
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    expected = {name: tuple(weight.shape) for name, weight in weights.items()}
-    with safe_open(file, "pt") as stored:
-        found = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
-    wrong = sorted({name for name, _ in expected.items() ^ found.items()})  # name or shape differs
-    if wrong:
-        raise ValueError(f"adapter {folder} does not fit the model: {len(wrong)} keys differ, the "
-                         f"first is {wrong[0]}")
 
 
 # ---- text to tokens
@@ -435,11 +250,6 @@ class Chat:
 def printable(text):
     """Text with a question mark for each half of a surrogate pair, which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
-
-
-def visible(text):
-    """Text for a terminal: what would steer it is shown as its code."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text)
 
 
 # ---- keys and values, shared and own
@@ -1389,50 +1199,3 @@ def sample(model, tokenizer, prompts, n=1, *, max_new_tokens, temperature=0.8, t
                   temperature=temperature, top_p=top_p, seed=seed, keys=keys, capacity=capacity,
                   on_end=end, on_token=on_token, skip_too_long=skip_too_long)
     return samples
-
-
-def converse(model, tokenizer, settings):
-    """Answer what is asked, each answer as it is written, until an empty line."""
-    print("An empty line ends the conversation.", file=sys.stderr)
-    turns, chat, stops = [], Chat(tokenizer), stop_tokens(model, tokenizer)
-    while question := input("> ").strip():
-        shown = ""
-
-        def show(text, end=""):
-            nonlocal shown
-            if end or not text.endswith("\ufffd"):  # half of a character
-                print(visible(text[len(shown):]), end=end, flush=True)
-                shown = text
-
-        turns.append(question)
-        (answer,), = sample(model, tokenizer, [turns], **settings, on_token=lambda i, number, ids:
-                            show(chat.written([i for i in ids if i not in stops])))
-        show(answer.text, end=ending(answer))
-        turns.append(answer.text)
-
-
-def ending(answer):
-    return "\n" if answer.finished else f" [cut off after {len(answer.tokens)} tokens]\n"
-
-
-def main(args):
-    names = "max_new_tokens", "temperature", "top_p", "seed"
-    settings = {name: getattr(args, name) for name in names}
-    transformers_logging.disable_progress_bar()  # of loading, and of downloads as well
-    hub_utils.enable_progress_bars()
-    try:
-        model, tokenizer = load(args.model, bits=args.bits)
-        if args.question is None:
-            return converse(model, tokenizer, settings)
-        answers, = sample(model, tokenizer, [args.question], args.n, **settings)
-    except (EOFError, KeyboardInterrupt) as end:
-        sys.exit(print() if isinstance(end, EOFError) else 130)
-    except (OSError, ValueError, SafetensorError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    for number, answer in enumerate(answers, 1):
-        print(f"[{number}] " * (args.n > 1) + visible(answer.text), end=ending(answer))
-
-
-if __name__ == "__main__":
-    main(ARGUMENTS)

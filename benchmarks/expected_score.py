@@ -19,8 +19,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from eval import bootstrap, mean, read_jsonl, same_prompt
+from harness.loading import load
 from prompts import RUBRIC, judge_prompt
-from sampling import Chat, load
+from sampling import Chat
 
 
 @torch.no_grad()

@@ -46,8 +46,9 @@ from harness.checks import meets
 from harness.files import as_example, write_jsonl
 from harness.folder import Run, encoded
 from harness.inputs import given_examples, read_prompts
+from harness.loading import load
 from harness.whole import save_model
-from sampling import Chat, load, sample
+from sampling import Chat, sample
 
 KINDS = ("at most", "question", "first", "no comma", "word")  # of demands, see data/make.py
 SETTINGS = {  # of the runs

@@ -85,7 +85,17 @@ def digest(data):
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
 
 
-# ---- the lines that training reads
+# ---- what was drawn, and the lines that training reads
+
+def as_drawn(chat, sample):
+    """A record of a text that a model drew. What trains is its tokens, as they were drawn.
+
+    It has these "ids" where the text, encoded, would be cut into others.
+    """
+    record = {"text": sample.text, "finished": sample.finished}
+    same = not sample.finished or chat.answer(sample.text) == sample.tokens
+    return record if same else record | {"ids": sample.tokens}
+
 
 def as_pair(kind, prompt_id, prompt, chosen, rejected, ids=(None, None), **figures):
     """A line of pairs.jsonl, which TRL's DPOTrainer reads as it is.

@@ -1,4 +1,6 @@
-"""The command line of eval.py."""
+"""The command lines of eval.py and of sampling.py."""
+import argparse
+
 from harness.settings import Parser
 
 
@@ -79,3 +81,23 @@ def command_line():
         command.add_argument("--seed", type=int, default=0,
                              help="of the draws (default: %(default)s)")
     return parser
+
+
+def conversation_arguments():
+    """What `python sampling.py` is asked for; a mistake ends the program."""
+    parser = argparse.ArgumentParser(description="Ask a model one question, or talk to it.")
+    add = parser.add_argument
+    add("model", help="a hub name, a model folder, or an iteration of a run (runs/x/iter4)")
+    add("question", nargs="?", help="without one: a conversation, which an empty line ends")
+    add("--n", type=int, default=1, help="answers to the question (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    add("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    add("--top-p", type=float, default=0.95, help="mass of the nucleus (default: %(default)s)")
+    add("--bits", type=int, choices=[4, 16, 32], help="default: its run's; 4 on CUDA, else 32")
+    add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    args = parser.parse_args()
+    if (min(args.n, args.max_new_tokens) < 1 or args.temperature < 0 or not 0 < args.top_p <= 1
+            or args.n > 1 and args.question is None):
+        parser.error("--n (1 in a conversation) and --max-new-tokens must be at least 1, "
+                     "--temperature at least 0, --top-p above 0 and at most 1")
+    return args

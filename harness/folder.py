@@ -27,13 +27,14 @@ from harness.clock import after_iteration, after_stage, expected
 from harness.command import barrier
 from harness.files import digest, each_line, read_json, read_jsonl, sha256, write_jsonl, write_whole
 from harness.inputs import SEEDS, ranked_replies, training_prompts
+from harness.loading import load, load_tokenizer
 from harness.records import read_prompts, read_text
 from harness.report import cut_short, drifts, glance, report
 from harness.reward import RewardModel
 from harness.settings import flag
 from harness.training import save_adapter, set_adapter, train
 from harness.unreadable import FirstReplies, Unreadable
-from sampling import Chat, load, load_tokenizer
+from sampling import Chat
 
 FORMAT = 6      # of a run's folder; runs of another are not resumed
 BLOCK = 4096    # samples drawn together; a block that a crash cut short is drawn again

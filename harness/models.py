@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 import prompts as words
 from harness.files import iterations, read_json, read_jsonl
+from harness.loading import load, load_tokenizer
 from harness.records import read_prompts, read_text
 from harness.settings import read_preset
-from sampling import load, load_tokenizer, sample
+from sampling import sample
 
 
 def drawn(model, tokenizer, prompts, label, max_new_tokens, keep=None, **settings):

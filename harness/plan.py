@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from dpo import world
 from harness.clock import duration, end_of
 from harness.folder import Run
+from harness.loading import read_record
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
 from harness.unreadable import Unreadable, first_prompts
-from sampling import read_record
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take

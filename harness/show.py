@@ -3,8 +3,8 @@ import itertools
 import textwrap
 from pathlib import Path
 
+from harness.conversation import visible
 from harness.files import iterations, read_jsonl
-from sampling import visible
 
 
 def show(args):

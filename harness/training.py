@@ -161,7 +161,7 @@ def set_adapter(model, folder, sha256=None):
     """Put the adapter in `folder` in the place of the model's own.
 
     sha256: of its file as it was written, if known. Raises ValueError for a file that is missing,
-    damaged, or not that one. (sampling.load checks adapters that come from outside.)
+    damaged, or not that one. (harness.loading checks adapters that come from outside.)
     """
     try:
         content = (Path(folder) / "adapter_model.safetensors").read_bytes()

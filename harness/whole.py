@@ -13,8 +13,9 @@ from peft import PeftModel
 
 from dpo import answer_logps
 from harness.files import read_jsonl
+from harness.loading import base_of, check_adapter
 from harness.models import load_alone, own_settings
-from sampling import Chat, base_of, check_adapter
+from sampling import Chat
 
 ANSWERS = 32  # held-out answers whose log-probabilities are compared
 

@@ -25,7 +25,8 @@ from transformers import (  # noqa: E402
 )
 
 from dpo import add_lora, trainable  # noqa: E402
-from sampling import Chat, load  # noqa: E402
+from harness.loading import load  # noqa: E402
+from sampling import Chat  # noqa: E402
 
 TINY = Path(__file__).parent.parent / "tiny"
 torch.set_num_threads(1)

@@ -46,7 +46,8 @@ from dpo import (
     train_sft,
     trainable,
 )
-from sampling import Chat, load
+from harness.loading import load
+from sampling import Chat
 
 ONE = {"answer_ids": [1]}  # an example of one token
 

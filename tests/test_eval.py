@@ -46,9 +46,10 @@ from eval import (
 )
 from harness import drawing, export, models
 from harness.files import write_jsonl, write_whole
+from harness.loading import load
 from harness.report import cut_short, drifts, in_a_sentence, report, table
 from harness.training import save_adapter
-from sampling import load, sample
+from sampling import sample
 
 ROOT = Path(__file__).parent.parent
 

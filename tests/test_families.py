@@ -24,7 +24,8 @@ import dpo
 import sampling
 from benchmarks.families import COMMON, FAMILIES, VOCABULARY, random_family, row
 from dpo import answer_logps, can_pack, pair_logps, trainable
-from sampling import load, sample_tokens
+from harness.loading import load
+from sampling import sample_tokens
 
 BEGINNING = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 PROMPTS = [[5, 6, 7], [*BEGINNING, 20], [*BEGINNING, 21, 22, 23], [*BEGINNING, 24, 25], [40],

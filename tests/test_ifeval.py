@@ -11,8 +11,8 @@ from if_verifiable.common import get_loose_transformations
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
 import eval
+from harness.loading import load
 from harness.training import save_adapter
-from sampling import load
 
 ASKED = {  # of the tiny model; some are met, some are not, and some only by the loose reading
     "punctuation:no_comma": {},

@@ -46,9 +46,10 @@ import metareward
 from eval import read_jsonl
 from harness import inputs
 from harness.folder import fingerprint
+from harness.loading import load
 from harness.report import FIGURES
 from prompts import judge_prompt, meta_judge_prompt
-from sampling import Chat, Sample, load, sample
+from sampling import Chat, Sample, sample
 
 ROOT = TINY.parent
 

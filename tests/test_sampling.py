@@ -47,6 +47,8 @@ from transformers import (
 
 import sampling
 from dpo import add_lora
+from harness.conversation import converse
+from harness.loading import load
 from harness.training import save_adapter
 from sampling import (
     Chat,
@@ -55,7 +57,6 @@ from sampling import (
     close_gaps,
     draw,
     first_wave,
-    load,
     make_rows,
     sample,
     shared_groups,
@@ -1143,7 +1144,7 @@ def test_an_adapter_that_a_run_did_not_write_is_refused(iteration, tmp_path):
                        match="iter1/adapter is damaged: its content is not what was written"):
         load(str(tmp_path / "iter1"))
     (tmp_path / "iter1" / "figures.json").write_text("[")
-    with pytest.raises(ValueError, match="iter1/figures.json: not a JSON record"):
+    with pytest.raises(ValueError, match="iter1/figures.json: not JSON"):
         load(str(tmp_path / "iter1"))
 
 
@@ -1375,7 +1376,7 @@ def test_the_conversation_is_streamed(tiny, monkeypatch, capsys):
     questions, pieces = iter(["How do I plant a tree?", ""]), []
     monkeypatch.setattr("builtins.input", lambda prompt: next(questions))
     monkeypatch.setattr("builtins.print", lambda text, **more: pieces.append(text))
-    sampling.converse(*tiny, {"max_new_tokens": 40, "seed": 3})
+    converse(*tiny, {"max_new_tokens": 40, "seed": 3})
     answer = sample(*tiny, [["How do I plant a tree?"]], max_new_tokens=40, seed=3)[0][0]
     assert "".join(pieces[1:]) == answer.text and len(pieces) > 20
 

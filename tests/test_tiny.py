@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from eval import read_jsonl, truth
 from harness.inputs import read_prompts
+from harness.loading import load
 from prompts import RUBRIC as GENERAL_RUBRIC
 from prompts import compare_prompt, fill, judge_prompt, meta_judge_prompt, parse_score, parse_winner
-from sampling import load, sample
+from sampling import sample
 from tiny import make
 from tiny.world import CHECKS, ELEMENTS, FAMILIES, MARKS, PADDING, QUESTIONS, RUBRICS, WORDING
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import metareward
 from eval import read_jsonl
-from harness.files import as_example, as_pair
+from harness.files import as_drawn, as_example, as_pair
 from harness.folder import encoded
 from sampling import Chat, Sample, sample, stop_tokens
 
@@ -165,7 +165,7 @@ def test_the_ids_that_train_are_the_ids_that_were_drawn(chat):
     chance = random.Random(0)
     wild = [drawn_at_random(chat, chance) for _ in range(200)]
     tame = [ids for ids in map(chat.answer, TEXTS) if chat.tokenizer.unk_token_id not in ids]
-    records = [metareward.as_drawn(chat, Sample(chat.written(ids[:-1]), ids, True))
+    records = [as_drawn(chat, Sample(chat.written(ids[:-1]), ids, True))
                for ids in wild + tame]
     assert sum("ids" in record for record in records[:200]) > 50
     assert not any("ids" in record for record in records[200:])
@@ -217,7 +217,7 @@ def test_the_end_tokens_of_a_model_are_none_of_its_text():
         assert one.finished == (one.tokens[-1] in stops)
         assert one.text == chat.written(one.tokens[:-1] if one.finished else one.tokens)
         assert not any(mark in one.text for mark in ("<|user|>", "<sop>", "<|assistant|>"))
-        kept = metareward.as_drawn(chat, one).get("ids")
+        kept = as_drawn(chat, one).get("ids")
         seen[one.finished, kept is None] += 1
         assert kept in (None, one.tokens) and (one.finished or kept is None)
     assert seen[True, False] > 20

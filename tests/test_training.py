@@ -18,8 +18,8 @@ import dpo
 import harness.training
 from dpo import pair_logps, train_dpo, train_sft, trainable
 from harness.files import read_jsonl
+from harness.loading import load
 from harness.training import save_adapter, set_adapter, set_reference, train
-from sampling import load
 
 # ---- what it leaves
 

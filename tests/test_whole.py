@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval
 from harness.files import write_jsonl
+from harness.loading import base_of, load
 from harness.training import save_adapter
-from sampling import base_of, load, sample
+from sampling import sample
 
 QUESTIONS = ["How do I plant a tree?", "Why does bread rise?", "How do I store fresh herbs?"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sampling import Chat, load
+from harness.loading import load
+from sampling import Chat
 
 TINY = Path(__file__).parents[2] / "tiny"
 PAIRS = [

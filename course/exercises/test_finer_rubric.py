@@ -10,9 +10,10 @@ import pytest
 
 from eval import read_jsonl, truth
 from exercises.loop import TINY, first_lines, run
+from harness.loading import load_tokenizer
 from metareward import parse_settings
 from prompts import fill, judge_prompt, parse_score
-from sampling import Chat, load_tokenizer
+from sampling import Chat
 from tiny import make
 from tiny.world import PADDING
 

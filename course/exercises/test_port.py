@@ -9,7 +9,8 @@ import pytest
 
 from eval import read_jsonl
 from exercises.loop import run
-from sampling import Chat, load, sample
+from harness.loading import load
+from sampling import Chat, sample
 
 REPLIES = ["Yes, of course.", "No."]
 
