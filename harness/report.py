@@ -82,6 +82,7 @@ TRAINING = {  # the same of train.jsonl
 }
 # Where the paper's second iteration stood, after which it trained the judge no more.
 STOPPED = {"position": 0.68, "higher": 0.98, "mean": 4.7 / 5}
+AS_FAR = "They are measured as far as they go: raise --max-answer-tokens"
 CUT_OFF = 0.1  # share of the held-out answers above which a warning says so
 SHOWN = 6  # prompts of each iteration whose samples the page shows
 
@@ -163,8 +164,8 @@ def cut_short(record):
     if rate is None or rate <= CUT_OFF:
         return []
     actor = record["actor"]
-    return [f"M_{record['iteration']}: {actor['cut_off']} of {actor['answers']} held-out answers "
-            "were cut off, and are measured as far as they go: raise --max-answer-tokens"]
+    return [f"M_{record['iteration']}: {actor['cut_off']} of {actor['answers']} held-out answers. "
+            f"{AS_FAR}"]
 
 
 # ---- the run in a sentence
@@ -461,8 +462,7 @@ truth does; the meta-judge, the share of comparisons it gives to the judgment wh
 to the truth. Prefers the first: 50 % would be no bias. Agreement: Kendall's tau, 1 for the same
 order, 0 for none in common, -1 for the reverse. With length: Spearman's correlation over M_0's
 held-out answers. docs/reading-the-figures.md explains every figure.</small></p>"""
-SENTENCE, PLOTS, SHORT = "The sentence", "Plots", "Cut off"
-DRIFT, ANSWERS = "Drift", "One prompt, every model"
+SENTENCE, PLOTS, DRIFT, ANSWERS = "The sentence", "Plots", "Drift", "One prompt, every model"
 OTHERWISE = "Texts that encoding would cut otherwise than they were drawn"
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, ImportError)
 
@@ -543,7 +543,6 @@ def contents(run, records, settings, notes):
     opening = attempt("Plots", lambda: first_plots(records), notes) or []
     yield SENTENCE, lambda: html.escape(in_a_sentence(records, settings))
     yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
-    yield SHORT, lambda: notice(SHORT, [line for record in records for line in cut_short(record)])
     yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
     yield ANSWERS, lambda: one_prompt(run, records, notes)
     yield "All figures", lambda: html_table(["", *models(records)],
@@ -568,20 +567,22 @@ def warnings(records, max_score):
 
 
 def cut_off_line(records):
-    """How many answers of each model were cut off, below the first plots."""
+    """How many answers of each model were cut off, below the first plots; if many, with advice."""
     counts = [(record["iteration"], record["actor"]) for record in records
               if look_up(record, "actor.cut_off_rate") is not None]
     told = ", ".join(f"M_{t} {actor['cut_off']:,} of {actor['answers']:,}" for t, actor in counts)
+    if any(map(cut_short, records)):
+        return notice("Held-out answers cut off", [f"{told}. {AS_FAR}"])
     return f"<p><small>Held-out answers cut off: {told}.</small></p>" if told else ""
 
 
 def page(settings, sections, notes):
     """The whole page. sections: {title: its HTML}; those that do not open it are folded."""
     model, seed = (settings.get(name, "unknown") for name in ("model", "seed"))
-    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, SHORT, DRIFT, ANSWERS)}
+    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, DRIFT, ANSWERS)}
     answers = f"<h2>{ANSWERS}</h2>{top[ANSWERS]}" if top[ANSWERS] else ""
     folds = "".join(f"<details><summary><h2>{html.escape(title)}</h2></summary>{body}</details>"
                     for title, body in sections.items())
     return shell(f"{method_of(settings)}: {model}, seed {seed}",
-                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[SHORT]}{top[DRIFT]}'
+                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[DRIFT]}'
                  f'{notice("Missing from this page", notes)}{answers}{folds}')
