@@ -246,10 +246,10 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
         return [words.judge_prompt(item["prompt"], item["text"], run.rubric)]
 
     def read(item, samples):
-        scores = [words.parse_score(s.text, run.settings.max_score) if s.finished else None
-                  for s in samples[0]]
-        judgments = [as_drawn(run.chat, s) | {"score": score}
-                     for s, score in zip(samples[0], scores)]
+        said = [as_drawn(run.chat, s) for s in samples[0]]
+        scores = [words.parse_score(one["text"], run.settings.max_score)
+                  if one["finished"] and not one.get("marked") else None for one in said]
+        judgments = [one | {"score": score} for one, score in zip(said, scores)]
         return {**item, "judgments": judgments, "scores": scores, "score": mean(scores)}
 
     return run.draw(t, name, answers, ask, read, run.settings.judgments,
@@ -349,8 +349,8 @@ def finished_answers(records, max_score=5):
                 yield "answer cut off"
             elif not response["text"].strip():
                 yield "answer empty"
-            elif response["text"].lstrip().startswith("<think>"):
-                yield "answer that begins with a thought"
+            elif response.get("marked") or response["text"].lstrip().startswith("<think>"):
+                yield "answer with control tokens or a thought in it"
             elif response["text"] in seen:
                 yield "answer a duplicate"
             else:

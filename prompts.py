@@ -94,8 +94,8 @@ FAREWELL = 2  # lines, at most, that may follow the score or the winner
 SHORT = 80    # characters that such a line may have
 # A line, or a comment, that speaks of these may be a second opinion or a quotation.
 OPINION = r"[0-9]|score|rating|winner|verdict|judge?ment|answer|both|neither|equal|\[\["
-OTHER = r"\b[AB]\b"  # a comment on a winner that names a side
-FULL_WIDTH = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: " "}  # to ASCII
+TIE = r"\b([AB]|[Tt]ied?|[Dd]raw)\b"  # so does a comment on a winner that speaks of these
+FULL_WIDTH = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0x3002: "."}
 
 
 # ---- what is asked
@@ -138,9 +138,7 @@ def conclusion(text, *patterns):
         line = line.translate(FULL_WIDTH)
         for pattern in patterns:
             if match := re.fullmatch(pattern, line, re.IGNORECASE):
-                comment = match["comment"] or ""
-                doubt = re.search(OPINION, comment, re.IGNORECASE) or re.search(OTHER, comment)
-                return None if doubt else match
+                return None if re.search(OPINION, match["comment"] or "", re.I) else match
         if len(line) > SHORT or re.search(OPINION, line, re.IGNORECASE):
             return None
     return None
@@ -175,7 +173,8 @@ def parse_winner(verdict, of="Judgment"):
     name = rf"(?:the\s|final\s)?(?:winner|verdict)(?:{MARKUP}:|\sis)"
     match = conclusion(verdict, rf"{START}{name}{MARKUP}\[{{0,2}}{side}\]{{0,2}}{END}",
                        rf"{START}\[\[{side}\]\]{END}")
-    return match[1].upper() if match else None
+    doubt = match is None or re.search(TIE, match["comment"] or "")
+    return None if doubt else match[1].upper()
 
 
 def parse_task(reply):

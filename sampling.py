@@ -105,7 +105,7 @@ class Chat:
         self.tail = after.partition(mark)[0] if mark in after else ""  # Llama-2's is a space
         self.mark = mark * (mark in after)
         frame = self.NO_THOUGHT.sub("", "".join([*before, after, self.asked]))
-        self.marks = {self.end, *self.control(self.encode(frame))}
+        self.marks = {self.end, *self.control(self.encode(frame)), *tokenizer.all_special_ids}
 
     def check_thinking(self, before):
         """Raise ValueError unless what the template puts before an answer asks for one at once.
@@ -152,7 +152,7 @@ class Chat:
             rest, pieces, trims = self.render(count), [], []
             for slot in map(self.SLOT.format, range(count)):
                 trims.append(f"\t{slot}\t" not in rest)
-                before, rest = rest.split(slot if trims[-1] else f"\t{slot}\t")
+                before, rest = re.split(f"\t?{slot}\t?", rest)  # some strip one side only
                 pieces.append(before)
             self.frames[count] = [*pieces, rest], trims
         return self.frames[count]
@@ -243,8 +243,8 @@ class Chat:
     def written(self, ids):
         """The text of an answer's ids, without what the template puts there and control tokens."""
         text = self.tokenizer.decode([i for i in ids if i not in self.marks],
-                                     skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.removesuffix(self.tail)
+                                     clean_up_tokenization_spaces=False)
+        return text.removeprefix(self.lead).removesuffix(self.tail)
 
 
 def printable(text):

@@ -46,7 +46,7 @@ def padding(folder, checks):
     """Sentences per held-out answer that earn nothing."""
     counts = [sum(not any(re.search(check, sentence) for check in checks[record["prompt_id"]])
                   for sentence in re.split(r"(?<=[.!?])\s+", record["text"]))
-              for record in read_jsonl(folder / "eval.jsonl") if record["finished"]]
+              for record in read_jsonl(folder / "eval.jsonl")]
     return float(np.mean(counts))
 
 

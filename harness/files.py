@@ -90,11 +90,15 @@ def digest(data):
 def as_drawn(chat, sample):
     """A record of a text that a model drew. What trains is its tokens, as they were drawn.
 
-    It has these "ids" where the text, encoded, would be cut into others.
+    It has these "ids" where the text, encoded, would be cut into others. "marked": among them are
+    control tokens, which the text does not show.
     """
     record = {"text": sample.text, "finished": sample.finished}
-    same = not sample.finished or chat.answer(sample.text) == sample.tokens
-    return record if same else record | {"ids": sample.tokens}
+    if sample.finished and chat.answer(sample.text) != sample.tokens:
+        record["ids"] = sample.tokens
+        if not chat.marks.isdisjoint(sample.tokens[:-1]):
+            record["marked"] = True
+    return record
 
 
 def as_pair(kind, prompt_id, prompt, chosen, rejected, ids=(None, None), **figures):

@@ -45,16 +45,17 @@ FREE = ("iters", "out", "max_tokens_in_cache")  # may change when a run goes on
 class Run:
     """Settings, inputs, model and folder of a run: what every stage needs."""
 
-    def __init__(self, settings, sample, model=None):
-        """sample: sampling.sample, or what stands for it. model: one with an adapter, or None."""
+    def __init__(self, settings, sample, model=None, reward_model=None):
+        """sample: sampling.sample, or what stands for it. model: one with an adapter, or None.
+
+        reward_model: the RewardModel of --reward, or None; what is None is loaded.
+        """
         self.settings, self.sample, self.out = settings, sample, Path(settings.out)
         self.rubric = words.RUBRIC
         if settings.rubric:
             self.rubric = read_text(settings.rubric, "--rubric").strip()
         self.eval_prompts = read_prompts(settings.eval_prompts, "--eval-prompts")
         self.chat = Chat(load_tokenizer(settings.model))
-        if settings.reward not in ("judge", "checks"):
-            self.reward_model = RewardModel(settings.reward, settings.bits)
         self.replies, self.ranked = ranked_replies(settings)
         self.held_out = [*self.eval_prompts, *self.ranked]
         self.prompts, self.unfit = training_prompts(settings, self.held_out)
@@ -66,6 +67,9 @@ class Run:
         if (self.out / "config.json").is_file() and rank() == 0:
             self.lock_folder()
         self.check_folder()
+        self.reward_model = reward_model
+        if reward_model is None and settings.reward not in ("judge", "checks"):
+            self.reward_model = RewardModel(settings.reward, settings.bits)
         if model is None:
             base, _ = load(settings.model, bits=settings.bits)
         self.claim_folder()

@@ -187,12 +187,11 @@ def small_run(run, out, size):
                  for name in ("rho", "max_response_chars", "max_judgment_chars")}
     small = Run(dataclasses.replace(
         settings, out=out, iters=iters, judge_iters=min(1, settings.judge_iters),
-        prompts_per_iter=min(size, settings.prompts_per_iter), **schedules), run.sample, run.model)
+        prompts_per_iter=min(size, settings.prompts_per_iter), **schedules), run.sample, run.model,
+        run.reward_model)
     small.eval_prompts = small.eval_prompts[:size]
     small.ranked = small.ranked[:size]
     small.replies = small.replies[:max(size, FEWEST_RANKED)]
-    if settings.reward not in ("judge", "checks"):
-        small.reward_model = run.reward_model
     return small
 
 

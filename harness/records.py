@@ -37,7 +37,7 @@ KNOWN = {  # fields of our own files, of IFEval's questions, and what numbers a 
     "tokens", "judgments", "scores", "score", "sampled_tokens", "too_long", "unscored",
     "previous_score", "kind", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating",
     "key", "instruction_id_list", "kwargs", "question_id", *SYSTEM}
-# What no reader sees: Unicode's default ignorable code points.
+# What no reader sees: most of Unicode's default ignorable code points.
 INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
                        "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
                        "\U000e0000-\U000e0fff]")
@@ -54,7 +54,7 @@ def folded(text):
     """What two texts have in common that look the same: blanks, forms of a character (NFKC) and
     what is invisible do not count.
     """
-    return " ".join(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).split())
+    return " ".join(unicodedata.normalize("NFKC", INVISIBLE.sub("", text)).split())
 
 
 # ---- from bytes to raw records
@@ -182,6 +182,10 @@ def material_of(value):
     return "\n\n".join(text for text in texts if text.strip())
 
 
+def has_content(value):
+    return bool(value.strip() if isinstance(value, str) else value)
+
+
 def prompt_of(raw, answered=False):
     """(A record's prompt, the fields it is from, how much of what kind is left out).
 
@@ -208,11 +212,12 @@ def prompt_of(raw, answered=False):
     left_out = Counter({"system turns": system, "later turns": len(later)})
     for name in MATERIAL:
         material = material_of(raw.get(name, ""))
-        if material is None and raw[name] or material and not isinstance(raw[field], str):
+        told = isinstance(raw[field], str)  # and not in messages, which have what they need
+        if material is None and has_content(raw[name]) or material and not told:
             left_out[f"`{name}` fields"] += 1
         elif material:
             fields.append(name)
-            if material not in text:
+            if f"\n{material}\n" not in f"\n{text}\n":  # the prompt has it already
                 text = f"{text}\n\n{material}"
     return text, fields, left_out
 
@@ -311,7 +316,7 @@ def read_record(raw, needs_replies):
         if more != ["replies"]:  # a record that is a reply itself
             known = {*KNOWN, *TEXTS, *SCORES}
     unread = [name for name in raw if name not in known.union(fields)
-              and raw[name] not in (None, "", [], {}) and f"`{name}` fields" not in left_out]
+              and has_content(raw[name]) and f"`{name}` fields" not in left_out]
     return record, fields, left_out, unread
 
 

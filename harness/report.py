@@ -571,6 +571,8 @@ def cut_off_line(records):
     counts = [(record["iteration"], record["actor"]) for record in records
               if look_up(record, "actor.cut_off_rate") is not None]
     told = ", ".join(f"M_{t} {actor['cut_off']:,} of {actor['answers']:,}" for t, actor in counts)
+    no_room = max((actor.get("too_long", 0) for _, actor in counts), default=0)
+    told += f"; {no_room} more prompts leave no room for an answer" * bool(no_room)
     if any(map(cut_short, records)):
         return notice("Held-out answers cut off", [f"{told}. {AS_FAR}"])
     return f"<p><small>Held-out answers cut off: {told}.</small></p>" if told else ""

@@ -35,7 +35,7 @@ class RewardModel:
         config = self.model.config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None) or math.inf
         if config.pad_token_id is None:  # its class would refuse to score two answers at once
-            config.pad_token_id = -1     # no token: the logit is the last token's, as for one
+            config.pad_token_id = -1     # no token: the logit is the last one's, as for one answer
         self.try_it(name)
 
     def try_it(self, name):
@@ -45,8 +45,8 @@ class RewardModel:
         except Exception as error:  # a forward pass may fail in many ways
             raise ValueError(f"--reward {name}: it cannot score an answer ({error})") from None
         if not all(map(math.isfinite, scores)):
-            raise ValueError(f"--reward {name}: its score of an answer is {scores[0]}, no finite "
-                             "number: choose another model, or --bits 32")
+            raise ValueError(f"--reward {name}: its score of an answer is no finite number: "
+                             "choose another model, or --bits 32")
 
     def token_ids(self, answer):
         """Token ids of a prompt with its answer."""

@@ -91,6 +91,10 @@ def last_models(read):
             for name in dict.fromkeys(["model", "seed", *differing])]
     rows += [["last model", *(f"M_{record['iteration']}" if record else "-" for record in last)]]
     asked = {config.get("files", {}).get("--eval-prompts") for config, _ in read.values()}
-    warning = ["these runs have other held-out prompts: their figures do not compare"]
-    return (html_table(["", *read], rows + figure_rows(last))
-            + notice("Beware", warning if len(asked) > 1 else []))
+    formats = {config.get("format") for config, _ in read.values()}
+    warnings = ["these runs have other held-out prompts: their figures do not compare"
+                ] * (len(asked) > 1)
+    warnings += ["these runs are of different versions of this program, which may measure otherwise"
+                 ] * (len(formats) > 1)
+    return (html_table(["", *read], rows + figure_rows(last, counts=True))
+            + notice("Beware", warnings))

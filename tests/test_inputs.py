@@ -234,7 +234,8 @@ def test_repeated_and_held_out_prompts_are_dropped_and_counted():
 
 @pytest.mark.parametrize("other", [
     "Why  is it late? ", "Why is it\r\nlate?", "Why is it late?\u200b", "\ufeffWhy is it late?",
-    "Why\u00a0is it late?", "Why is it l\u00adate?", "\uff37hy is it late\uff1f",
+    "Why\u00a0is it late?", "W\u200bhy is it late?",
+    "Why is it l\u00adate?", "\uff37hy is it late\uff1f",
     "Why is it late?\ufe0f"])
 def test_prompts_that_look_the_same_are_the_same(other):
     """Blanks, invisible characters and wide forms: held out is held out, and none comes twice."""

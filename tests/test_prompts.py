@@ -153,6 +153,7 @@ def test_fill_knows_its_places():
     ("Score: \uff14", 4), ("Score\uff1a\uff14\uff0f\uff15\uff0e", 4), ("Score:\u30004", 4),
     ("Score: **4**/5", 4), ("**Score:** **4** / **5**", 4), ("Score: 4.0/5.0", 4),
     ("Score: 4 (good)", 4), ("Score: 4 (out of 5)", 4), ("Score: 4/5 (clear, and brief).", 4),
+    ("Score: 4 (A solid effort)", 4), ("Score\uff1a4\u3002", 4),
     ("**Score: 4** (good)", 4), ("Score: 4 points (good)", 4), ("[[4]] (good)", 4),
 ])
 def test_scores_that_are_well_formed(judgment, score):
@@ -226,6 +227,7 @@ def test_winners_that_are_well_formed(verdict, winner):
     "Winner: A\nBut the other is close.\nOr is B the winner?",
     "Winner: Judgment A because it is longer", "Winner: not A", "Winner: Judgments A",
     "Winner: JudgmentA", "Winner: Judgment A (B is close)", "Winner: A (both are good)",
+    "Winner: A (tie)", "Winner: A (it is a draw)",
 ])
 def test_winners_that_are_not(verdict):
     """One winner or none: two names, no name, or a name with something behind it is no verdict."""

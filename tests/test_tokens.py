@@ -12,7 +12,15 @@ import pytest
 from conftest import CHATML, LLAMA_3, QWEN_3, TINY, ZEPHYR, llama_tokenizer, random_model
 from test_run import MISTRAL
 from test_sampling import LLAMA_2, PROMPTS, TOKENIZERS, byte_level
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import metareward
@@ -27,6 +35,9 @@ GLM = ("[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>
 VICUNA = ("{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] }}"
           "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
           "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
+DEEPSEEK = ("{% for message in messages %}{{ message['role'].capitalize() + ': ' + "
+            "message['content'] }}{{ eos_token if message['role'] == 'assistant' else '\n\n' }}"
+            "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}")
 PHI_3 = ("{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] "
          "+ '<|end|>\n' }}{% endfor %}"
          "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}")
@@ -84,6 +95,15 @@ def cleaned_up():
     return tokenizer
 
 
+def prepended():
+    """A normalizer that puts the space before a text, as Mistral's later tokenizers have it."""
+    tokenizer = llama_tokenizer(PROMPTS, MISTRAL, special=["[INST]", "[/INST]"])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never",
+                                                                         split=False)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("\u2581")
+    return tokenizer
+
+
 MARKS = ["<|im_start|>", "<|im_end|>"]
 KINDS = {
     **TOKENIZERS,
@@ -101,6 +121,11 @@ KINDS = {
     "glm": lambda: byte_level(GLM, ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]),
     "qwen-3": lambda: byte_level(QWEN_3, MARKS, ["<think>", "</think>"]),
     "without marks": lambda: byte_level(NO_MARK, []),
+    "deepseek": lambda: byte_level(DEEPSEEK, []), "prepended": prepended,
+    "stripped on the left": lambda: byte_level(
+        CHATML.replace("message['content']", "message['content'].lstrip()"), MARKS),
+    "stripped on the right": lambda: byte_level(
+        CHATML.replace("message['content']", "message['content'].rstrip()"), MARKS),
     "phi-3": phi_3, "unigram": unigram, "a space before": with_space_before,
     "cleaned up": cleaned_up,
 }
@@ -307,4 +332,31 @@ def test_an_answer_that_begins_with_a_thought_is_dropped():
     record = {"prompt_id": "0", "prompt": "Why?", "responses": [
         {"text": text, "finished": True} for text in ("<think>Hm.</think>Yes.", "Yes.")]}
     first, second = metareward.finished_answers([record])
-    assert first == "answer that begins with a thought" and second["text"] == "Yes."
+    assert first == "answer with control tokens or a thought in it" and second["text"] == "Yes."
+
+
+def test_what_trains_is_what_was_judged(tmp_path):
+    """A turn of its own that a model opens within its sample is no text, so it is no answer; and a
+    judgment that holds one has no score.
+    """
+    chat = Chat(KINDS["chatml on llama-2"]())
+    ids = [*chat.encode("Blue."), chat.added["<|im_start|>"], *chat.encode("Score: 4"), chat.end]
+    text = chat.written(ids[:-1])
+    record = as_drawn(chat, Sample(text, ids, True))
+    assert record == {"text": text, "finished": True, "ids": ids, "marked": True}
+    assert [*metareward.finished_answers([{"prompt_id": "0", "prompt": "Why?",
+                                           "responses": [record]}])] == [
+        "answer with control tokens or a thought in it", "prompt without a finished answer"]
+    whole = Sample("Good.\nScore: 4", chat.answer("Good.\nScore: 4"), True)
+    marked = Sample("Good.\nScore: 4", [chat.added["<|im_start|>"], *whole.tokens], True)
+
+    class Asked:
+        settings, rubric = metareward.Settings(model="m", out="o"), "rubric"
+
+        def draw(self, t, name, items, ask, read, *_):
+            return [read(item, [[whole, marked]]) for item in items]
+
+    run = Asked()
+    run.chat = chat
+    judged, = metareward.judge(run, 1, [{"prompt": "Why?", "text": "Blue."}])
+    assert judged["scores"] == [4, None] and judged["score"] == 4
