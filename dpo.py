@@ -47,6 +47,7 @@ from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 # cuDNN plans each shape of attention anew, and shapes hardly ever repeat here.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -511,6 +512,7 @@ class Budget:
                   f"{self.tokens} tokens", file=sys.stderr)
         elif self.model.training and not self.recomputing:
             self.recompute()
+            train_without_noise(self.model)
             print("out of memory: training goes on with gradient checkpointing, which is slower",
                   file=sys.stderr)
         else:
@@ -645,14 +647,25 @@ def learning_rate(step, total, peak, warmup=0.1):
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def train_without_noise(model):
+    """Training mode with neither dropout nor jitter, so that the policy begins as its reference.
+
+    Layers ask for these where they are in training mode. So none is, but those that are computed
+    again in the backward pass, which they would not be otherwise. (Falcon's and BLOOM's drop out by
+    themselves then, if their configuration says so.)
+    """
+    for module in model.modules():
+        module.training = module is model or (isinstance(module, GradientCheckpointingLayer)
+                                              and module.gradient_checkpointing)
+
+
 def train(model, examples, held_out, compute, *, epochs, batch_size, lr, seed=0, state=None):
     """Train the model's adapter, and leave in the model what the best epoch made of it.
 
     compute(list of examples) returns (losses (B,), figures: name -> (B,)). Yields a record, a dict
     of figures, after each step and after each epoch; an epoch's has "held_out_loss" if anything is
     held out. The best epoch has the lowest, or is the last one. AdamW without decay, a cosine
-    schedule with warm-up, gradients clipped to norm 1; `seed` orders the examples. No dropout, so
-    that the policy begins as its reference.
+    schedule with warm-up, gradients clipped to norm 1; `seed` orders the examples.
 
     state: a State to go on from, None for a new one. It may be saved after any record; a training
     that goes on from it ends, on a CPU, with the same bits as one that never stopped.
@@ -660,14 +673,11 @@ def train(model, examples, held_out, compute, *, epochs, batch_size, lr, seed=0,
     """
     if not examples or epochs < 1 or batch_size < 1:
         raise ValueError("examples must not be empty, and epochs and batch_size must be at least 1")
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     state = state or State(model)
     steps = math.ceil(len(examples) / batch_size)  # per epoch
     budget = Budget(model, [*examples, *held_out])
     while state.epoch < epochs:
-        model.train()
+        train_without_noise(model)
         order = np.random.default_rng([seed, state.epoch]).permutation(len(examples))
         for nth in range(state.step - state.epoch * steps, steps):
             batch = [examples[i] for i in order[nth * batch_size: (nth + 1) * batch_size]]

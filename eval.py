@@ -14,6 +14,7 @@ many. Left out: leaderboards. A model's opinion of itself is not evidence, and n
 pretends that it is.
 """
 import functools
+import itertools
 import math
 import os
 import sys
@@ -36,13 +37,13 @@ from harness.files import by_prompt, read_jsonl, write_jsonl
 from harness.ifeval import ifeval
 from harness.inputs import read_prompts
 from harness.labelled import judge
-from harness.loading import load_tokenizer
+from harness.loading import adapter_of, load_tokenizer
 from harness.models import (
     answers_of,
     comparison_table,
+    file_of,
     judge_both_orders,
     load_alone,
-    own_settings,
     repeat,
 )
 from harness.settings import HERE
@@ -201,6 +202,12 @@ def tau_b(a, b):
 
 # ---- the three roles
 
+def order(a, b):
+    """1 if a is larger, -1 if b is, 0 for a tie; sums in another order differ in the last digits.
+    """
+    return 0.0 if abs(a - b) < 1e-9 else float(np.sign(a - b))
+
+
 def truth(checks, text):
     """How many of the checks an answer meets: regular expressions, or verifiers by name."""
     return sum(meets(check, text) for check in checks)
@@ -238,7 +245,7 @@ def kendall(name, answers, *scores):
     is None is left out.
     """
     both = [answer for answer in answers if None not in [score(answer) for score in scores]]
-    orders = [[np.sign(score(a) - score(b)) for score in scores] for a, b in same_prompt(both)]
+    orders = [[order(score(a), score(b)) for score in scores] for a, b in same_prompt(both)]
     return {name: tau_b(*np.transpose(orders)) if orders else None, f"{name}_count": len(orders)}
 
 
@@ -257,11 +264,11 @@ def measure_judge(answers):
     scored = [answer for answer in answers if answer["score"] is not None]
     ties, right = [], []
     for a, b in same_prompt(scored):
-        order = np.sign(a["score"] - b["score"])
-        ties.append(float(order == 0))
+        mine = order(a["score"], b["score"])
+        ties.append(float(mine == 0))
         if a.get("truth") != b.get("truth"):
-            true_order = np.sign(a["truth"] - b["truth"])
-            right.append((a["prompt_id"], 0.5 + 0.5 * order * true_order))
+            theirs = order(a["truth"], b["truth"])
+            right.append((a["prompt_id"], 0.5 + 0.5 * mine * theirs))
     counts = Counter(score for score in scores if score is not None)
     figures = {**counted("valid_rate", [float(score is not None) for score in scores]),
                **counted("mean_score", scores), **counted("ties", ties),
@@ -296,7 +303,7 @@ def measure_people(answers):
     scored = [answer for answer in answers if answer["score"] is not None]
     alike, untied = [], []
     for a, b in same_prompt(scored):
-        mine, theirs = np.sign(a["score"] - b["score"]), np.sign(b["rank"] - a["rank"])
+        mine, theirs = order(a["score"], b["score"]), order(b["rank"], a["rank"])
         alike.append(float(mine == theirs))
         if mine and theirs:
             untied.append((a["prompt_id"], float(mine == theirs)))
@@ -419,12 +426,12 @@ def measure_comparisons(records):
 def compare(args):
     """`eval.py compare A B --judge MODEL`."""
     sources = {"A": args.a, "B": args.b}
-    files = [*sources.values(), *(own_settings(source).get("eval_prompts", "none")
-                                  for source in sources.values())]
-    there = [file for file in files if Path(file).is_file()]
-    asked = read_prompts(args.prompts or [*there, HERE / "data" / "eval.jsonl"][0])
+    files = itertools.chain(filter(os.path.isfile, sources.values()), filter(None, (
+        file_of(source, "eval_prompts") for source in sources.values())))
+    file = args.prompts or next(files, HERE / "data" / "eval.jsonl")
+    asked = read_prompts(file)
     prompts = list(dict.fromkeys(record["prompt"] for record in asked))
-    if not (Path(args.judge) / "adapter").is_dir():
+    if not adapter_of(args.judge):
         load_tokenizer(args.judge)  # fails if there is no such model, before the others answer
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -443,7 +450,7 @@ def compare(args):
     cut = [sum(not ended for _, (_, ended), _ in matched),
            sum(not ended for _, _, (_, ended) in matched)]
     print(f"A = {args.a}, B = {args.b}, judge {args.judge}: {figures['compared']} pairs of answers "
-          f"to {len({prompt for prompt, *_ in matched})} prompts, in both orders\n"
+          f"to {len({prompt for prompt, *_ in matched})} prompts of {file}, in both orders\n"
           f"left out: {figures['unparsed']} pairs without two verdicts, {alone} answers without a "
           f"counterpart; cut off, and compared as they are: {cut[0]} of A, {cut[1]} of B")
     if not figures["compared"]:

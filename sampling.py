@@ -592,6 +592,9 @@ def expanded_bytes(module, dtype):
 
 # ---- drawing
 
+NO_TOKEN = -1
+
+
 def uniforms(seed, key, number, count):
     """`count` uniform numbers in [0, 1), on every machine the same for (seed, key, number)."""
     name = json.dumps([seed, key, number]).encode()
@@ -618,7 +621,7 @@ def inverse_cdf(mass, uniform):
 
 
 def draw(logits, uniform, temperature, top_p):
-    """One token per row: logits (B, V), uniform (B,) -> (B,).
+    """One token per row: logits (B, V), uniform (B,) -> (B,), NO_TOKEN where logits are not finite.
 
     The nucleus is the fewest tokens whose probability reaches top_p; those as likely as the last
     of these are in as well, since it is chance which of them a sort puts first. It mostly lies in
@@ -626,7 +629,8 @@ def draw(logits, uniform, temperature, top_p):
     order of their ids: an order of nearly equal probabilities would hang on rounding.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        likeliest, token = logits.max(-1)
+        return token.masked_fill(~likeliest.isfinite(), NO_TOKEN)
     probs = (logits.float() / temperature).softmax(-1)      # (B, V)
     top, ids = probs.topk(min(64, probs.shape[-1]))         # (B, 64)
     edge = nucleus_edge(top, top_p)                         # (B, 1)
@@ -636,7 +640,15 @@ def draw(logits, uniform, temperature, top_p):
     wide = (top[:, -1] >= edge[:, 0]).nonzero()[:, 0]       # rows whose nucleus may be larger
     if len(wide) and top.shape[-1] < probs.shape[-1]:
         token[wide] = draw_by_sorting(probs[wide], uniform[wide], top_p)
-    return token
+    return token.masked_fill(top[:, 0].isnan(), NO_TOKEN)
+
+
+def checked(tokens):
+    """What `draw` gave, as a list. Raises ValueError if a model's logits were no numbers."""
+    tokens = tokens.tolist()
+    if NO_TOKEN in tokens:
+        raise ValueError("the model's logits are not finite: choose another model, or other --bits")
+    return tokens
 
 
 def draw_by_sorting(probs, uniform, top_p):
@@ -1020,7 +1032,7 @@ def decode(model, rows, stops, max_new_tokens, temperature, top_p, capacity, on_
     while slots.rows:
         uniform = torch.tensor([row.uniform[len(row.drawn)] if row else 0 for row in slots.rows],
                                device=model.device)
-        tokens = draw(slots.logits(), uniform, temperature, top_p).tolist()
+        tokens = checked(draw(slots.logits(), uniform, temperature, top_p))
         for b, (row, token) in enumerate(zip(slots.rows, tokens)):
             if row is None:
                 continue
@@ -1056,7 +1068,7 @@ def decode_together(model, rows, stops, max_new_tokens, temperature, top_p, on_t
             raise ValueError(f"{model.config.model_type} keeps no cache: choose another model")
         uniform = torch.tensor([row.uniform[step] for row in rows], device=model.device)
         tokens = draw(out.logits[:, -1], uniform, temperature, top_p)
-        for row, token in zip(rows, tokens.tolist()):
+        for row, token in zip(rows, checked(tokens)):
             if row in ended:
                 continue
             row.drawn.append(token)

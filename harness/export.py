@@ -51,7 +51,7 @@ def read_questions(file, form):
 def turns_of(record, form):
     """What a user says in turn. Raises KeyError or TypeError if the record is of another form."""
     if form == "alpaca":
-        return [record["instruction"]]
+        return ["\n\n".join(filter(None, [record["instruction"], record.get("input")]))]
     if form == "ifeval" or form == "arena-hard" and "uid" in record:  # its files since 2025
         return [record["prompt"]]
     record["question_id"]  # must be there as well

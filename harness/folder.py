@@ -26,9 +26,9 @@ from harness.card import write_card
 from harness.clock import after_iteration, after_stage, expected
 from harness.command import barrier
 from harness.files import digest, each_line, read_json, read_jsonl, sha256, write_jsonl, write_whole
-from harness.inputs import SEEDS, ranked_replies, training_prompts
-from harness.loading import load, load_tokenizer
-from harness.records import read_prompts, read_text
+from harness.inputs import SEEDS, evaluation_prompts, ranked_replies, training_prompts
+from harness.loading import fingerprint, load, load_tokenizer
+from harness.records import read_text
 from harness.report import cut_short, drifts, glance, report
 from harness.reward import RewardModel
 from harness.settings import flag
@@ -54,9 +54,9 @@ class Run:
         self.rubric = words.RUBRIC
         if settings.rubric:
             self.rubric = read_text(settings.rubric, "--rubric").strip()
-        self.eval_prompts = read_prompts(settings.eval_prompts, "--eval-prompts")
+        self.eval_prompts = evaluation_prompts(settings)
         self.chat = Chat(load_tokenizer(settings.model))
-        self.replies, self.ranked = ranked_replies(settings)
+        self.replies, self.ranked = ranked_replies(settings, self.eval_prompts)
         self.held_out = [*self.eval_prompts, *self.ranked]
         self.prompts, self.unfit = training_prompts(settings, self.held_out)
         self.dropped = Counter()    # what the present iteration sampled and did not use, by reason
@@ -87,6 +87,8 @@ class Run:
                  for name in ("prompts", "eval_prompts", "eft", "ranked", "rubric")}
         files = {name: sha256(file) for name, file in flags.items() if file}
         files["--model"] = fingerprint(self.settings.model)
+        if self.settings.reward not in ("judge", "checks"):
+            files["--reward"] = fingerprint(self.settings.reward)
         if not self.prompts:
             files[SEEDS.name] = sha256(SEEDS)
         if not self.settings.eft and not self.settings.no_eft:
@@ -451,11 +453,15 @@ class Run:
 
 
 def hold_out(examples, seed):
-    """Split off the examples of a tenth of the prompts, if there are enough: (training, rest)."""
-    ids = sorted({example["prompt_id"] for example in examples})
+    """Split off the examples of a tenth of the prompts, if there are enough: (training, rest).
+
+    Records of one prompt, as "7" and "7.1", are on the same side.
+    """
+    prompts = [example["prompt_id"].partition(".")[0] for example in examples]
+    ids = sorted(set(prompts))
     held = set(random.Random(f"{seed}/held out").sample(ids, int(HELD_OUT * len(ids))))
-    return ([example for example in examples if example["prompt_id"] not in held],
-            [example for example in examples if example["prompt_id"] in held])
+    return ([example for example, prompt in zip(examples, prompts) if prompt not in held],
+            [example for example, prompt in zip(examples, prompts) if prompt in held])
 
 
 def encoded(chat, examples):
@@ -551,12 +557,3 @@ def blocks(items, size, limit):
         used += size(item)
     if block:
         yield block
-
-
-def fingerprint(model):
-    """What tells a model from another of the same name: a hub's commit, or what files hold."""
-    if not Path(model).is_dir():
-        return transformers.AutoConfig.from_pretrained(model)._commit_hash
-    files = {file for pattern in ("*.safetensors", "*.json", "*.jinja")
-             for file in Path(model).glob(pattern) if file.name != "preset.json"}
-    return digest([[file.name, sha256(file)] for file in sorted(files)])

@@ -13,6 +13,7 @@ import numpy as np
 from harness.checks import Missing, check_check, loose, meets
 from harness.files import read_jsonl, sha256, write_jsonl
 from harness.inputs import read_prompts
+from harness.loading import fingerprint
 from harness.models import answer_tokens, drawn, load_alone, models_of
 
 MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
@@ -64,6 +65,8 @@ def answers_to(prompts, name, model, args):
     longest = args.max_new_tokens or answer_tokens(model)
     made = {"max_new_tokens": longest, "bits": args.bits,
             "adapter": sha256(weights)[:8] if weights.is_file() else None}
+    if args.out:
+        made["model"] = fingerprint(model)
     file = Path(args.out) / f"{name}.jsonl" if args.out else os.devnull
     known = kept_answers(file, made) if args.out else {}
     left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
@@ -88,10 +91,11 @@ def kept_answers(file, made):
     for record in records:
         if not isinstance(record.get("prompt"), str) or not isinstance(record.get("response"), str):
             raise ValueError(f"{file} does not hold answers: give another --out")
-        other = [key for key, value in made.items() if record.get(key, value) != value]
+        other = [key for key, value in made.items() if record.get(key) != value]
         if other:
             raise ValueError(f"{file} holds answers made with another {other[0]}, "
-                             f"{record[other[0]]} instead of {made[other[0]]}: give another --out")
+                             f"{record.get(other[0])} instead of {made[other[0]]}: give another "
+                             "--out")
     if records:
         write_jsonl(file, records)  # without a torn last line
     return {record["prompt"]: record for record in records}

@@ -24,6 +24,15 @@ HELD_RANKED = 0.25      # share of --eft's prompts that measure the judge, if th
 
 # ---- files of prompts
 
+def evaluation_prompts(settings):
+    """The prompts of --eval-prompts, each of them once."""
+    records, dropped = unused(read_prompts(settings.eval_prompts, "--eval-prompts"), [])
+    if dropped:
+        tell(f"--eval-prompts {settings.eval_prompts}: {len(records):,} prompts are left"
+             f"{without(dropped)}")
+    return records
+
+
 def training_prompts(settings, held_out):
     """The prompts of --prompts: (records, what was dropped). (None, nothing) if none are given.
 
@@ -73,10 +82,11 @@ def prompts_in(records):
 
 # ---- ranked replies
 
-def ranked_replies(settings):
+def ranked_replies(settings, held_out=()):
     """Human-ranked replies: (those of the warm start, those that measure the judge).
 
-    No prompt is among both.
+    No prompt is among both. held_out: records that measure; the warm start has none of their
+    prompts either.
     """
     if settings.reward != "judge":
         return [], []
@@ -93,6 +103,12 @@ def ranked_replies(settings):
         held = set(rng.sample(texts, int(HELD_RANKED * len(texts))))
         measuring = [record for record in replies if folded(record["prompt"]) in held]
     training = [record for record in replies if folded(record["prompt"]) not in held]
+    measured = prompts_in(held_out)
+    clean = [record for record in training if folded(record["prompt"]) not in measured]
+    if len(clean) < len(training):
+        dropped = {"prompts held out for measuring": len(training) - len(clean)}
+        tell(f"--eft {settings.eft or 'oasst1'}: {len(clean):,} prompts are left{without(dropped)}")
+    training = clean
     return [] if settings.no_eft else training, measuring
 
 

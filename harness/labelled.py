@@ -3,6 +3,7 @@
 Two ways are measured: the mean of some scores for each answer, as in the method, and comparisons in
 both orders. A tie, and two orders that disagree, count one half.
 """
+import functools
 import itertools
 import math
 import random
@@ -13,7 +14,7 @@ import numpy as np
 
 import prompts as words
 from harness.models import drawn, judge_both_orders, load_alone, models_of, own_settings, rubric_of
-from harness.records import answer_of, each_record, first_of, prompt_of, without
+from harness.records import LeftOut, answer_of, each_record, first_of, prompt_of, without
 
 Pair = namedtuple("Pair", "prompt right wrong subset")
 LABELS = {"A>B": ("response_A", "response_B"), "B>A": ("response_B", "response_A")}
@@ -28,7 +29,8 @@ def read_pairs(file):
     "question", "response_A", "response_B", "label" ("A>B" or "B>A"), "source".
     """
     left_out = Counter()
-    pairs = list(itertools.chain(*each_record(file, "--pairs", pairs_of, left_out)))
+    read = functools.partial(pairs_of, left_out=left_out)
+    pairs = list(itertools.chain(*each_record(file, "--pairs", read, left_out)))
     if not pairs:
         raise ValueError(f"--pairs {file}: no pairs in it" + without(left_out))
     if left_out:
@@ -36,16 +38,23 @@ def read_pairs(file):
     return pairs
 
 
-def pairs_of(raw):
-    """The Pairs of a record. Raises LeftOut, and ValueError for a record of another shape."""
+def pairs_of(raw, left_out):
+    """The Pairs of a record. Raises LeftOut, and ValueError for a record of another shape.
+
+    What a prompt lacks of its record is counted in left_out; without its system turn, which a label
+    may depend on, it is no pair.
+    """
     try:
-        prompt, _, _ = prompt_of(raw, answered=True)
+        prompt, _, parts = prompt_of(raw, answered=True)
+        if parts.pop("system turns", 0):
+            raise LeftOut("pairs with a system turn")
         sides = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
         right, wrong = map(answers_of, (raw[side] for side in sides))
         subset = str(first_of(raw, ("subset", "source")) or "other")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("needs \"prompt\", \"chosen\" and \"rejected\", or \"question\", "
                          "\"response_A\", \"response_B\" and \"label\", A>B or B>A") from None
+    left_out.update(+parts)
     return [Pair(prompt, one, other, subset) for one in right for other in wrong]
 
 
@@ -63,7 +72,7 @@ def answers_of(value):
 def by_scores(model, tokenizer, pairs, name, source, args):
     """For each pair 1 if the right answer's mean score is higher, 1/2 for a tie; NaN: no score."""
     settings = own_settings(source)
-    rubric, most = rubric_of(source, settings), settings.get("max_score", 5)
+    rubric, most = rubric_of(source), settings.get("max_score", 5)
     answers = list(dict.fromkeys((pair.prompt, text) for pair in pairs
                                  for text in (pair.right, pair.wrong)))
     asked = [words.judge_prompt(*answer, rubric)
@@ -78,7 +87,7 @@ def by_scores(model, tokenizer, pairs, name, source, args):
         known = [score for score in of_answer if score is not None]
         means[answer] = np.mean(known) if known else math.nan
     gaps = [means[pair.prompt, pair.right] - means[pair.prompt, pair.wrong] for pair in pairs]
-    return np.array([0.5 + 0.5 * np.sign(gap) for gap in gaps])
+    return np.array([0.5 + 0.5 * np.sign(round(gap, 9)) for gap in gaps])  # sums are not exact
 
 
 def by_comparison(model, tokenizer, pairs, source):

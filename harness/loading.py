@@ -18,7 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from harness.files import read_json
+from harness.files import digest, read_json, sha256
 
 # Our own errors say which weights are missing, and what could not be fetched.
 logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
@@ -36,10 +36,8 @@ def load(model, adapter=None, bits=None, device=None):
     ValueError for weights that are missing or do not fit, since a partly loaded adapter would
     silently do nothing, and for an adapter of a run that is not what the run has written.
     """
-    folder = Path(model)
     if adapter is None:
-        adapter = next((place for place in (folder / "adapter", folder)
-                        if (place / "adapter_config.json").is_file()), None)
+        adapter = adapter_of(model)
         if adapter is not None:
             model = base_of(adapter)
             if bits is None:  # an adapter belongs to the precision it was trained in
@@ -52,6 +50,11 @@ def load(model, adapter=None, bits=None, device=None):
     tokenizer = load_tokenizer(model)
     network = load_base(model, bits or (4 if device == "cuda" else 32), device)
     if adapter is not None:
+        if (Path(adapter) / "tokenizer_config.json").is_file():  # adapters of other tools
+            tokenizer = AutoTokenizer.from_pretrained(adapter)
+            if len(tokenizer) > network.get_input_embeddings().num_embeddings:
+                raise ValueError(f"adapter {adapter}: its tokenizer has tokens that {model} does "
+                                 "not have: merge it into that with the tool that made it")
         # Keys that do not fit are named by check_adapter.
         network = PeftModel.from_pretrained(network, str(adapter), ignore_mismatched_sizes=True)
         check_adapter(network, adapter)
@@ -97,6 +100,12 @@ def read_record(file):
     return record
 
 
+def adapter_of(model):
+    """The adapter's folder of an iteration (runs/x/iter4), or of itself; None for other models."""
+    return next((place for place in (Path(model) / "adapter", Path(model))
+                 if (place / "adapter_config.json").is_file()), None)
+
+
 def is_model(folder):
     """Whether a folder holds a model. A run has a config.json as well."""
     try:
@@ -138,6 +147,8 @@ def load_tokenizer(model):
         raise OSError(f"{model} is a run: name one of its iterations, as {model}/iter1")
     if (Path(model) / "seconds.json").is_file():
         raise OSError(f"{model} is an iteration, no base: eval.py export makes a model of it")
+    if (Path(model) / "adapter_config.json").is_file():
+        raise OSError(f"{model} holds an adapter, which is no base: merge it into its model first")
     if str(model).count("/") > 1 and not Path(model).exists():  # hub names have at most one slash
         raise OSError(f"model {model}: there is no such folder")
     try:
@@ -168,3 +179,16 @@ def check_adapter(model, folder):
     if wrong:
         raise ValueError(f"adapter {folder} does not fit the model: {len(wrong)} keys differ, the "
                          f"first is {wrong[0]}")
+
+
+def fingerprint(model):
+    """What tells a model, or an adapter's base, from another of the same name: a hub's commit, or
+    what files hold.
+    """
+    if adapter := adapter_of(model):
+        model = base_of(adapter)
+    if not Path(model).is_dir():
+        return AutoConfig.from_pretrained(model)._commit_hash
+    files = {file for pattern in ("*.safetensors", "*.json", "*.jinja")
+             for file in Path(model).glob(pattern) if file.name != "preset.json"}
+    return digest([[file.name, sha256(file)] for file in sorted(files)])

@@ -15,10 +15,10 @@ import torch
 from tqdm import tqdm
 
 import prompts as words
-from harness.files import iterations, read_json, read_jsonl
-from harness.loading import load, load_tokenizer
+from harness.files import iterations, read_json, read_jsonl, sha256
+from harness.loading import adapter_of, base_of, fingerprint, load, load_tokenizer
 from harness.records import read_prompts, read_text
-from harness.settings import read_preset
+from harness.settings import HERE, flag, read_preset
 from sampling import sample
 
 
@@ -52,6 +52,7 @@ def drawn(model, tokenizer, prompts, label, max_new_tokens, keep=None, **setting
 
 def load_alone(model, bits=None):
     """Load a model in the place of the one before, which nobody may hold any more."""
+    check_base(model)
     gc.collect()
     torch.cuda.empty_cache()
     return load(model, bits=bits)
@@ -72,7 +73,7 @@ def models_of(sources):
                 raise ValueError(f"two models are called {name}: measure them one by one")
             models[name] = str(model)
     for model in models.values():
-        if not is_adapted(model):
+        if not adapter_of(model):
             load_tokenizer(model)
     return models
 
@@ -84,32 +85,57 @@ def name_of(model):
     return f"{folder.parent.name}-{folder.name}" if in_a_run else folder.name
 
 
-def is_adapted(model):
-    """Whether this is an iteration of a run, or an adapter's folder."""
-    return any((Path(model) / place / "adapter_config.json").is_file() for place in ("", "adapter"))
-
-
 def own_settings(model):
     """The settings of the run that a folder iterT belongs to, else a model folder's preset.
 
     {} for other models.
     """
-    config = Path(model).parent / "config.json"
-    content = read_json(config) if config.is_file() else None
-    settings = content.get("settings") if isinstance(content, dict) else None
-    return settings if isinstance(settings, dict) else read_preset(model)
+    return config_of(model).get("settings") or read_preset(model)
 
 
-def rubric_of(model, settings):
-    """The rubric of a run, given one of its iterations, or of a preset.
-
-    A path may be meant as it is seen from any folder above the run: it may have been moved.
+def config_of(model):
+    """The config.json of the run that an iteration, or its adapter, belongs to; {} if it has none.
     """
-    if not settings.get("rubric"):
-        return words.RUBRIC
-    places = [Path(above, settings["rubric"]) for above in ("", *Path(model).resolve().parents)]
-    file = next((place for place in places if place.is_file()), places[0])
-    return read_text(file, "--rubric").strip()
+    place = Path(model).resolve()
+    file = (place.parent if place.name == "adapter" else place).parent / "config.json"
+    content = read_json(file) if file.is_file() else None
+    settings = content.get("settings") if isinstance(content, dict) else None
+    return content if isinstance(settings, dict) else {}
+
+
+def file_of(model, name):
+    """A file that a model's run, or its preset, has read, such as its "rubric"; None: none.
+
+    A path may be meant as it is seen from any folder above the run: it may have been moved. Raises
+    ValueError if the file is gone, or is not what the run has read.
+    """
+    path = own_settings(model).get(name)
+    if not path:
+        return None
+    places = [Path(above, path) for above in ("", *Path(model).resolve().parents, HERE)]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise ValueError(f"{model}: {flag(name)} {path}, which its run has read, is gone: put it "
+                         "back")
+    known = config_of(model).get("files", {}).get(flag(name))
+    if known and sha256(file) != known:
+        raise ValueError(f"{model}: {flag(name)} {file} has another content than its run has read: "
+                         "put it back from a copy")
+    return file
+
+
+def rubric_of(model):
+    """The rubric of a run, given one of its iterations, or of a preset."""
+    file = file_of(model, "rubric")
+    return read_text(file, "--rubric").strip() if file else words.RUBRIC
+
+
+def check_base(model):
+    """Raise ValueError if the base of a run's iteration is not the one that the run had."""
+    known = config_of(model).get("files", {}).get("--model")
+    if known and adapter_of(model) and fingerprint(model) != known:
+        raise ValueError(f"{model}: its base {base_of(adapter_of(model))} has another content than "
+                         "its run had: put it back from a copy")
 
 
 def answer_tokens(model):
@@ -173,7 +199,7 @@ def compare_again(model, battles, orders, label, seed, settings, bits=None):
     -1 or 0 as in battles.jsonl, and entry [m][n] that of the judgments order[m], shown first, and
     order[n].
     """
-    rubric = rubric_of(model, settings)
+    rubric = rubric_of(model)
     verdicts = [[[0] * len(order) for _ in order] for order in orders]
     asked, places = [], []
     for i, (battle, order) in enumerate(zip(battles, orders)):

@@ -346,9 +346,10 @@ def each_record(file, flag, read, left_out):
 def read_prompts(file, flag="--prompts", needs_replies=False):
     """Records of a prompt file, each with a "prompt", a text, and a "prompt_id", its number.
 
-    needs_replies: each with "replies" as well, two or more of {"text", "rank"}, 0 the best. What
-    was understood of a file in another shape than that, and what was left out, is said in a line on
-    stderr. Raises ValueError that names file and line.
+    needs_replies: each with "replies" as well, two or more of {"text", "rank"}, 0 the best;
+    further records of prompt "7" are "7.1", "7.2". What was understood of a file in another shape
+    than that, and what was left out, is said in a line on stderr. Raises ValueError that names
+    file and line.
     """
     records, understood, left_out, unread = [], Counter(), Counter(), {}
     read = functools.partial(read_record, needs_replies=needs_replies)
@@ -362,7 +363,12 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
     if not records:
         raise ValueError(f"{flag} {file}: no prompts in it" + without(left_out))
     say(f"{flag} {file}", understood, left_out, [*unread])
-    return [{**record, "prompt_id": f"{i}"} for i, record in enumerate(records)]
+    numbers, seen = [f"{i}" for i in range(len(records))], {}
+    for i, record in enumerate(records if needs_replies else ()):
+        first, count = seen.get(folded(record["prompt"]), (i, 0))
+        seen[folded(record["prompt"])] = first, count + 1
+        numbers[i] = f"{first}.{count}" if count else f"{i}"
+    return [{**record, "prompt_id": number} for record, number in zip(records, numbers)]
 
 
 def with_several_replies(records, left_out):

@@ -394,6 +394,17 @@ def test_how_far_a_judge_agrees_with_itself_and_with_the_previous_one():
     assert figures["previous_judge_kendall"] == pytest.approx(-2 / 4)
 
 
+def test_a_tie_is_a_tie_whatever_the_order_of_the_sum():
+    """The means of 3.1, 3.1, 4.6 and of 3.1, 4.6, 3.1 differ in the last digit."""
+    means = [mean([3.1, 3.1, 4.6]), mean([3.1, 4.6, 3.1])]
+    assert means[0] != means[1]
+    answers = [an_answer("a", score=score, scores=[score], truth=t, rank=t)
+               for t, score in enumerate(means)]
+    figures = measure_judge(answers)
+    assert figures["ties"] == 1 and figures["truth_agreement"] == 0.5
+    assert measure_people(answers)["human_agreement"] is None
+
+
 def test_measure_judge_of_nothing():
     assert without_counts(measure_judge([])) == {
         "valid_rate": None, "mean_score": None, "ties": None, "histogram": {},

@@ -4,9 +4,10 @@ The verifiers themselves are tested in test_checks.py.
 """
 import json
 import re
+import shutil
 
 import pytest
-from conftest import TINY, with_lora
+from conftest import TINY, flip, with_lora
 from if_verifiable.common import get_loose_transformations
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
@@ -136,3 +137,14 @@ def test_answers_made_otherwise_are_not_mixed(questions, tmp_path, capsys):
         eval.main(["ifeval", str(TINY), "--questions", str(questions), "--out", str(tmp_path),
                    "--max-new-tokens", "61"])
     assert "made with another max_new_tokens" in capsys.readouterr().err
+
+
+def test_answers_of_another_model_of_the_same_name_are_not_taken(questions, tmp_path):
+    for place in ("a", "b"):
+        shutil.copytree(TINY, tmp_path / place / "mine", ignore=shutil.ignore_patterns("judge"))
+    flip(tmp_path / "b" / "mine" / "model.safetensors")
+    arguments = ["--questions", str(questions), "--limit", "1", "--max-new-tokens", "5", "--out",
+                 str(tmp_path / "answers")]
+    eval.main(["ifeval", str(tmp_path / "a" / "mine"), *arguments])
+    with pytest.raises(SystemExit):
+        eval.main(["ifeval", str(tmp_path / "b" / "mine"), *arguments])

@@ -11,8 +11,10 @@ from conftest import FUZZ
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.folder import hold_out
 from harness.inputs import (
     Unlike,
+    evaluation_prompts,
     invent_prompts,
     oasst_replies,
     ranked_replies,
@@ -194,8 +196,10 @@ def test_any_prompt_file_is_read_or_refused_by_name(content, needs_replies):
             assert records
             assert all(isinstance(record["prompt"], str) and record["prompt"].strip()
                        for record in records)
-            assert [record["prompt_id"]
-                    for record in records] == [f"{i}" for i in range(len(records))]
+            ids = [record["prompt_id"] for record in records]
+            assert len(set(ids)) == len(ids)  # a prompt's number, or that of its first record
+            assert all(number == f"{i}" or needs_replies and int(number.partition(".")[0]) < i
+                       for i, number in enumerate(ids))
             for record in records:
                 assert all(re.compile(check) for check in record.get("checks") or [])
                 if needs_replies:
@@ -361,3 +365,30 @@ def test_invented_prompts_are_asked_for_once(tmp_path):
     assert [item for _, item in run.asked] == [f"{i}" for i in range(len(run.asked))]
     with pytest.raises(ValueError, match="iter1/prompts.jsonl is missing or cut short"):
         invent_prompts(run, 2, 40)
+
+
+def test_the_warm_start_has_no_prompt_that_measures(tmp_path, capsys):
+    """Nor is a prompt of several records on both sides of its own held-out split."""
+    replies = [{"text": "Yes.", "rank": 0}, {"text": "No.", "rank": 1}]
+    file = tmp_path / "eft.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Number {i % 20}?", "replies": replies}) + "\n"
+                            for i in range(60)))
+    held = [{"prompt": f"Number  {i}?"} for i in range(5)]
+    training, measuring = ranked_replies(Settings(model="m", out="o", eft=str(file)), held)
+    assert not {record["prompt"] for record in training} & {f"Number {i}?" for i in range(5)}
+    assert "prompts held out for measuring" in capsys.readouterr().err
+    assert len({record["prompt_id"] for record in training}) == len(training)
+    examples = [{"prompt_id": record["prompt_id"], "prompt": record["prompt"]}
+                for record in training]
+    kept, apart = hold_out(examples, 0)
+    assert apart and not ({example["prompt"] for example in kept}
+                          & {example["prompt"] for example in apart})
+
+
+def test_a_prompt_measures_once(tmp_path, capsys):
+    file = tmp_path / "eval.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n"
+                            for text in ("Why?", "Why? ", "So?")))
+    records = evaluation_prompts(Settings(model="m", out="o", eval_prompts=str(file)))
+    assert [record["prompt"] for record in records] == ["Why?", "So?"]
+    assert "1 prompt a duplicate" in capsys.readouterr().err

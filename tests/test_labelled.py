@@ -117,3 +117,17 @@ def test_the_command_says_what_it_measured(tmp_path, capsys):
     with pytest.raises(SystemExit):
         eval.main(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "0"])
     assert "--judgments and --limit must be at least 1" in capsys.readouterr().err
+
+
+def test_a_pair_without_its_system_turn_is_none(tmp_path, capsys):
+    """Its label may depend on that turn; what else a prompt lacks is told."""
+    turns = [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Hi."}]
+    sides = {"chosen": "Bonjour.", "rejected": "Hello."}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in (
+        {"prompt": turns, **sides}, {"prompt": "Hi.", "system": "Answer in French.", **sides},
+        {"prompt": "Hi.", "documents": {"a": "b"}, **sides})))
+    pair, = read_pairs(file)
+    assert pair.prompt == "Hi."
+    assert "1 pairs; left out: 2 pairs with a system turn, 1 `documents` fields" in (
+        capsys.readouterr().err)

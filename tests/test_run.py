@@ -45,8 +45,7 @@ import harness.plan
 import metareward
 from eval import read_jsonl
 from harness import inputs
-from harness.folder import fingerprint
-from harness.loading import load
+from harness.loading import fingerprint, load
 from harness.report import FIGURES
 from prompts import judge_prompt, meta_judge_prompt
 from sampling import Chat, Sample, sample

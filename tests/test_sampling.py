@@ -11,6 +11,7 @@ import functools
 import gc
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -1394,3 +1395,16 @@ def test_the_command_refuses_an_unknown_model(tmp_path):
     assert asked.returncode == 2 and asked.stdout == ""
     assert asked.stderr.startswith("error:") and asked.stderr.count("\n") == 1
     assert "nobody" in asked.stderr
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_logits_that_are_no_numbers_are_no_words(fresh_tiny, tiny, temperature, monkeypatch):
+    """By both ways to the logits; and no row but the one concerned is told so."""
+    uniform = torch.tensor([0.5, 0.5])
+    logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, math.nan, 3.0]])
+    assert (draw(logits, uniform, temperature, 0.9) == sampling.NO_TOKEN).tolist() == [False, True]
+    fresh_tiny.model.layers[0].mlp.down_proj.weight.data[0, 0] = math.nan
+    for size in (None, sampling.shared_bytes(tiny[0])):
+        monkeypatch.setitem(sampling.token_bytes, fresh_tiny, size)
+        with pytest.raises(ValueError, match="logits are not finite"):
+            sample(fresh_tiny, tiny[1], ["Why?"], max_new_tokens=4, temperature=temperature)

@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY, with_lora
+from conftest import TINY, flip, with_lora
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval
-from harness.files import write_jsonl
-from harness.loading import base_of, load
+from harness.files import sha256, write_jsonl
+from harness.loading import base_of, fingerprint, load, load_tokenizer
+from harness.models import load_alone, own_settings, rubric_of
 from harness.training import save_adapter
 from sampling import sample
 
@@ -132,3 +133,57 @@ def test_answers_as_ifevals_own_program_reads_them(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         eval.main(["export", str(run), "--format", "ifeval"])
     assert "--format ifeval needs --questions" in capsys.readouterr().err
+
+
+# ---- what a model's run has read
+
+@pytest.fixture
+def known_run(tmp_path):
+    """A run on a copy of the tiny world, with a rubric of its own and the hashes of both."""
+    base = shutil.copytree(TINY, tmp_path / "base", ignore=shutil.ignore_patterns("judge", "*.py"))
+    (tmp_path / "my.txt").write_text("One point.")
+    run = tmp_path / "runs" / "x"
+    save_adapter(with_lora(load(str(base))[0]), run / "iter1" / "adapter")
+    (run / "config.json").write_text(json.dumps({
+        "settings": {"bits": 32, "rubric": "my.txt", "max_score": 1, "max_answer_tokens": 7},
+        "files": {"--model": fingerprint(str(base)), "--rubric": sha256(tmp_path / "my.txt")}}))
+    return run
+
+
+def test_a_run_is_known_wherever_it_is_seen_from(known_run, tmp_path, monkeypatch):
+    """Its limits and its rubric: by a link, by its adapter's folder, from within it."""
+    iteration = known_run / "iter1"
+    (tmp_path / "link").symlink_to(iteration)
+    monkeypatch.chdir(iteration)
+    for place in (iteration, tmp_path / "link", iteration / "adapter", "."):
+        assert own_settings(place)["max_answer_tokens"] == 7 and rubric_of(place) == "One point."
+
+
+def test_what_a_run_has_read_is_not_taken_from_another_content(known_run, tmp_path):
+    iteration = str(known_run / "iter1")
+    load_alone(iteration)
+    (tmp_path / "my.txt").write_text("Two points.")
+    with pytest.raises(ValueError, match="my.txt has another content"):
+        rubric_of(iteration)
+    (tmp_path / "my.txt").unlink()
+    with pytest.raises(ValueError, match="--rubric my.txt, which its run has read, is gone"):
+        rubric_of(iteration)
+    flip(tmp_path / "base" / "model.safetensors")
+    with pytest.raises(ValueError, match="its base .* has another content"):
+        load_alone(iteration)
+
+
+def test_an_adapter_that_brings_its_tokenizer_keeps_its_template(known_run, tmp_path):
+    """As other tools leave it; one with tokens that the base does not have is refused. An adapter
+    is no base of a run.
+    """
+    adapter, tokenizer = known_run / "iter1" / "adapter", AutoTokenizer.from_pretrained(TINY)
+    tokenizer.chat_template = "{{ 'Be brief. ' }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(adapter)
+    assert load(str(adapter))[1].chat_template == tokenizer.chat_template
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(ValueError, match="its tokenizer has tokens that"):
+        load(str(adapter))
+    with pytest.raises(OSError, match="holds an adapter, which is no base"):
+        load_tokenizer(adapter)
