@@ -26,6 +26,7 @@ if __name__ == "__main__":  # python sampling.py MODEL "question"
     raise SystemExit(main())
 # isort: split
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -38,7 +39,6 @@ import weakref
 from collections import Counter, deque, namedtuple
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Chat:
         self.added_ids = set(self.added.values())
         longest_first = sorted(self.added, key=len, reverse=True)
         self.pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self.frames = {}
+        self.frames, self.encode_once = {}, functools.cache(self.encode)  # the template's pieces
         (_, self.asked), _ = self.frame(1)
         (*before, after), (_, self.trims) = self.frame(2)
         self.check_thinking(before[1])
@@ -171,7 +171,7 @@ class Chat:
         cut into other tokens than they are one by one, a line break stands in for the text before.
         """
         for start in (before, "\n"):
-            known, whole = self.encode(start), self.encode(start + text)
+            known, whole = self.encode_once(start), self.encode(start + text)
             if whole[:len(known)] == known:
                 return whole[len(known):]
         return self.encode(text)
@@ -204,18 +204,18 @@ class Chat:
         """
         (first, *others), trims = self.frame(len(turns))
         texts = [printable(text.strip() if trim else text) for text, trim in zip(turns, trims)]
-        frame = [self.encode(first), *(self.encode_behind("\n", piece) for piece in others)]
         parts = [first]
         for text, piece in zip(texts, others):
             begin, *rest = self.cut(text)
             parts = [*parts[:-1], parts[-1] + begin, *rest]
             parts[-1] += piece
         whole = self.encode(parts[0]) + self.encode_parts("\n", parts[1:])
-        if self.control(whole) == self.control(sum(frame, [])):
+        frame = sum(map(self.encode_once, others), self.encode_once(first))
+        if self.control(whole) == self.control(frame):
             return whole
-        ids = frame[0]  # a text and its neighbours, or the normalizer, have made one
-        for before, text, piece in zip([first, *others], texts, frame[1:]):
-            ids = ids + self.text(text, before) + piece
+        ids = self.encode_once(first)  # a text and its neighbours, or the normalizer, have made one
+        for before, text, piece in zip([first, *others], texts, others):
+            ids = ids + self.text(text, before) + self.encode_behind("\n", piece)
         return ids
 
     def prompt(self, *turns):
@@ -565,7 +565,7 @@ def prepared(model, spare=0):
             elif 0 < size <= spare:
                 weight = dequantize_module_weight(module).to(model.dtype)
                 undo.callback(vars(module).pop, "forward", None)
-                module.forward = partial(F.linear, weight=weight, bias=module.bias)
+                module.forward = functools.partial(F.linear, weight=weight, bias=module.bias)
                 spare -= size
         yield
 
