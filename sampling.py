@@ -104,8 +104,8 @@ class Chat:
         mark = tokenizer.convert_ids_to_tokens(self.end)
         self.tail = after.partition(mark)[0] if mark in after else ""  # Llama-2's is a space
         self.mark = mark * (mark in after)
-        frame = self.NO_THOUGHT.sub("", "".join([*before, after, self.asked]))
-        self.marks = {self.end, *self.control(self.encode(frame)), *tokenizer.all_special_ids}
+        frame = self.encode(self.NO_THOUGHT.sub("", "".join([*before, after, self.asked])))
+        self.marks = {self.end, *self.control(frame), *tokenizer.all_special_ids}
 
     def check_thinking(self, before):
         """Raise ValueError unless what the template puts before an answer asks for one at once.
@@ -1097,11 +1097,13 @@ def stop_tokens(model, tokenizer):
     return {*configured, tokenizer.eos_token_id, Chat(tokenizer).end} - {None}
 
 
-def check_request(prompts, n, max_new_tokens, temperature, top_p, keys):
+def check_request(model, prompts, n, max_new_tokens, temperature, top_p, keys):
     """Raise ValueError unless this can be sampled."""
     if not all(isinstance(ids, (list, tuple)) and ids and all(isinstance(i, int) for i in ids)
                for ids in prompts):
         raise ValueError("prompts must be lists of token ids, none of them empty")
+    if max(map(max, prompts), default=0) >= model.get_input_embeddings().num_embeddings:
+        raise ValueError("prompts have token ids that the model does not have: whose tokenizer?")
     in_range = n >= 1 and max_new_tokens >= 1 and temperature >= 0 and 0 < top_p <= 1
     if not in_range or len(keys) != len(prompts):
         raise ValueError("sample needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_p in "
@@ -1140,7 +1142,7 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
     sample ends, on_token the same as each token is drawn. Returns for each prompt n lists of ids.
     """
     keys = list(range(len(prompts))) if keys is None else keys
-    check_request(prompts, n, max_new_tokens, temperature, top_p, keys)
+    check_request(model, prompts, n, max_new_tokens, temperature, top_p, keys)
     too_long = too_long_prompts(model, prompts, max_new_tokens, skip_too_long)
     samples = [[None] * n for _ in prompts]
 

@@ -29,8 +29,8 @@ from harness.files import digest, each_line, read_json, read_jsonl, sha256, writ
 from harness.inputs import SEEDS, evaluation_prompts, ranked_replies, training_prompts
 from harness.loading import fingerprint, load, load_tokenizer
 from harness.records import read_text
-from harness.report import cut_short, drifts, glance, report
-from harness.reward import RewardModel
+from harness.report import cautions, drifts, glance, report
+from harness.reward import RewardModel, reward_chat
 from harness.settings import flag
 from harness.training import save_adapter, set_adapter, train
 from harness.unreadable import FirstReplies, Unreadable
@@ -56,12 +56,15 @@ class Run:
             self.rubric = read_text(settings.rubric, "--rubric").strip()
         self.eval_prompts = evaluation_prompts(settings)
         self.chat = Chat(load_tokenizer(settings.model))
+        if settings.reward not in ("judge", "checks"):
+            reward_chat(settings.reward)  # fails by its name, before any work
         self.replies, self.ranked = ranked_replies(settings, self.eval_prompts)
         self.held_out = [*self.eval_prompts, *self.ranked]
         self.prompts, self.unfit = training_prompts(settings, self.held_out)
         self.dropped = Counter()    # what the present iteration sampled and did not use, by reason
         self.tokens = {}            # (iteration, stage) -> tokens drawn
         self.otherwise = {}         # (iteration, stage) -> texts that `with_ids` counts
+        self.otherwise_told = False
         self.notes = []             # of the last report
         self.forecast = None        # what harness.plan said of each stage
         if (self.out / "config.json").is_file() and rank() == 0:
@@ -213,6 +216,7 @@ class Run:
                              (self.otherwise, with_ids)):
             total[t, label] = total.get((t, label), 0) + sum(map(count, records))
         self.tell_too_long(records, label, max_new_tokens, needed)
+        self.tell_otherwise(records, label)
         return records
 
     def draw_share(self, t, file, items, known, ask, read, n, max_new_tokens, label):
@@ -292,6 +296,16 @@ class Run:
         if rank() == 0:
             print(f"{label}: {too_long} prompts are too long, {about}; they got none, and are "
                   "counted", file=sys.stderr)
+
+    def tell_otherwise(self, records, label):
+        """Say so, once, if most texts would be encoded otherwise than they were drawn."""
+        total = sum(reply["finished"] for record in records for reply in replies_of(record))
+        otherwise = sum(map(with_ids, records))
+        if 2 * otherwise > total and not self.otherwise_told and rank() == 0:
+            self.otherwise_told = True
+            print(f"{label}: {otherwise:,} of {total:,} texts would be encoded otherwise than the "
+                  "model drew them, perhaps since its chat template puts something else around an "
+                  "answer than it does. What trains is what it drew", file=sys.stderr)
 
     # ---- what an iteration leaves
 
@@ -415,8 +429,8 @@ class Run:
         barrier()
         self.draw_report()
         print(glance(record))
-        for line in cut_short(record):
-            print(f"Cut off, {line}")
+        for line in cautions(record):
+            print(f"Caution, {line}")
         for line in drifts(record, self.settings.max_score):
             print(f"Drift, {line}")
         for line in after_iteration(records, expected(records, self.settings)):
@@ -500,10 +514,14 @@ class Gather:
             self.finished(item, self.samples[item["id"]])
 
 
+def replies_of(record):
+    """What a stage's record holds of texts that train, answers or judgments."""
+    return [*record.get("responses", []), *record.get("judgments", [])]
+
+
 def with_ids(record):
     """How many of a record's texts would be encoded otherwise than the model drew them."""
-    return sum("ids" in reply for name in ("responses", "judgments")
-               for reply in record.get(name, []))
+    return sum("ids" in reply for reply in replies_of(record))
 
 
 def finished_record(record, samples):

@@ -50,6 +50,8 @@ def training_prompts(settings, held_out):
         records = [record for record in records if record.get("checks")]
     if dropped:
         tell(f"--prompts {settings.prompts}: {len(records):,} prompts are left{without(dropped)}")
+    if not records:
+        raise ValueError(f"--prompts {settings.prompts}: no prompt is left{without(dropped)}")
     wanted = 1 if settings.hours else settings.prompts_per_iter  # which --hours has yet to choose
     if len(records) < settings.iters * wanted:
         most = len(records) // settings.iters

@@ -149,7 +149,8 @@ def load_tokenizer(model):
         raise OSError(f"{model} is an iteration, no base: eval.py export makes a model of it")
     if (Path(model) / "adapter_config.json").is_file():
         raise OSError(f"{model} holds an adapter, which is no base: merge it into its model first")
-    if str(model).count("/") > 1 and not Path(model).exists():  # hub names have at most one slash
+    no_name = str(model).count("/") > 1 or str(model).startswith((".", "/", "~"))  # of the hub
+    if no_name and not Path(model).exists():
         raise OSError(f"model {model}: there is no such folder")
     try:
         AutoConfig.from_pretrained(model, trust_remote_code=False)

@@ -32,11 +32,12 @@ BINARY = {  # how files begin, what they are, what makes JSON lines of them
     b"\xff\xff\xff\xff": ("an arrow file", "datasets.Dataset.from_file(FILE)"),
 }
 SYSTEM = ("system", "system_prompt")
-KNOWN = {  # fields of our own files, of IFEval's questions, and what numbers a record or is counted
-    "prompt", "prompt_id", "checks", "replies", "id", "text", "ids", "truth", "rank", "finished",
+KNOWN = {  # fields of our own files, and of IFEval's questions
+    "prompt", "replies", "text", "ids", "truth", "rank", "finished",
     "tokens", "judgments", "scores", "score", "sampled_tokens", "too_long", "unscored",
     "previous_score", "kind", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating",
-    "key", "instruction_id_list", "kwargs", "question_id", *SYSTEM}
+    "instruction_id_list", "kwargs"}
+NUMBERS = {"id", "prompt_id", "question_id", "key", "checks", *SYSTEM}  # and what is counted
 # What no reader sees: most of Unicode's default ignorable code points.
 INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
                        "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
@@ -110,7 +111,7 @@ def raw_records(file, text):
                 record = loaded(line)
                 if record is NOT_JSON:
                     raise ValueError(f"line {number}: not JSON")
-                yield f"line {number}", record
+                yield f"line {number}", {"prompt": record} if isinstance(record, str) else record
     else:
         yield from ((f"line {number}", {"prompt": line.strip()})
                     for number, line in enumerate(text.split("\n"), 1) if line.strip())
@@ -164,6 +165,9 @@ def turns_of(value):
     for turn in value:
         turn = {"content": turn} if isinstance(turn, str) else turn
         role, text = first_of(turn, ("role", "from")), first_of(turn, ("content", "value"))
+        if isinstance(text, list) and all(isinstance(part, dict) and isinstance(
+                part.get("text"), str) for part in text):  # parts, all of them texts
+            text = "".join(part["text"] for part in text)
         turns.append((role or "user", text) if isinstance(text, str) else ("other", ""))
     return turns
 
@@ -298,7 +302,7 @@ def read_record(raw, needs_replies):
         raise ValueError("needs \"prompt\", a text")
     prompt, fields, left_out = prompt_of(raw, answered=needs_replies)
     record = {name: value for name, value in raw.items() if name not in fields}
-    record["prompt"], known = prompt, KNOWN
+    record["prompt"], known = prompt, NUMBERS | (KNOWN if "prompt" in raw else set())
     if not isinstance(record.get("checks", []), list):
         raise ValueError("needs \"checks\", if any, as a list")
     for check in record.get("checks", []):
@@ -314,7 +318,7 @@ def read_record(raw, needs_replies):
                              "best")
         record["replies"], fields = replies, [*dict.fromkeys([*fields, *more])]
         if more != ["replies"]:  # a record that is a reply itself
-            known = {*KNOWN, *TEXTS, *SCORES}
+            known = {*known, *TEXTS, *SCORES}
     unread = [name for name in raw if name not in known.union(fields)
               and has_content(raw[name]) and f"`{name}` fields" not in left_out]
     return record, fields, left_out, unread

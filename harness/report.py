@@ -83,7 +83,7 @@ TRAINING = {  # the same of train.jsonl
 # Where the paper's second iteration stood, after which it trained the judge no more.
 STOPPED = {"position": 0.68, "higher": 0.98, "mean": 4.7 / 5}
 AS_FAR = "They are measured as far as they go: raise --max-answer-tokens"
-CUT_OFF = 0.1  # share of the held-out answers above which a warning says so
+MANY = 0.1  # share of the held-out answers above which a warning says so
 SHOWN = 6  # prompts of each iteration whose samples the page shows
 
 
@@ -158,14 +158,18 @@ def drifts(record, max_score):
     return lines
 
 
-def cut_short(record):
-    """A warning, in a list, where many of a model's held-out answers were cut off."""
-    rate = look_up(record, "actor.cut_off_rate")
-    if rate is None or rate <= CUT_OFF:
-        return []
-    actor = record["actor"]
-    return [f"M_{record['iteration']}: {actor['cut_off']} of {actor['answers']} held-out answers. "
-            f"{AS_FAR}"]
+def cautions(record):
+    """Warnings, a line each, where many of a model's held-out answers were cut off or unscored."""
+    actor, lines = record["actor"], []
+    name = f"M_{record['iteration']}: {{}} of {actor.get('answers')} held-out answers"
+    if (actor.get("cut_off_rate") or 0) > MANY:
+        lines.append(f"{name.format(actor['cut_off'])} were cut off. {AS_FAR}")
+    for figure in ("reward", "mean_score"):
+        scored = actor.get(f"{figure}_count")
+        if scored is not None and actor["answers"] - scored > MANY * actor["answers"]:
+            lines.append(f"{name.format(actor['answers'] - scored)} have no score, and the mean is "
+                         "over the others: it may be that of the short ones")
+    return lines
 
 
 # ---- the run in a sentence
@@ -462,7 +466,8 @@ truth does; the meta-judge, the share of comparisons it gives to the judgment wh
 to the truth. Prefers the first: 50 % would be no bias. Agreement: Kendall's tau, 1 for the same
 order, 0 for none in common, -1 for the reverse. With length: Spearman's correlation over M_0's
 held-out answers. docs/reading-the-figures.md explains every figure.</small></p>"""
-SENTENCE, PLOTS, DRIFT, ANSWERS = "The sentence", "Plots", "Drift", "One prompt, every model"
+SENTENCE, PLOTS, SCORED = "The sentence", "Plots", "Without a score"
+DRIFT, ANSWERS = "Drift", "One prompt, every model"
 OTHERWISE = "Texts that encoding would cut otherwise than they were drawn"
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, ImportError)
 
@@ -543,6 +548,8 @@ def contents(run, records, settings, notes):
     opening = attempt("Plots", lambda: first_plots(records), notes) or []
     yield SENTENCE, lambda: html.escape(in_a_sentence(records, settings))
     yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
+    yield SCORED, lambda: notice(SCORED, [line for record in records for line in cautions(record)
+                                          if "no score" in line])
     yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
     yield ANSWERS, lambda: one_prompt(run, records, notes)
     yield "All figures", lambda: html_table(["", *models(records)],
@@ -573,7 +580,7 @@ def cut_off_line(records):
     told = ", ".join(f"M_{t} {actor['cut_off']:,} of {actor['answers']:,}" for t, actor in counts)
     no_room = max((actor.get("too_long", 0) for _, actor in counts), default=0)
     told += f"; {no_room} more prompts leave no room for an answer" * bool(no_room)
-    if any(map(cut_short, records)):
+    if any((actor["cut_off_rate"] or 0) > MANY for _, actor in counts):
         return notice("Held-out answers cut off", [f"{told}. {AS_FAR}"])
     return f"<p><small>Held-out answers cut off: {told}.</small></p>" if told else ""
 
@@ -581,10 +588,10 @@ def cut_off_line(records):
 def page(settings, sections, notes):
     """The whole page. sections: {title: its HTML}; those that do not open it are folded."""
     model, seed = (settings.get(name, "unknown") for name in ("model", "seed"))
-    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, DRIFT, ANSWERS)}
+    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, SCORED, DRIFT, ANSWERS)}
     answers = f"<h2>{ANSWERS}</h2>{top[ANSWERS]}" if top[ANSWERS] else ""
     folds = "".join(f"<details><summary><h2>{html.escape(title)}</h2></summary>{body}</details>"
                     for title, body in sections.items())
     return shell(f"{method_of(settings)}: {model}, seed {seed}",
-                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[DRIFT]}'
+                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[SCORED]}{top[DRIFT]}'
                  f'{notice("Missing from this page", notes)}{answers}{folds}')

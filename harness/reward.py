@@ -21,7 +21,7 @@ class RewardModel:
     """
 
     def __init__(self, name, bits=None):
-        self.chat = Chat(load_tokenizer(name))
+        self.chat = reward_chat(name)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -30,7 +30,8 @@ class RewardModel:
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"--reward {name}: not a reward model ({error})") from None
         if self.model.config.num_labels != 1 or info["missing_keys"]:
-            raise ValueError(f"--reward {name}: not a reward model, which has one trained logit")
+            raise ValueError(f"--reward {name}: not a reward model, which is a sequence classifier "
+                             "with one label (num_labels 1) and trained weights")
         self.model.eval().requires_grad_(False)
         config = self.model.config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None) or math.inf
@@ -46,7 +47,7 @@ class RewardModel:
             raise ValueError(f"--reward {name}: it cannot score an answer ({error})") from None
         if not all(map(math.isfinite, scores)):
             raise ValueError(f"--reward {name}: its score of an answer is no finite number: "
-                             "choose another model, or --bits 32")
+                             "choose another model, or other --bits")
 
     def token_ids(self, answer):
         """Token ids of a prompt with its answer."""
@@ -74,6 +75,14 @@ class RewardModel:
                         scores[i] = score
                 bar.update(len(places))
         return collect_shares(scores)
+
+
+def reward_chat(name):
+    """The Chat of a reward model. ValueError if there is none, by the flag's name."""
+    try:
+        return Chat(load_tokenizer(name))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--reward {name}: {error}") from None
 
 
 def same_length(lists, most):

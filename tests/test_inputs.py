@@ -50,7 +50,7 @@ def test_read_prompts_of_plain_lines(tmp_path):
 
 @pytest.mark.parametrize("line, says", [
     ("{", "not JSON"), ("prompt", "not JSON"), ("[]", "prompt"), ("null", "prompt"),
-    ('"prompt"', "prompt"), ("{}", "prompt"),
+    ("3", "prompt"), ('" "', "prompt"), ("{}", "prompt"),
     ('{"prompt": 3}', "prompt"), ('{"prompt": " "}', "prompt"),
     ('{"prompt": "x", "checks": ["("]}', "checks"), ('{"prompt": "x", "checks": [1]}', "checks"),
     ('{"prompt": "x", "checks": "abc"}', "checks"), ('{"prompt": "x", "checks": null}', "checks"),

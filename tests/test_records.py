@@ -57,6 +57,12 @@ PROMPTS = {  # name: (file's name, its content, the prompts, what the line says)
     "OpenOrca": ("p.jsonl", lines({"system_prompt": "Be.", "question": "Why?", "response": "x"}),
                  ["Why?"],
                  "1 records from `question`; left out: 1 system turns; not read: `response`"),
+    "text as material": ("p.jsonl", lines({"question": "Why?", "text": "A passage.", "id": 1}),
+                         ["Why?"], "1 records from `question`; not read: `text`"),
+    "texts a line": ("p.jsonl", '{"prompt": "Why?"}\n"How?"\n', ["Why?", "How?"], None),
+    "parts": ("p.jsonl", lines({"messages": [{"role": "user", "content": [
+        {"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]}]}), ["Why?"],
+        "1 records from `messages`"),
     "multiple choice": ("p.jsonl", lines({"question": "Why?", "choices": ["x", "y"], "hint": ""}),
                         ["Why?"], "1 records from `question`; not read: `choices`"),
     "many fields": ("p.jsonl", lines({"prompt": "Why?"} | dict.fromkeys("abcdefghijklmno", 1)),

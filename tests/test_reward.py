@@ -147,6 +147,12 @@ def test_a_reward_model_that_gives_no_number_is_refused_before_a_run(reward_mode
     assert not (tmp_path / "run").exists()
 
 
+def test_a_reward_model_that_is_not_there_is_named_by_its_flag(tmp_path, capsys):
+    says = refusal(capsys, *small(tmp_path, "--out", str(tmp_path / "run"),
+                                  "--reward", "../nosuch"))
+    assert "--reward ../nosuch" in says and "no such folder" in says
+
+
 def test_a_reward_model_scores_a_run(reward_model, tmp_path, capsys):
     first, last = run(tmp_path, "--reward", str(reward_model))
     pairs = read_jsonl(tmp_path / "run" / "iter1" / "pairs.jsonl")

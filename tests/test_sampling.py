@@ -1408,3 +1408,8 @@ def test_logits_that_are_no_numbers_are_no_words(fresh_tiny, tiny, temperature, 
         monkeypatch.setitem(sampling.token_bytes, fresh_tiny, size)
         with pytest.raises(ValueError, match="logits are not finite"):
             sample(fresh_tiny, tiny[1], ["Why?"], max_new_tokens=4, temperature=temperature)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny):
+    with pytest.raises(ValueError, match="token ids that the model does not have"):
+        sampling.sample_tokens(tiny[0], [[1, 5, 99999]], stops={2}, max_new_tokens=2)

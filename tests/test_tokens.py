@@ -295,6 +295,7 @@ def test_a_run_keeps_the_ids_that_were_drawn_and_counts_them(tmp_path, monkeypat
             kept = pair.get("ids", {}).get(side)
             assert ids == (kept or chat.answer(text)) and (not kept or (text, tuple(ids)) in drawn)
     assert "otherwise than they were drawn" in (run / "report.html").read_text()
+    assert capsys.readouterr().err.count("texts would be encoded otherwise than the model") == 1
 
 
 # ---- templates that cannot be held to it
