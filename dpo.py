@@ -651,8 +651,8 @@ def train_without_noise(model):
     """Training mode with neither dropout nor jitter, so that the policy begins as its reference.
 
     Layers ask for these where they are in training mode. So none is, but those that are computed
-    again in the backward pass, which they would not be otherwise. (Falcon's and BLOOM's drop out by
-    themselves then, if their configuration says so.)
+    again in the backward pass, which they would not be otherwise. (Falcon's drop out by themselves
+    then, if their configuration says so.)
     """
     for module in model.modules():
         module.training = module is model or (isinstance(module, GradientCheckpointingLayer)
