@@ -29,7 +29,7 @@ from harness.files import digest, each_line, read_json, read_jsonl, sha256, writ
 from harness.inputs import SEEDS, evaluation_prompts, ranked_replies, training_prompts
 from harness.loading import fingerprint, load, load_tokenizer
 from harness.records import read_text
-from harness.report import cautions, drifts, glance, report
+from harness.report import cut_short, drifts, glance, report, unscored
 from harness.reward import RewardModel, reward_chat
 from harness.settings import flag
 from harness.training import save_adapter, set_adapter, train
@@ -56,7 +56,8 @@ class Run:
             self.rubric = read_text(settings.rubric, "--rubric").strip()
         self.eval_prompts = evaluation_prompts(settings)
         self.chat = Chat(load_tokenizer(settings.model))
-        if settings.reward not in ("judge", "checks"):
+        scored_by_model = reward_model is None and settings.reward not in ("judge", "checks")
+        if scored_by_model:
             reward_chat(settings.reward)  # fails by its name, before any work
         self.replies, self.ranked = ranked_replies(settings, self.eval_prompts)
         self.held_out = [*self.eval_prompts, *self.ranked]
@@ -71,7 +72,7 @@ class Run:
             self.lock_folder()
         self.check_folder()
         self.reward_model = reward_model
-        if reward_model is None and settings.reward not in ("judge", "checks"):
+        if scored_by_model:
             self.reward_model = RewardModel(settings.reward, settings.bits)
         if model is None:
             base, _ = load(settings.model, bits=settings.bits)
@@ -429,7 +430,7 @@ class Run:
         barrier()
         self.draw_report()
         print(glance(record))
-        for line in cautions(record):
+        for line in cut_short(record) + unscored(record):
             print(f"Caution, {line}")
         for line in drifts(record, self.settings.max_score):
             print(f"Drift, {line}")

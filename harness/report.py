@@ -158,18 +158,24 @@ def drifts(record, max_score):
     return lines
 
 
-def cautions(record):
-    """Warnings, a line each, where many of a model's held-out answers were cut off or unscored."""
-    actor, lines = record["actor"], []
-    name = f"M_{record['iteration']}: {{}} of {actor.get('answers')} held-out answers"
-    if (actor.get("cut_off_rate") or 0) > MANY:
-        lines.append(f"{name.format(actor['cut_off'])} were cut off. {AS_FAR}")
-    for figure in ("reward", "mean_score"):
-        scored = actor.get(f"{figure}_count")
-        if scored is not None and actor["answers"] - scored > MANY * actor["answers"]:
-            lines.append(f"{name.format(actor['answers'] - scored)} have no score, and the mean is "
-                         "over the others: it may be that of the short ones")
-    return lines
+def cut_short(record):
+    """A warning, in a list, where many of a model's held-out answers were cut off."""
+    actor = record["actor"]
+    if (actor.get("cut_off_rate") or 0) <= MANY:
+        return []
+    return [f"M_{record['iteration']}: {actor['cut_off']} of {actor['answers']} held-out answers "
+            f"were cut off. {AS_FAR}"]
+
+
+def unscored(record):
+    """A warning, in a list, where many of them got no score."""
+    actor = record["actor"]
+    scored = actor.get("reward_count", actor.get("mean_score_count"))
+    if scored is None or actor["answers"] - scored <= MANY * actor["answers"]:
+        return []
+    return [f"M_{record['iteration']}: {actor['answers'] - scored} of {actor['answers']} held-out "
+            "answers have no score, and the mean is over the others: it may be that of the short "
+            "ones"]
 
 
 # ---- the run in a sentence
@@ -548,8 +554,7 @@ def contents(run, records, settings, notes):
     opening = attempt("Plots", lambda: first_plots(records), notes) or []
     yield SENTENCE, lambda: html.escape(in_a_sentence(records, settings))
     yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
-    yield SCORED, lambda: notice(SCORED, [line for record in records for line in cautions(record)
-                                          if "no score" in line])
+    yield SCORED, lambda: notice(SCORED, [line for record in records for line in unscored(record)])
     yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
     yield ANSWERS, lambda: one_prompt(run, records, notes)
     yield "All figures", lambda: html_table(["", *models(records)],
@@ -580,7 +585,7 @@ def cut_off_line(records):
     told = ", ".join(f"M_{t} {actor['cut_off']:,} of {actor['answers']:,}" for t, actor in counts)
     no_room = max((actor.get("too_long", 0) for _, actor in counts), default=0)
     told += f"; {no_room} more prompts leave no room for an answer" * bool(no_room)
-    if any((actor["cut_off_rate"] or 0) > MANY for _, actor in counts):
+    if any(map(cut_short, records)):
         return notice("Held-out answers cut off", [f"{told}. {AS_FAR}"])
     return f"<p><small>Held-out answers cut off: {told}.</small></p>" if told else ""
 

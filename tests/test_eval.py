@@ -47,7 +47,7 @@ from eval import (
 from harness import drawing, export, models
 from harness.files import write_jsonl, write_whole
 from harness.loading import load
-from harness.report import cautions, drifts, in_a_sentence, report, table
+from harness.report import cut_short, drifts, in_a_sentence, report, table, unscored
 from harness.training import save_adapter
 from sampling import sample
 
@@ -1295,8 +1295,8 @@ def test_answers_that_were_cut_off_are_among_the_first_figures(run, capsys):
     rows = {row[0]: row[1:] for row in page_of(run).rows if row}
     assert rows["actor: answers cut off"] == ["88%", "4%", "12%"]
     assert rows["actor: true score"] == ["2.00 (20)", "-", "-"]
-    assert [len(cautions(record)) for record in records] == [1, 0, 1]
-    assert "M_0: 21 of 24 held-out answers" in cautions(records[0])[0]
+    assert [len(cut_short(record)) for record in records] == [1, 0, 1]
+    assert "M_0: 21 of 24 held-out answers" in cut_short(records[0])[0]
     (run / "summary.json").write_text(json.dumps(records[1:2]))
     report(run)
     page = (run / "report.html").read_text()
@@ -1305,7 +1305,7 @@ def test_answers_that_were_cut_off_are_among_the_first_figures(run, capsys):
     part = figures(1, actor=actor(0, reward=1.5, reward_count=17))
     (run / "summary.json").write_text(json.dumps([part]))
     report(run)
-    assert "7 of 24 held-out answers have no score" in cautions(part)[0]
+    assert "7 of 24 held-out answers have no score" in unscored(part)[0]
     assert "7 of 24 held-out answers have no score" in (run / "report.html").read_text()
 
 
