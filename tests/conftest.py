@@ -31,6 +31,11 @@ from sampling import Chat  # noqa: E402
 TINY = Path(__file__).parent.parent / "tiny"
 torch.set_num_threads(1)
 
+SHARED = ("Compare these two judgments of one answer, point by point, and say which of them is "
+          "right. ") * 2
+PROMPTS = ["How do I plant a tree?", SHARED + "A", SHARED + "A and then B", "Why?",
+           SHARED + "C, which is longer than the others by a few words",
+           "How do I plant a hedge before the frost comes?", ""]
 
 # chat templates, in our own words, of models that several tests play with
 LLAMA_3 = ("{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] "

@@ -8,7 +8,6 @@ each token its probability to within the grid, which no wrong distribution does.
 """
 import ast
 import functools
-import gc
 import hashlib
 import json
 import math
@@ -17,14 +16,11 @@ import re
 import shutil
 import subprocess
 import sys
-import weakref
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, FUZZ, LLAMA_3, QWEN_3, TINY, greedy_ids, random_model
+from conftest import FUZZ, LLAMA_3, PROMPTS, QWEN_3, TINY, greedy_ids, random_model
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -51,27 +47,9 @@ from dpo import add_lora
 from harness.conversation import converse
 from harness.loading import load
 from harness.training import save_adapter
-from sampling import (
-    Chat,
-    Slots,
-    StepGraphs,
-    close_gaps,
-    draw,
-    first_wave,
-    make_rows,
-    sample,
-    shared_groups,
-    shared_prefix,
-    slot_counts,
-    stop_tokens,
-    uniforms,
-)
+from harness.weights import LoraLayer, expanded_bytes, prepared
+from sampling import Batch, Chat, draw, sample, shared_groups, stop_tokens, uniforms
 
-SHARED = ("Compare these two judgments of one answer, point by point, and say which of them is "
-          "right. ") * 2
-PROMPTS = ["How do I plant a tree?", SHARED + "A", SHARED + "A and then B", "Why?",
-           SHARED + "C, which is longer than the others by a few words",
-           "How do I plant a hedge before the frost comes?", ""]
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
@@ -125,42 +103,6 @@ def test_rows_end_at_different_times(llama):
     lengths = {len(samples[0].tokens) for samples in sample(*llama, PROMPTS, max_new_tokens=24,
                                                             temperature=0)}
     assert len(lengths) >= 4 and min(lengths) < 12
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("prefill", [2048, 1])
-@pytest.mark.parametrize("capacity", [10**9, 400])
-def test_logits_over_shared_prefixes_are_exact(name, prefill, capacity, tiny, monkeypatch):
-    """float64 to 1e-9, for all tokens of rows that come, go and are moved. Any mistake of mask,
-    position or grouping is at least 1e-3.
-    """
-    monkeypatch.setitem(sampling.PREFILL_TOKENS, "cpu", prefill)
-    config_class, settings = FAMILIES[name]
-    model = random_model(config_class, tiny[1], dtype=torch.float64, **settings)
-    prompts = [Chat(tiny[1]).prompt(text) for text in PROMPTS]
-    rows = make_rows(prompts, 2, [[None] * 2] * len(prompts))
-    groups = len({row.group for row in rows})
-    assert 1 < groups < len(prompts), "some prompts must share a prefix and some must not"
-    got = {row: [] for row in rows}
-    with torch.no_grad(), shared_prefix(model):
-        under_way = Slots(model, rows, 6, capacity)
-        under_way.admit()
-        while under_way.rows:
-            for b, (row, logits) in enumerate(zip(under_way.rows, under_way.logits())):
-                if row:
-                    got[row].append(logits)
-                    row.drawn.append(10 * row.prompt + len(row.drawn))
-                    if len(row.drawn) == 2 + row.prompt % 5:
-                        under_way.rows[b] = None
-            under_way.admit()
-        refilled = under_way.most_rows < len(rows)
-        assert refilled == (capacity == 400), "the second must let rows in one after another"
-    for row, logits in got.items():
-        with torch.no_grad():
-            plain = model(input_ids=torch.tensor([prompts[row.prompt]
-                                                  + row.drawn])).logits[0, -len(logits) - 1: -1]
-        assert len(logits) == 2 + row.prompt % 5
-        assert torch.allclose(torch.stack(logits), plain, rtol=0, atol=1e-9)
 
 
 # ---- 2. the distribution of draws
@@ -343,8 +285,8 @@ def test_draws_do_not_depend_on_other_prompts_or_samples(llama, drawn):
 
 @pytest.mark.parametrize("constant, value", [("ROWS", 1), ("ROWS", 4), ("ROWS", 20),
                                              ("PREFILL_TOKENS", 1), ("PREFILL_TOKENS", 64)])
-def test_draws_do_not_depend_on_slots_or_chunks(llama, drawn, constant, value, monkeypatch):
-    """With 21 samples: one slot after the other, refilled at once, one sample waiting; prompts
+def test_draws_do_not_depend_on_rows_or_chunks(llama, drawn, constant, value, monkeypatch):
+    """With 21 samples: one row after the other, let in at once, one sample waiting; prompts
     computed one by one and in small parts.
     """
     monkeypatch.setitem(getattr(sampling, constant), "cpu", value)
@@ -354,11 +296,10 @@ def test_draws_do_not_depend_on_slots_or_chunks(llama, drawn, constant, value, m
 
 def test_groups_of_unequal_prompts_go_through_one_cache(llama, monkeypatch):
     """Comparisons of twelve answers, each with some of its own: their rows do not wait for other
-    groups' rows, which would have slots stand empty and caches made anew. Alone, each is drawn the
-    same.
+    groups' rows. Alone, each is drawn the same.
     """
-    caches, made = [], Slots.__init__
-    monkeypatch.setattr(Slots, "__init__",
+    caches, made = [], Batch.__init__
+    monkeypatch.setattr(Batch, "__init__",
                         lambda self, *arguments: caches.append(made(self, *arguments)))
     monkeypatch.setitem(sampling.ROWS, "cpu", 8)
     prompts = [f"{i} " * 30 + "and so on " * (7 * j % 10) for i in range(12) for j in range(10)]
@@ -370,7 +311,7 @@ def test_groups_of_unequal_prompts_go_through_one_cache(llama, monkeypatch):
 
 
 @pytest.mark.parametrize("empty", [0.0, 0.5, 1.0])
-def test_draws_do_not_depend_on_when_slots_are_refilled(llama, drawn, empty, monkeypatch):
+def test_draws_do_not_depend_on_when_rows_are_let_in(llama, drawn, empty, monkeypatch):
     monkeypatch.setattr(sampling, "EMPTY", empty)
     monkeypatch.setitem(sampling.ROWS, "cpu", 6)
     assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
@@ -385,114 +326,18 @@ def test_draws_do_not_depend_on_sharing(llama, drawn, monkeypatch):
                   keys=PROMPTS) == drawn
 
 
-def test_draws_do_not_depend_on_rounded_shapes(llama, drawn, monkeypatch):
-    """The shapes that CUDA graphs are captured for, with rows, prefixes and positions beyond those
-    in use.
-    """
-    shapes = set()
-
-    def rounded(self, size, most, least=1, steps=1):
-        shapes.add(size)
-        return min(most, -(-size // 4) * 4)
-    monkeypatch.setattr(Slots, "rounded", rounded)
-    monkeypatch.setitem(sampling.ROWS, "cpu", 10)
-    assert sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0,
-                  keys=PROMPTS) == drawn
-    assert any(size % 4 for size in shapes)
-
-
-def test_sizes_are_rounded_up_on_cuda_alone():
-    slots = Slots.__new__(Slots)
-    slots.device = torch.device("cuda")
-    assert [slots.rounded(size, 1000, 64, steps=4) for size in (0, 1, 64, 65, 81, 129)] == [
-        0, 64, 64, 80, 96, 160]
-    assert [slots.rounded(size, 1000) for size in (1, 2, 3, 5, 512)] == [1, 2, 4, 8, 512]
-    assert slots.rounded(70, 75, 64) == 75
-    slots.device = torch.device("cpu")
-    assert slots.rounded(65, 1000, 64) == 65
-
-
-class FakeCuda:
-    """What StepGraphs uses of torch.cuda: a graph replays what ran while it was captured."""
-
-    def __init__(self, monkeypatch):
-        self.pools, self.captured, self.running = [], 0, []
-        for name, value in {"CUDAGraph": self.graph_class, "graph_pool_handle": lambda: "pool",
-                            "stream": lambda stream: nullcontext(), "graph": self.graph,
-                            "current_stream": lambda: None}.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool",
-                            lambda device, pool: self.pools.append(pool), raising=False)
-        monkeypatch.setattr(torch._C, "_cuda_releasePool",
-                            lambda device, pool: self.pools.append("released"), raising=False)
-
-    def graph_class(self):
-        return SimpleNamespace(replay=lambda: self.running.append("replay"))
-
-    @contextmanager
-    def graph(self, graph, pool=None):
-        self.running.append("capture")
-        yield
-        self.captured += 1
-
-
-def test_a_shape_is_captured_once_and_replayed(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    graphs, shape = StepGraphs(3), sampling.Shape(2, 1, 0, 0, 0)
-    for _ in range(2):
-        got = graphs.replay(shape, lambda: torch.arange(8.0).view(2, 4))
-        assert torch.equal(got, torch.arange(8.0).view(2, 4))
-    assert cuda.running == ["capture", "replay", "replay"] and not cuda.pools
-
-
-@pytest.mark.parametrize("error, raised", [
-    (RuntimeError("operation not permitted"), sampling.CannotCapture),
-    (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError)])
-def test_a_capture_that_fails_leaves_nothing_capturing(error, raised, monkeypatch):
-    """PyTorch itself goes on to allocate in the graph's pool, and to draw as if in a capture."""
-    cuda, calls = FakeCuda(monkeypatch), []
-
-    def forward():
-        calls.append(1)
-        if len(calls) == 2:  # the first is before the capture
-            raise error
-        return torch.zeros(2, 4)
-    with pytest.raises(raised):
-        StepGraphs(3).replay(sampling.Shape(2, 1, 0, 0, 0), forward)
-    assert cuda.pools == ["pool", "released"]
-    assert cuda.captured == 1  # of next to nothing: it ends the one that failed
-
-
-def test_a_models_graphs_go_with_its_slots(llama, monkeypatch):
-    """By counting references. Graphs that garbage collection finds while another is captured spoil
-    that one.
-    """
-    FakeCuda(monkeypatch)
-    monkeypatch.setattr(Slots, "forward", lambda self: torch.zeros(2, 4))
-    rows = make_rows([[1, 2, 3]], 2, [[np.zeros(4, dtype=np.float32)] * 2])
-    gc.disable()
-    try:
-        slots = Slots(llama[0], rows, 4, 1000)
-        slots.graphs.replay(sampling.Shape(2, 1, 0, 0, 0), slots.forward)
-        gone = weakref.ref(slots.graphs)
-        del slots
-        assert gone() is None
-    finally:
-        gc.enable()
-
-
 def test_out_of_memory_halves_the_cache_and_goes_on(llama, drawn, monkeypatch, capsys):
     """PyTorch's error is raised in the midst of a wave, twice: the same draws in the end, each
     reported once, and two lines say so.
     """
-    steps, ended, logits = [], [], Slots.logits
+    steps, ended, logits = [], [], Batch.logits
 
     def fail(self):
-        steps.append(self.most_rows)
+        steps.append(self.pool.places)
         if len(steps) in (5, 9):
             raise torch.OutOfMemoryError("a test")
         return logits(self)
-    monkeypatch.setattr(Slots, "logits", fail)
+    monkeypatch.setattr(Batch, "logits", fail)
     got = sample(*llama, PROMPTS, n=3, max_new_tokens=16, temperature=1.0, top_p=1.0, keys=PROMPTS,
                  capacity=1200,
                  on_end=lambda i, number, s: ended.append((i, number)))
@@ -548,7 +393,7 @@ def test_want_of_memory_is_recognised():
 def test_out_of_memory_with_one_row_is_an_error(llama, monkeypatch):
     def fail(self):
         raise torch.OutOfMemoryError("a test")
-    monkeypatch.setattr(Slots, "logits", fail)
+    monkeypatch.setattr(Batch, "logits", fail)
     with pytest.raises(torch.OutOfMemoryError):
         sample(*llama, PROMPTS, n=3, max_new_tokens=16)
 
@@ -969,9 +814,9 @@ def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(
 
     def look(*arguments):
         seen.append([module.merged for module in model.modules()
-                     if isinstance(module, sampling.LoraLayer)])
+                     if isinstance(module, LoraLayer)])
         raise KeyboardInterrupt
-    with sampling.prepared(model):
+    with prepared(model):
         inside = next_logits(model, ids)
     assert torch.allclose(inside, logits, atol=1e-4) and not torch.equal(inside, logits)
     monkeypatch.setattr(sampling, "draw", look)
@@ -985,9 +830,9 @@ def test_the_adapter_is_merged_while_sampling_and_the_same_weights_come_back(
 def test_an_adapter_on_four_bits_stays_beside_the_weights(iteration):
     """Merging would round it away."""
     model, tokenizer = load(str(iteration[0]), bits=4)
-    with sampling.prepared(model):
+    with prepared(model):
         assert not any(module.merged for module in model.modules()
-                       if isinstance(module, sampling.LoraLayer))
+                       if isinstance(module, LoraLayer))
     got = [row[0].tokens for row in sample(model, tokenizer, PROMPTS[:3], max_new_tokens=12,
                                            temperature=0)]
     assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
@@ -1023,7 +868,7 @@ def test_weights_that_two_layers_share_are_not_merged_twice(tiny):
     one, other = (layer.self_attn.q_proj for layer in sampling.base_model(model).model.layers[:2])
     other.base_layer.weight = one.base_layer.weight
     logits = next_logits(model, template_ids(tiny[1], PROMPTS[0]))
-    with sampling.prepared(model):
+    with prepared(model):
         inside = next_logits(model, template_ids(tiny[1], PROMPTS[0]))
     assert torch.allclose(inside, logits, atol=1e-4)
 
@@ -1031,7 +876,7 @@ def test_weights_that_two_layers_share_are_not_merged_twice(tiny):
 def test_an_adapter_takes_nothing_from_the_cache(iteration, monkeypatch):
     model, tokenizer = load(str(iteration[0]))
     seen, decode = [], sampling.decode
-    monkeypatch.setattr(sampling, "decode", lambda *a: seen.append(a[-2]) or decode(*a))
+    monkeypatch.setattr(sampling, "decode", lambda *a: seen.append(a[-1]) or decode(*a))
     sample(model, tokenizer, PROMPTS[:2], max_new_tokens=2)
     assert set(seen) == {2**30 // sampling.shared_bytes(sampling.base_model(model))}
 
@@ -1048,9 +893,9 @@ def test_an_adapter_that_its_owner_merged_stays_merged(tiny):
 def test_in_16_bits_the_adapter_stays_beside_the_weights():
     """Merging would round it away."""
     model = adapted(target_modules=["q_proj"]).to(torch.bfloat16)
-    with sampling.prepared(model):
+    with prepared(model):
         assert not any(module.merged for module in model.modules()
-                       if isinstance(module, sampling.LoraLayer))
+                       if isinstance(module, LoraLayer))
 
 
 def test_what_samples_in_16_bits_is_what_trains(tiny):
@@ -1066,7 +911,7 @@ def test_what_samples_in_16_bits_is_what_trains(tiny):
     beside = next_logits(model, ids)
     with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(model.base_model.model):
         training = next_logits(model, ids)
-    with sampling.prepared(model):
+    with prepared(model):
         assert torch.equal(next_logits(model, ids), training)
     assert not torch.equal(beside, training)
     assert all(torch.equal(lora[name], weight) for name, weight in before.items())
@@ -1075,17 +920,17 @@ def test_what_samples_in_16_bits_is_what_trains(tiny):
 def test_four_bits_are_expanded_as_far_as_memory_allows(iteration, monkeypatch):
     """The same draws, whether none, some or all layers are; and nothing is left of it."""
     model, tokenizer = load(str(iteration[0]), bits=4)
-    layers = [m for m in model.modules() if sampling.expanded_bytes(m, model.dtype)]
-    sizes = [sampling.expanded_bytes(layer, model.dtype) for layer in layers]
+    layers = [m for m in model.modules() if expanded_bytes(m, model.dtype)]
+    sizes = [expanded_bytes(layer, model.dtype) for layer in layers]
     assert sizes == [4 * layer.in_features * layer.out_features for layer in layers]
     for spare in (0, sum(sizes[:3]), sum(sizes)):
-        with sampling.prepared(model, spare):
+        with prepared(model, spare):
             expanded = [layer for layer in layers if "forward" in vars(layer)]
-            taken = sum(sampling.expanded_bytes(one, model.dtype) for one in expanded)
+            taken = sum(expanded_bytes(one, model.dtype) for one in expanded)
             assert spare >= taken > spare - max(sizes)
     assert not any("forward" in vars(layer) for layer in layers)
     # what a cache can be of use to comes before the weights
-    seen, prepared = [], sampling.prepared
+    seen = []
     monkeypatch.setattr(sampling, "prepared", lambda model, spare: seen.append(spare)
                         or prepared(model, spare))
     drawn = []
@@ -1263,82 +1108,7 @@ def test_four_bits_on_a_cpu(tiny):
     assert got == [generated(model, tokenizer, text, 12) for text in PROMPTS[:3]]
 
 
-# ---- 8. groups and batches
-
-token_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=8)
-nested = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, 6)), min_size=1,
-                  max_size=8).map(
-    # long common beginnings
-    lambda parts: [[7] * shared + [other] * own for shared, other, own in parts])
-
-
-@FUZZ
-@given(token_lists | nested, st.integers(1, 4))
-def test_groups_cover_the_prompts_in_order(prompts, n):
-    """Every prompt once and in order; the shared part is a true prefix of each and never its last
-    token; sharing never stores more.
-    """
-    groups = shared_groups(prompts, n)
-    assert [i for members, _ in groups for i in members] == list(range(len(prompts)))
-    for members, shared in groups:
-        assert all(prompts[i][:shared] == prompts[members[0]][:shared] and shared < len(prompts[i])
-                   for i in members)
-    stored = sum(shared + n * sum(len(prompts[i]) - shared for i in members)
-                 for members, shared in groups)
-    assert stored <= sum(len(ids) - 1 + n for ids in prompts)
-
-
-@FUZZ
-@given(token_lists | nested, st.integers(1, 4), st.integers(1, 5), st.integers(1, 80),
-       st.integers(1, 6))
-def test_waves_hold_every_sample_once(prompts, n, max_new_tokens, capacity, most):
-    """Prefix and own tokens make the prompt; the cache of a wave exceeds its capacity only when it
-    has a single slot.
-    """
-    rows = make_rows(prompts, n, [range(n)] * len(prompts))
-    seen = []
-    while rows:
-        wave = first_wave(rows, max_new_tokens, capacity, most)
-        count, groups = slot_counts(wave, max_new_tokens, capacity, most)
-        prefix, suffix = sampling.cache_sizes(wave, max_new_tokens)
-        assert 1 <= count <= min(most, len(wave)) and 0 <= groups <= count
-        assert count * suffix + groups * prefix <= capacity or count == 1
-        for row in wave:
-            assert row.group.prefix + row.own == prompts[row.prompt] and row.own
-            seen.append((row.prompt, row.number))
-        rows = rows[len(wave):]
-    assert sorted(seen) == [(i, number) for i in range(len(prompts)) for number in range(n)]
-
-
-def test_a_few_long_prompts_have_a_cache_of_their_own():
-    """Four of 1000 tokens among a hundred of 10: the hundred share a cache whose slots are small.
-    """
-    rows = make_rows([[1] * 10] * 50 + [[2] * 1000] * 4 + [[3] * 10] * 50, 1, [[None]] * 104)
-    wave = first_wave(rows, 10, 4040, 256)
-    assert {row.prompt for row in wave} == {50, 51, 52, 53}
-    assert first_wave(rows[4:], 10, 4040, 256) == rows[4:]
-
-
-@given(st.lists(st.none() | st.integers(), max_size=12))
-def test_gaps_are_closed_from_behind(items):
-    """What is left stands without a gap, and the moves tell how it came there."""
-    closed = list(items)
-    moves = close_gaps(closed)
-    assert sorted(closed) == sorted(item for item in items if item is not None)
-    assert len(moves) <= items.count(None)
-    for target, source in moves:
-        assert items[target] is None and items[source] == closed[target] and source > target
-
-
-def test_comparisons_of_one_answer_share_their_beginning():
-    """Twelve prompts of 100 shared and 10 own tokens: one group, 220 tokens to store instead of
-    1320.
-    """
-    prompts = [[1] * 100 + [2 + i] * 10 for i in range(12)]
-    assert shared_groups(prompts, 1) == [(list(range(12)), 100)]
-
-
-# ---- 9. the command
+# ---- 8. the command
 
 def ask(*arguments, typed=""):
     """Run `python sampling.py` as a user would."""
