@@ -55,6 +55,8 @@ ROWS = {"cpu": 256, "cuda": 512}  # samples under way: with more of them a step 
 PIECE = {"cpu": 256, "cuda": 32}  # rows that meet their prefix together; the kernel takes 128 heads
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens computed at once
 FUSED = 16  # queries from which a CPU's fused attention pays; it stores no scores
+TOP = {"cpu": 24, "cuda": 64}  # tokens among which the nucleus is looked for first
+NO_TOKEN = -1  # what `draw` gives where a model's logits are no numbers
 EMPTY = 1 / 16  # share of rows that may be missing: letting others in costs a forward pass
 
 
@@ -202,7 +204,7 @@ class Pool:
         self.free = [(1, places - 1)]  # (begin, size), in order
         self.layers = {}   # layer -> (keys, values), each (places, Hkv, D); made at first use
         self.windows = {}  # layer -> how far back it sees; None: all
-        self.now = None    # the present Pass
+        self.now, self.plain = None, False  # the present Pass; some layer attends in plain PyTorch
 
     def take(self, size, last=False):
         """Where `size` free places begin, the first ones or the last ones; 0: there are none."""
@@ -221,11 +223,6 @@ class Pool:
                 begin, size = merged[-1][0], merged.pop()[1] + size
             merged.append((begin, size))
         self.free = merged
-
-    def move(self, source, target, size):
-        """Copy what stands on some places to others."""
-        for whole in itertools.chain(*self.layers.values()):
-            whole[target: target + size] = whole[source: source + size]
 
     def store(self, layer, key, value):
         """Store the new tokens' (T, Hkv, D); the layer's keys and values, (places, Hkv, D)."""
@@ -297,28 +294,29 @@ def kernel_attention(query, keys, values, pool, part, scaling, window):
 
 def plain_attention(query, keys, values, pool, part, scaling, window):
     """What `kernel_attention` says, in plain PyTorch: on a CPU, or for queries it does not take."""
-    now, h = pool.now, query.shape[1] // keys.shape[1]
+    now, h, pool.plain = pool.now, query.shape[1] // keys.shape[1], True
     kind = part is now.own, window
     if kind not in now.layouts:  # it is the same for all layers
         seat = now.position - now.before[1] if part is now.own else now.position
         now.layouts[kind] = Layout(part, seat, window, pool.places)
     layout = now.layouts[kind]
-    cells = query[layout.query]                                                 # (X, Q, H, D)
-    keys, values = (layout.rectangle(x).transpose(1, 2) for x in (keys, values))  # (X, Hkv, K, D)
+    cells = query[layout.query].movedim(2, 0)                                   # (H, X, Q, D)
+    keys, values = (layout.rectangle(x).movedim(2, 0) for x in (keys, values))  # (Hkv, X, K, D)
     if layout.alike:  # heads that share keys are further queries of the same stretch
-        cells = cells.unflatten(2, (-1, h)).transpose(1, 2).flatten(2, 3)       # (X, Hkv, Q * h, D)
+        cells = cells.unflatten(0, (-1, h)).movedim(1, 3).flatten(2, 3)         # (Hkv, X, Q * h, D)
     else:
-        cells = cells.transpose(1, 2)                                           # (X, H, Q, D)
-        keys, values = (x.repeat_interleave(h, 1) for x in (keys, values))      # (X, H, K, D)
-    if query.is_cuda or cells.shape[2] < FUSED:
-        heads = (x.split(len(x[0]) if layout.alike else 1, 1) for x in (cells, keys, values))
+        keys, values = (x.repeat_interleave(h, 0) for x in (keys, values))      # (H, X, K, D)
+    if layout.bias is not None and (query.is_cuda or cells.shape[2] < FUSED):
+        heads = (x.split(len(x) if layout.alike else 1) for x in (cells, keys, values))
         parts = [attend_part(*some, layout.bias, scaling) for some in zip(*heads)]
-        out, total = (torch.cat(x, 1) for x in zip(*parts))
+        out, total = (torch.cat(x) for x in zip(*parts))
     else:
+        mask = None if layout.bias is None else layout.bias[:, None].to(query.dtype)
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            cells, keys, values, attn_mask=layout.bias.to(query.dtype), scale=scaling)
-        total = total[..., None]
-    out, total = (x.unflatten(2, (part.most, -1)).transpose(1, 2)[layout.cell].flatten(1, 2)
+            *(x.transpose(0, 1) for x in (cells, keys, values)), is_causal=mask is None,
+            attn_mask=mask, scale=scaling)
+        out, total = out.transpose(0, 1), total.transpose(0, 1)[..., None]
+    out, total = (x.unflatten(2, (part.most, -1)).movedim(0, 2)[layout.cell].flatten(1, 2)
                   for x in (out, total))                                        # (T, H, D or 1)
     return out, total if layout.blind is None else total.masked_fill(layout.blind, -math.inf)
 
@@ -352,14 +350,16 @@ class Layout:
         start = (seat + 1 - window).clip(min=0) if window else np.zeros_like(seat)
         end = np.minimum(length[of], seat + 1)              # (T,) it sees places start to end
         self.alike = bool(Q == 1 or not start.any() and (end == length[of]).all())
-        sight = np.zeros((2, X, 1 if self.alike else Q), dtype=end.dtype)
-        sight[:, x, 0 if self.alike else q] = start, end
-        starts, ends = sight[:, :, None, :, None]                                # (X, 1, 1 or Q, 1)
-        seen = (starts <= np.arange(K)) & (np.arange(K) < ends)                  # (X, 1, 1 or Q, K)
-        bias = np.where(seen, np.float32(0), np.float32(-1e30))
-        self.query, self.bias, blind, *cell = (torch.from_numpy(array).to(device) for array in (
-            query, bias, (end <= start)[:, None, None], x, q))
-        self.size, self.cell, self.blind = (X, K), tuple(cell), blind if blind.any() else None
+        bias, sight = None, np.zeros((2, X, 1 if self.alike else Q), dtype=end.dtype)
+        if self.alike or device.type != "cpu" or start.any() or (seat != q).any():  # else: causal
+            sight[:, x, 0 if self.alike else q] = start, end
+            starts, ends = sight[..., None]                                      # (X, 1 or Q, 1)
+            seen = (starts <= np.arange(K)) & (np.arange(K) < ends)              # (X, 1 or Q, K)
+            bias = torch.from_numpy(np.where(seen, np.float32(0), np.float32(-1e30))).to(device)
+        self.query, blind, *cell = (torch.from_numpy(array).to(device) for array in (
+            query, (end <= start)[:, None, None], x, q))
+        self.blind, self.bias = blind if blind.any() else None, bias
+        self.size, self.cell = (X, K), tuple(cell)
 
     def rectangle(self, whole):
         """The stretches of (places, Hkv, D), (X, K, Hkv, D)."""
@@ -373,14 +373,17 @@ class Layout:
 def attend_part(query, key, value, bias, scaling):
     """Attention over one part of the context.
 
-    query (X, H, Q, D), key and value (X, H, K, D), bias (X, 1, 1 or Q, K), 0 or, where nothing is
-    seen, -1e30 -> its output (X, H, Q, D) and the log of its softmax's denominator (X, H, Q, 1).
+    query (H, X, Q, D), key and value (H, X, K, D), bias (X, 1 or Q, K), 0 or, where nothing is
+    seen, -1e30 -> its output (H, X, Q, D) and the log of its softmax's denominator (H, X, Q, 1).
     """
     def product(a, b):  # head by head: keys of all heads would be copied first
-        return torch.stack([x @ y for x, y in zip(a.unbind(1), b.unbind(1))], 1)
+        out = a.new_empty(*a.shape[:3], b.shape[3])
+        for x, y, z in zip(a, b, out):
+            torch.bmm(x, y, out=z)
+        return out
 
     scores = torch.add(bias, product(query, key.transpose(-1, -2)), alpha=scaling)
-    shares = scores.softmax(-1)                                                 # (X, H, Q, K)
+    shares = scores.softmax(-1)                                                 # (H, X, Q, K)
     # The same as logsumexp, and cheaper: the largest share is exp(largest score - total).
     total = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
     return product(shares.to(value.dtype), value), total
@@ -433,10 +436,7 @@ token_bytes = weakref.WeakKeyDictionary()  # model -> what `shared_bytes` found
 
 
 def shared_bytes(model):
-    """Bytes of a token's keys and values. None: the model cannot share prefixes, said once.
-
-    It can if it is made of attention layers alone, all of which take our function.
-    """
+    """Bytes of a token's keys and values. None: the model cannot share prefixes, said once."""
     if model not in token_bytes:
         try:
             token_bytes[model] = try_layers(model)
@@ -488,9 +488,6 @@ def try_layers(model):
 
 # ---- drawing
 
-NO_TOKEN = -1
-
-
 def uniforms(seed, key, number, count):
     """`count` uniform numbers in [0, 1), on every machine the same for (seed, key, number)."""
     name = json.dumps([seed, key, number]).encode()
@@ -521,17 +518,17 @@ def draw(logits, uniform, temperature, top_p):
 
     The nucleus is the fewest tokens whose probability reaches top_p; those as likely as the last
     of these are in as well, since it is chance which of them a sort puts first. It mostly lies in
-    the likeliest 64 tokens; only rows where it may not are sorted. Its tokens are taken in the
+    the likeliest few tokens; only rows where it may not are sorted. Its tokens are taken in the
     order of their ids: an order of nearly equal probabilities would hang on rounding.
     """
     if temperature == 0:
         likeliest, token = logits.max(-1)
         return token.masked_fill(~likeliest.isfinite(), NO_TOKEN)
     probs = (logits.float() / temperature).softmax(-1)      # (B, V)
-    top, ids = probs.topk(min(64, probs.shape[-1]))         # (B, 64)
+    top, ids = probs.topk(min(TOP[probs.device.type], probs.shape[-1]))  # (B, N)
     edge = nucleus_edge(top, top_p)                         # (B, 1)
     ids, by_id = ids.sort(dim=-1)
-    nucleus = (top * (top >= edge)).gather(-1, by_id)       # (B, 64), 0 outside of it
+    nucleus = (top * (top >= edge)).gather(-1, by_id)       # (B, N), 0 outside of it
     token = ids.gather(-1, inverse_cdf(nucleus, uniform)[:, None])[:, 0]
     wide = (top[:, -1] >= edge[:, 0]).nonzero()[:, 0]       # rows whose nucleus may be larger
     if len(wide) and top.shape[-1] < probs.shape[-1]:
@@ -640,7 +637,8 @@ class Batch:
                 self.pool.give_back(begin, row.size)
             if not 0 < begin < row.begin:
                 return
-            self.pool.move(row.begin, begin, row.length)
+            for whole in itertools.chain(*self.pool.layers.values()):
+                whole[begin: begin + row.length] = whole[row.begin: row.begin + row.length]
             self.pool.give_back(row.begin, row.size)
             row.begin = begin
 
@@ -648,7 +646,7 @@ class Batch:
         """Compute and store the keys and values of prompts' tokens, in parts as `lay` takes."""
         while parts:
             longest = np.maximum.accumulate([len(ids) for ids, *_ in parts])
-            padded = longest * np.arange(1, len(parts) + 1)  # plain attention pads
+            padded = longest * np.arange(1, len(parts) + 1)  # as in plain attention
             count = max(1, (padded <= PREFILL_TOKENS[self.device.type]).sum())
             numbers, shape = self.lay(parts[:count])
             # Without the head; told to keep one token's logits, Gemma 4 would skip others' layers.
@@ -662,7 +660,7 @@ class Batch:
         parts = [([row.token], row.begin, row.length, row.group) for row in self.rows]
         numbers, shape = self.lay(parts + [([0], 0, 0, NO_GROUP)] * (self.rounded(B) - B))
         self.numbers[:, : shape.T + 1] = torch.from_numpy(numbers)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or self.pool.plain:  # which lays out what graphs cannot hold
             return self.step(shape)[:B]
         # Of its graphs only the number of rows differs.
         shape = shape._replace(P=shape.P and shape.T, longest_piece=PIECE[self.device.type])
@@ -727,8 +725,7 @@ def advance(rows, logits, how):
         row.drawn.append(token)
         if how.on_token:
             how.on_token(row.prompt, row.number, row.drawn)
-    return [row for row in rows
-            if row.token in how.stops or len(row.drawn) == how.max_new_tokens]
+    return [row for row in rows if row.token in how.stops or len(row.drawn) == how.max_new_tokens]
 
 
 def decode(model, rows, how, capacity):

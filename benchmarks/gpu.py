@@ -31,6 +31,7 @@ import time
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import transformers.utils
@@ -51,7 +52,9 @@ import dpo
 import sampling
 from benchmarks.dpo import trl_trainer
 from benchmarks.sampling import continuous, generate, ours
-from sampling import sample_tokens
+from harness.graphs import StepGraphs, uncapturable
+from harness.weights import expanded_bytes
+from sampling import Batch, Group, Pass, Pool, Stretches, sample_tokens
 
 transformers.utils.logging.set_verbosity_error()
 CUDA = torch.cuda.is_available()
@@ -209,11 +212,11 @@ def draws(model):
 @contextmanager
 def plain_steps(model):
     """Without CUDA graphs."""
-    sampling.uncapturable.add(model)
+    uncapturable.add(model)
     try:
         yield
     finally:
-        sampling.uncapturable.discard(model)
+        uncapturable.discard(model)
 
 
 def greedy_agreement(model):
@@ -264,10 +267,46 @@ def correct(note, args):
                     "gradient off, of its norm":
                         ((gradient - reference[1]).norm() / reference[1].norm()).item()}
             note(f"{name}, {form}", **figures)
+    note("FlashAttention's kernel off plain attention", **kernel_figures())
     model = small_models()["Llama"].to(DEVICE, torch.bfloat16).requires_grad_(False)
     note("the head's product", **head_figures(model))
     for work in (failed_capture, halved_cache, smaller_passes) if CUDA else ():
         note(work.__name__.replace("_", " "), **work())
+
+
+def kernel_figures():
+    """The largest differences, over stretches in no order, one inside another, and empty ones."""
+    torch.manual_seed(0)
+    places, figures = 4000, {}
+    keys, values = (torch.randn(2, places, 128, device=DEVICE).bfloat16().transpose(0, 1)
+                    for _ in range(2))
+    if not sampling.has_kernel(keys):
+        return {"this machine": "has no such kernel"}
+    for kind, most, window in (("own", 1, None), ("own", 1, 60), ("own", 50, None),
+                               ("own", 50, 60), ("prefix", 30, None), ("prefix", 30, 60)):
+        counts = torch.randint(1, most + 1, (40,))
+        length = torch.randint(0, 300, (40,)) * (torch.rand(40) > 0.2) + counts * (kind == "own")
+        begin = torch.randint(0, places - 350, (41,))
+        of = torch.arange(40).repeat_interleave(counts)
+        at = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        seat = length[of] + torch.arange(len(of)) - at[of] - counts[of] * (kind == "own")
+        before = [x[of] * (kind == "prefix") for x in (begin, length)]
+        at, begin, length, seat, *before = (x.int().to(DEVICE)
+                                            for x in (at, begin, length, seat, *before))
+        query = torch.randn(len(of), 8, 128, device=DEVICE).bfloat16()
+        part, pool = Stretches(at, most, begin, length), Pool(places, 350)
+        pool.now = Pass(None, seat, part if kind == "own" else None,
+                        part if kind == "prefix" else None, before)
+        (out, total), (plain, plain_total) = (
+            see(query, keys, values, pool, part, 0.1, window)
+            for see in (sampling.kernel_attention, sampling.plain_attention))
+        blind = plain_total.isinf()[..., 0]
+        figures[f"{kind}, {most} a stretch, window {window}"] = {
+            "output": (out - plain)[~blind].abs().max().item(),
+            "log": (total - plain_total)[~blind].abs().max().item(),
+            "blind alike": bool((total.isinf()[..., 0] == blind).all()),
+            "finite": bool(out.isfinite().all())}
+    return figures
 
 
 @contextmanager
@@ -300,7 +339,7 @@ def failed_capture():
     expected = draws(model)
     layer = sampling.base_model(model).model.layers[1]
     hook = layer.register_forward_hook(lambda module, given, out: (out, given[0].sum().item())[0])
-    drawn, known = draws(model), model in sampling.uncapturable
+    drawn, known = draws(model), model in uncapturable
     hook.remove()
     torch.cuda.empty_cache()
     torch.randn(3, device=DEVICE)
@@ -311,7 +350,7 @@ def failed_capture():
     kept = [segment for segment in torch.cuda.memory_snapshot()
             if segment["segment_pool_id"] != (0, 0)]
     return {"draws": same(drawn, expected), "said so": known,
-            "another model's graphs": other not in sampling.uncapturable,
+            "another model's graphs": other not in uncapturable,
             "bytes kept by graphs": sum(segment["total_size"] for segment in kept)}
 
 
@@ -457,7 +496,8 @@ def draw(note, args, model, bandwidth, rate):
         note(f"{name}, ours", tokens_s=round(drawn / took), seconds=round(took, 2), peak_GB=peak(),
              limit_tokens_s=round(most), of_limit=round(drawn / took / most, 3),
              captures=len(captures), capturing_s=round(sum(captures), 2), at_the_least_s=terms)
-    if any(sampling.expanded_bytes(module, model.dtype) for module in model.modules()):
+    note("a step of the judge's work", **step_figures(model, works["judge"]))
+    if any(expanded_bytes(module, model.dtype) for module in model.modules()):
         with not_expanded():
             took, drawn = seconds(lambda: ours(model, *judge_work(args, model), ()))
         note("judge, ours, weights not expanded", tokens_s=round(drawn / took), peak_GB=peak())
@@ -467,6 +507,33 @@ def draw(note, args, model, bandwidth, rate):
             note("judge, ours, 24 GB", tokens_s=round(drawn / took), peak_GB=peak(taken))
     except (RuntimeError, MemoryError) as error:
         note("judge, ours, 24 GB", error=str(error).splitlines()[0])
+
+
+def step_figures(model, work):
+    """Milliseconds of a step with as many rows as there are at once, and what takes them."""
+    rows = sampling.ROWS[DEVICE]
+    prompts, n, new = work[0][:-(-rows // work[1])], work[1], min(work[2], 60)
+
+    def step(begin=new // 3):
+        took = [seconds(lambda: ours(model, prompts, n, steps, ()))[0] for steps in (begin, new)]
+        return round((took[1] - took[0]) / (new - begin) * 1e3, 2)
+    figures = {"ms": step()}
+    with model.disable_adapter():
+        figures["without the adapter"] = step()
+    logits = 8 * torch.randn(min(rows, len(prompts) * n), model.config.vocab_size, device=DEVICE)
+    uniform = torch.rand(len(logits), device=DEVICE)
+    took, _ = seconds(lambda: [sampling.draw(logits, uniform, 0.8, 0.95) for _ in range(10)])
+    figures["drawing"] = round(took * 100, 2)
+    kinds = [torch.profiler.ProfilerActivity.CUDA if CUDA else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        ours(model, prompts, n, new, ())
+    spent = {}
+    for event in profile.key_averages():
+        took = event.self_device_time_total if CUDA else event.self_cpu_time_total
+        spent[event.key[:60]] = round(took / 1e3, 1)
+    figures["ms of the whole, prompts included, by kernel"] = dict(
+        sorted(spent.items(), key=lambda item: -item[1])[:12])
+    return figures
 
 
 def draw_by(note, peer, work, draw):
@@ -480,7 +547,7 @@ def draw_by(note, peer, work, draw):
 @contextmanager
 def count_captures():
     """A list that will hold the seconds of each graph's capture."""
-    taken, before = [], sampling.StepGraphs.capture
+    taken, before = [], StepGraphs.capture
 
     def timed(self, forward):
         start = time.perf_counter()
@@ -488,9 +555,9 @@ def count_captures():
         torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
         return graph
-    sampling.StepGraphs.capture = timed
+    StepGraphs.capture = timed
     yield taken
-    sampling.StepGraphs.capture = before
+    StepGraphs.capture = before
 
 
 def shared(note, args):
@@ -503,18 +570,15 @@ def shared(note, args):
             rows = 16 if args.small else 704
             groups, own = -(-rows // n), 100
             rows = groups * n
-            cache = sampling.SharedPrefixCache(groups, rows, prefix, own, DEVICE)
-            cache.shape = sampling.Shape(rows, own, groups, n, prefix)
-            sampling.put(cache.length, [own - 1] * rows)
-            sampling.put(cache.group, [b // n for b in range(rows)])
-            sampling.put(cache.cell_of_row, list(range(rows)))
-            sampling.put(cache.rows_of_prefix, list(range(rows)))
-            sampling.put(cache.prefix_length, [prefix] * groups)
-            query, key, value = (torch.randn(rows, h, 1, width, device=DEVICE).bfloat16()
+            members = [Group([0] * prefix, 1 + rows * own + g * prefix) for g in range(groups)]
+            pool = Pool(1 + rows * own + groups * prefix, prefix + own)
+            batch = SimpleNamespace(device=torch.device(DEVICE), pool=pool)
+            numbers, shape = Batch.lay(batch, [([0], 1 + b * own, own - 1, members[b // n])
+                                               for b in range(rows)])
+            Batch.run(batch, lambda **_: None, torch.from_numpy(numbers).to(DEVICE), shape)
+            query, key, value = (torch.randn(rows, h, width, device=DEVICE).bfloat16()
                                  for h in (heads, of_keys, of_keys))
-            cache.buffers("prefix", 0, key, value)
-            cache.prepare()
-            ours = step_time(lambda: sampling.attend_step(query, key, value, cache, 0, 0.1, None))
+            ours = step_time(lambda: sampling.attend(query, key, value, pool, 0, 0.1, None))
             whole = torch.randn(2, rows, of_keys, prefix + own, width, device=DEVICE).bfloat16()
             mask = torch.zeros(rows, 1, 1, prefix + own, device=DEVICE).bfloat16()
             theirs = step_time(lambda: torch.nn.functional.scaled_dot_product_attention(
@@ -537,9 +601,9 @@ def host(note, args):
         drawing[0] = 0
         took, _ = seconds(lambda: ours(model, tokens(model, rows // 11, 20), 11, steps, ()))
         return took - drawing[0]
-    sampling.Slots.forward = lambda self: logits[: self.cache.shape.B]
+    Batch.step = lambda self, shape: logits[: shape.T]
     sampling.draw, sampling.ROWS[DEVICE] = timed, rows
-    sampling.uncapturable.add(model)
+    uncapturable.add(model)
     others(10)
     note("Python in a step of 704 rows", ms=round((others(200) - others(100)) * 10, 2))
 

@@ -6,9 +6,10 @@ from huggingface_hub import utils as hub_utils
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from harness.chat import Chat
 from harness.flags import conversation_arguments
 from harness.loading import load
-from sampling import Chat, sample, stop_tokens
+from sampling import sample, stop_tokens
 
 
 def visible(text):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import prompts as words
 from dpo import add_lora, collect, rank, share, world
 from harness.card import write_card
+from harness.chat import Chat
 from harness.clock import after_iteration, after_stage, expected
 from harness.command import barrier
 from harness.files import digest, each_line, read_json, read_jsonl, sha256, write_jsonl, write_whole
@@ -34,7 +35,6 @@ from harness.reward import RewardModel, reward_chat
 from harness.settings import flag
 from harness.training import save_adapter, set_adapter, train
 from harness.unreadable import FirstReplies, Unreadable
-from sampling import Chat
 
 FORMAT = 6      # of a run's folder; runs of another are not resumed
 BLOCK = 4096    # samples drawn together; a block that a crash cut short is drawn again

@@ -6,8 +6,8 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from dpo import collect_shares, rank, share
+from harness.chat import Chat
 from harness.loading import load_tokenizer
-from sampling import Chat
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # in one forward pass
 

@@ -30,9 +30,12 @@ def definition(file, name):
 
 
 def take(folder, what, needs):
-    """Copy the file that a row of the table names, or write its imports and names to taken.py."""
-    if re.fullmatch(r"`\w+\.py`", what):
-        return shutil.copy(ROOT / what.strip("`"), folder)
+    """Copy the files that a row of the table names, or write its imports and names to taken.py."""
+    if re.fullmatch(r"(`[\w/]+\.py`(, )?)+", what):
+        for file in re.findall(r"[\w/]+\.py", what):
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+        return
     parts = re.findall(r"`((?:import|from) .+?)`", needs)
     for names, file in re.findall(r"((?:`\w+`(?:, )?)+) of `(\w+\.py)`", what):
         parts += [definition(file, name) for name in re.findall(r"\w+", names)]
