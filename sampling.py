@@ -2,12 +2,12 @@
 
 The n samples of a prompt share its keys and values, which are computed and stored once; so is the
 common beginning of prompts that follow each other, as those of all comparisons of one answer do.
-All stand in one pool of places: what rows share, a prefix, is a stretch of it, and so is what a row
-has by itself. Attention runs over both separately and joins them exactly (the idea of Hydragen,
-Juravsky et al. 2024, arXiv 2402.05099).
+All keys and values stand in one pool of places. A prefix, which rows share, is a stretch of it;
+each row has a stretch for its own tokens. Attention runs over both separately and joins them
+exactly (the idea of Hydragen, Juravsky et al. 2024, arXiv 2402.05099).
 
     B rows, one per sample under way    T new tokens in a pass    H heads of queries, Hkv of keys
-    N stretches; X, Q, K a rectangle    V tokens in all           h = H / Hkv    D a head's width
+    N stretches, P pieces of prefixes   V tokens there are        h = H / Hkv    D a head's width
 
 Models with layers that this does not fit, as recurrent ones, are sampled through their own caches
 (`decode_plain`), which is slower and draws the same. A draw is a function of (seed, key of the
@@ -34,7 +34,7 @@ import os
 import sys
 import weakref
 from collections import deque, namedtuple
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,15 +46,14 @@ from peft import PeftModel
 from transformers import AttentionInterface
 
 from harness.chat import Chat
-from harness.graphs import StepGraphs, out_of_memory
+from harness.plain_attention import plain_attention
 from harness.weights import prepared
 
 # cuDNN plans each shape of attention anew, and in `decode_plain` they hardly ever repeat.
 torch.backends.cuda.enable_cudnn_sdp(False)
 ROWS = {"cpu": 256, "cuda": 512}  # samples under way: with more of them a step only takes longer
-PIECE = {"cpu": 256, "cuda": 32}  # rows that meet their prefix together; the kernel takes 128 heads
+PIECE = {"cpu": 256, "cuda": 32}  # rows that meet their prefix together: with 4 heads 128 queries
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens computed at once
-FUSED = 16  # queries from which a CPU's fused attention pays; it stores no scores
 TOP = {"cpu": 24, "cuda": 64}  # tokens among which the nucleus is looked for first
 NO_TOKEN = -1  # what `draw` gives where a model's logits are no numbers
 EMPTY = 1 / 16  # share of rows that may be missing: letting others in costs a forward pass
@@ -110,7 +109,7 @@ def shared_groups(prompts, n):
 
     Returns a list of (indices, length of the shared beginning). A prompt joins the group before it
     where the common beginning is at least half of each prompt, and fewer tokens are stored so: a
-    short beginning is not worth the slower way in which a row's own tokens are computed. The last
+    short beginning is not worth a second part of attention for all that stands behind it. The last
     token of a prompt is never shared, as it is what a row starts from. A prompt that is sampled
     once and shares nothing has no prefix.
     """
@@ -155,16 +154,27 @@ def longest_parts(rows, max_new_tokens):
             max(len(row.own) for row in rows) + max_new_tokens)
 
 
-def wanted_places(rows, max_new_tokens, most):
-    """Places for `most` of these rows at a time, and for their prefixes.
+def even(sizes, device):
+    """The sizes of stretches that need so many places; device: "cpu" or "cuda".
+
+    On a CPU all get as many as the largest, unless that would more than double them: stretches at
+    equal distances need not be copied there.
+    """
+    return ([max(sizes)] * len(sizes) if device == "cpu" and max(sizes) * len(sizes)
+            <= 2 * sum(sizes) else sizes)
+
+
+def wanted_places(rows, max_new_tokens, device):
+    """Places for as many of these rows as there may be at a time, and for their prefixes.
 
     For twice the prefixes that they would need if all samples were of one length: the last samples
     of a group may take long while others move in beside them.
     """
-    count, groups = min(most, len(rows)), len({row.group for row in rows if row.group.prefix})
-    prefixes = min(groups, 1 + int(count * min(1, 2 * groups / len(rows))))
-    prefix, own = longest_parts(rows, max_new_tokens)
-    return 1 + count * own + prefixes * prefix
+    own = even([len(row.own) + max_new_tokens for row in rows], device)
+    prefixes = even([len(group.prefix) for group in {row.group for row in rows}], device)
+    count = min(ROWS[device], len(rows))
+    groups = 1 + int(count * min(1, 2 * len(prefixes) / len(rows)))
+    return 1 + sum(sorted(own)[-count:]) + sum(sorted(prefixes)[-groups:])
 
 
 def cache_bytes(model):
@@ -204,7 +214,7 @@ class Pool:
         self.free = [(1, places - 1)]  # (begin, size), in order
         self.layers = {}   # layer -> (keys, values), each (places, Hkv, D); made at first use
         self.windows = {}  # layer -> how far back it sees; None: all
-        self.now, self.plain = None, False  # the present Pass; some layer attends in plain PyTorch
+        self.now = None    # the present Pass
 
     def take(self, size, last=False):
         """Where `size` free places begin, the first ones or the last ones; 0: there are none."""
@@ -265,21 +275,22 @@ def kernel_attention(query, keys, values, pool, part, scaling, window):
 
     query (T, H, D), keys and values (places, Hkv, D), part: pool.now's own or prefix. The log is
     (T, H, 1), -inf where a query sees nothing. FlashAttention's kernel reads from the device where
-    stretches begin and how long they are, so a graph serves others as well. It is called below
-    torch.nn.attention.varlen, which has no seqused_k before PyTorch 2.13.
+    stretches begin and how long they are, so a graph serves others as well. Only without a window
+    it takes the fast way for single queries. It is called below torch.nn.attention.varlen, which
+    has no seqused_k before PyTorch 2.13.
     """
     at, most, begin, length = part
-    h, left, right = query.shape[1] // keys.shape[1], -1, -1  # -1: as far as there is
-    packed = part is pool.now.prefix and not window
+    h, left, right, own = query.shape[1] // keys.shape[1], -1, -1, part is pool.now.own
+    packed = not own and not window
     if packed:  # heads that share keys are further queries of the same prefix
         query = query.unflatten(1, (-1, h)).transpose(1, 2).flatten(0, 1)       # (T * h, Hkv, D)
         at, most = at * h, most * h
-    elif part is pool.now.own:
-        left = window - 1 if window else -1
-        right = 0 if most > 1 else -1  # one query is the last anyway, and -1 is the fast way
-    else:       # how far back into the prefix a token sees depends on the token
-        begin, length = pool.now.before
-        hidden = (pool.now.position - window + 1).clamp(min=0).minimum(length)
+    elif own and most > 1:
+        left, right = window - 1 if window else -1, 0
+    elif window:  # each token has a stretch of its own, which begins where its sight does
+        begin, length = (begin[:-1], length) if own else pool.now.before
+        seat = length - 1 if own else pool.now.position
+        hidden = (seat - window + 1).clamp(min=0).minimum(length)
         at = torch.arange(len(length) + 1, dtype=torch.int32, device=query.device)
         most, begin, length = 1, F.pad(begin + hidden, (0, 1)), length - hidden
     out, total, *_ = torch.ops.aten._flash_attention_forward(
@@ -290,103 +301,6 @@ def kernel_attention(query, keys, values, pool, part, scaling, window):
     if packed:
         out, total = (x.unflatten(0, (-1, h)).transpose(1, 2).flatten(1, 2) for x in (out, total))
     return out, total
-
-
-def plain_attention(query, keys, values, pool, part, scaling, window):
-    """What `kernel_attention` says, in plain PyTorch: on a CPU, or for queries it does not take."""
-    now, h, pool.plain = pool.now, query.shape[1] // keys.shape[1], True
-    kind = part is now.own, window
-    if kind not in now.layouts:  # it is the same for all layers
-        seat = now.position - now.before[1] if part is now.own else now.position
-        now.layouts[kind] = Layout(part, seat, window, pool.places)
-    layout = now.layouts[kind]
-    cells = query[layout.query].movedim(2, 0)                                   # (H, X, Q, D)
-    keys, values = (layout.rectangle(x).movedim(2, 0) for x in (keys, values))  # (Hkv, X, K, D)
-    if layout.alike:  # heads that share keys are further queries of the same stretch
-        cells = cells.unflatten(0, (-1, h)).movedim(1, 3).flatten(2, 3)         # (Hkv, X, Q * h, D)
-    else:
-        keys, values = (x.repeat_interleave(h, 0) for x in (keys, values))      # (H, X, K, D)
-    if layout.bias is not None and (query.is_cuda or cells.shape[2] < FUSED):
-        heads = (x.split(len(x) if layout.alike else 1) for x in (cells, keys, values))
-        parts = [attend_part(*some, layout.bias, scaling) for some in zip(*heads)]
-        out, total = (torch.cat(x) for x in zip(*parts))
-    else:
-        mask = None if layout.bias is None else layout.bias[:, None].to(query.dtype)
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *(x.transpose(0, 1) for x in (cells, keys, values)), is_causal=mask is None,
-            attn_mask=mask, scale=scaling)
-        out, total = out.transpose(0, 1), total.transpose(0, 1)[..., None]
-    out, total = (x.unflatten(2, (part.most, -1)).movedim(0, 2)[layout.cell].flatten(1, 2)
-                  for x in (out, total))                                        # (T, H, D or 1)
-    return out, total if layout.blind is None else total.masked_fill(layout.blind, -math.inf)
-
-
-class Layout:
-    """Stretches and their queries as rectangles, for attention in plain PyTorch.
-
-    X of them, K places and Q queries each. Where stretches begin at equal distances, as rows do,
-    their rectangle is a view of the pool, and nothing is copied.
-    """
-
-    def __init__(self, part, seat, window, places):
-        """seat (T,): how many places of its stretch stand before each query."""
-        device, Q = seat.device, part.most
-        at, begin, length, seat = (x.cpu().numpy() for x in (part.at, part.begin[:-1], part.length,
-                                                             seat))
-        X, K, first, last = len(begin), max(1, int(length.max())), begin.min(), begin.max()
-        apart = np.gcd.reduce(begin - first) or K
-        slots, slot = (last - first) // apart + 1, (begin - first) // apart
-        self.strides = None
-        if (K <= apart and (slots - X) * Q <= X and last + K <= places
-                and np.bincount(slot).max() == 1):
-            X, self.strides = int(slots), (int(apart), int(first))
-        else:
-            slot, place = np.arange(X), (begin[:, None] + np.arange(K)).clip(max=places - 1)
-            self.place = torch.from_numpy(place).to(device)                      # (X, K)
-        of = np.arange(len(begin)).repeat(np.diff(at))      # (T,) the stretch of each query
-        x, q = slot[of], np.arange(len(seat)) - at[of]      # (T,) where in the rectangle it stands
-        query = np.zeros((X, Q), dtype=np.int64)
-        query[x, q] = np.arange(len(seat))
-        start = (seat + 1 - window).clip(min=0) if window else np.zeros_like(seat)
-        end = np.minimum(length[of], seat + 1)              # (T,) it sees places start to end
-        self.alike = bool(Q == 1 or not start.any() and (end == length[of]).all())
-        bias, sight = None, np.zeros((2, X, 1 if self.alike else Q), dtype=end.dtype)
-        if self.alike or device.type != "cpu" or start.any() or (seat != q).any():  # else: causal
-            sight[:, x, 0 if self.alike else q] = start, end
-            starts, ends = sight[..., None]                                      # (X, 1 or Q, 1)
-            seen = (starts <= np.arange(K)) & (np.arange(K) < ends)              # (X, 1 or Q, K)
-            bias = torch.from_numpy(np.where(seen, np.float32(0), np.float32(-1e30))).to(device)
-        self.query, blind, *cell = (torch.from_numpy(array).to(device) for array in (
-            query, (end <= start)[:, None, None], x, q))
-        self.blind, self.bias = blind if blind.any() else None, bias
-        self.size, self.cell = (X, K), tuple(cell)
-
-    def rectangle(self, whole):
-        """The stretches of (places, Hkv, D), (X, K, Hkv, D)."""
-        if not self.strides:
-            return whole.index_select(0, self.place.flatten()).unflatten(0, self.place.shape)
-        (apart, first), stride = self.strides, whole.stride(0)
-        return whole.as_strided((*self.size, *whole.shape[1:]),
-                                (apart * stride, *whole.stride()), first * stride)
-
-
-def attend_part(query, key, value, bias, scaling):
-    """Attention over one part of the context.
-
-    query (H, X, Q, D), key and value (H, X, K, D), bias (X, 1 or Q, K), 0 or, where nothing is
-    seen, -1e30 -> its output (H, X, Q, D) and the log of its softmax's denominator (H, X, Q, 1).
-    """
-    def product(a, b):  # head by head: keys of all heads would be copied first
-        out = a.new_empty(*a.shape[:3], b.shape[3])
-        for x, y, z in zip(a, b, out):
-            torch.bmm(x, y, out=z)
-        return out
-
-    scores = torch.add(bias, product(query, key.transpose(-1, -2)), alpha=scaling)
-    shares = scores.softmax(-1)                                                 # (H, X, Q, K)
-    # The same as logsumexp, and cheaper: the largest share is exp(largest score - total).
-    total = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
-    return product(shares.to(value.dtype), value), total
 
 
 # ---- the model's layers
@@ -404,6 +318,8 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling, 
     for option in ("softcap", "s_aux"):
         if kwargs.get(option) is not None:
             raise CannotShare(f"attends with {option}")
+    if value.shape[-1] != query.shape[-1]:
+        raise CannotShare("has values of another width than keys")
     if pool is None:
         raise CannotShare("does not hand this sampler's cache on to its layers")
     if attention_mask is not None:
@@ -432,58 +348,76 @@ def shared_prefix(model):
         model.set_attn_implementation(before)
 
 
-token_bytes = weakref.WeakKeyDictionary()  # model -> what `shared_bytes` found
+# ---- a step as a CUDA graph
+
+class CannotCapture(Exception):
+    """No CUDA graph can hold this model's step."""
 
 
-def shared_bytes(model):
-    """Bytes of a token's keys and values. None: the model cannot share prefixes, said once."""
-    if model not in token_bytes:
-        try:
-            token_bytes[model] = try_layers(model)
-        except CannotShare as error:
-            token_bytes[model] = None
-            print(f"{model.config.model_type} {error}: it is sampled through its own cache, which "
-                  "is slower", file=sys.stderr)
-    return token_bytes[model]
+uncapturable = weakref.WeakSet()  # models of which that is known
 
 
-def windows_of(config):
-    """How many layers see a window of the last tokens; None: some do something else."""
-    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
-    known = set(kinds) <= {"full_attention", "sliding_attention"}
-    return kinds.count("sliding_attention") if known else None
+class StepGraphs:
+    """A step as CUDA graphs, one per Shape: the GPU need not wait for Python.
 
-
-@torch.no_grad()
-def try_layers(model):
-    """Bytes of a token's keys and values, after a step of a few rows as in `decode`, whose logits
-    must be those of plain passes: two rows share a prefix, and one is by itself.
-
-    Raises CannotShare.
+    What a step reads must stand at the same place each time. This must go when the sampler's Batch
+    does, so it holds nothing of that: a graph that the garbage collector finds while another one is
+    captured would spoil it.
     """
-    config = model.config.get_text_config()
-    windows = windows_of(config)
-    shared, alone = Group([2, 1]), Group([])
-    rows = [Row(0, 0, shared, [0], ()), Row(1, 0, alone, [2, 0], ()), Row(2, 0, shared, [1, 2], ())]
-    with shared_prefix(model):
-        taken = model.config._attn_implementation == "shared_prefix"
-        if not taken or model._is_stateful or windows is None:
-            raise CannotShare("attends in ways of its own")
-        batch = Batch(model, rows, 2, sys.maxsize)
-        batch.admit()
-        ours, pool = batch.logits(), batch.pool
-    if len(pool.layers) != config.num_hidden_layers:
-        raise CannotShare("has layers that do not attend")
-    if sum(map(bool, pool.windows.values())) != windows:
-        raise CannotShare("does not tell its layers how far back they see")
-    rounding = 0.03 if model.dtype.itemsize < 4 else 1e-3
-    for row, logits in zip(batch.rows, ours.float()):
-        ids = torch.tensor([row.group.prefix + row.own], device=model.device)
-        plain = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-        if not (logits - plain).norm() <= rounding * plain.norm():
-            raise CannotShare("gives other logits so than by a plain pass")
-    return sum(x.nbytes for x in itertools.chain(*pool.layers.values())) // pool.places
+
+    def __init__(self, rows):
+        self.rows, self.graphs, self.out, self.pool = rows, {}, None, None
+
+    def run(self, model, shape, forward):
+        """forward()'s logits (B, V), by a graph unless no graph can hold this model's step."""
+        if model not in uncapturable:
+            try:
+                return self.replay(shape, forward)
+            except CannotCapture as error:
+                print(f"this model samples without CUDA graphs, which is slower: {error}",
+                      file=sys.stderr)
+                uncapturable.add(model)
+        return forward()
+
+    def replay(self, shape, forward):
+        """What forward() would return, (B, V). Raises CannotCapture."""
+        if shape not in self.graphs:
+            self.graphs[shape] = self.capture(forward)
+        self.graphs[shape].replay()
+        return self.out[: shape.T]
+
+    def capture(self, forward):
+        logits = forward()  # libraries set themselves up, which they may not in a capture
+        if self.out is None:  # one buffer for all graphs
+            self.out = logits.new_empty(self.rows, logits.shape[-1])
+            self.pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The outer context sets the stream back if the capture fails.
+            with torch.cuda.stream(torch.cuda.current_stream()), \
+                    torch.cuda.graph(graph, pool=self.pool):
+                self.out[: len(logits)] = forward()
+        except RuntimeError as error:
+            end_capture(logits.device, self.pool)
+            if out_of_memory(error):
+                raise
+            raise CannotCapture(str(error).splitlines()[0]) from None
+        return graph
+
+
+def end_capture(device, pool):
+    """After a capture that failed: PyTorch would go on to allocate, and to draw, as if in one."""
+    with suppress(RuntimeError):  # it has ended
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # ends what the failed one began
+        torch.zeros(1, device=device)
+
+
+def out_of_memory(error):
+    """Whether this is CUDA's want of memory, which libraries report in their own ways."""
+    signs = ("out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in signs)
 
 
 # ---- drawing
@@ -566,27 +500,18 @@ class Batch:
         self.model, self.device = model, model.device
         self.most = min(ROWS[self.device.type], len(rows))
         self.waiting, self.rows = deque(rows), []
-        places = min(capacity, wanted_places(rows, max_new_tokens, self.most))
+        places = min(capacity, wanted_places(rows, max_new_tokens, self.device.type))
         self.pool = Pool(max(places, 1 + sum(longest_parts(rows, max_new_tokens))),
                          max(row.prompt_length for row in rows) + max_new_tokens)
-        for row, size in zip(rows, self.even([len(row.own) + max_new_tokens for row in rows])):
+        groups, kind = list({row.group for row in rows}), self.device.type
+        for row, size in zip(rows, even([len(row.own) + max_new_tokens for row in rows], kind)):
             row.begin, row.size = 0, size
-        groups = list({row.group for row in rows})
-        for group, size in zip(groups, self.even([len(group.prefix) for group in groups])):
+        for group, size in zip(groups, even([len(group.prefix) for group in groups], kind)):
             group.begin, group.size, group.rows = 0, size, 0
+        self.shared = any(group.prefix for group in groups)
         # What a step reads, so that its graph finds it at the same place.
         self.numbers = torch.zeros(11, self.most + 1, dtype=torch.int32, device=self.device)
         self.graphs = StepGraphs(self.most)
-
-    def even(self, sizes):
-        """How many places stretches get that need `sizes`.
-
-        On a CPU all get as many as the largest, unless that would more than double them: stretches
-        at equal distances need not be copied there.
-        """
-        most = max(sizes)
-        even = self.device.type == "cpu" and most * len(sizes) <= 2 * sum(sizes)
-        return [most] * len(sizes) if even else sizes
 
     def admit(self):
         """Let waiting rows in, as many as there are places for, and compute their prompts."""
@@ -611,7 +536,7 @@ class Batch:
         row.begin = self.pool.take(row.size) if group.begin or not group.prefix else 0
         if row.begin:
             group.rows += 1
-            groups += [group] * new
+            groups += [group] if new else []
         elif new:  # it waits with its first row
             self.release(group)
         return bool(row.begin)
@@ -630,7 +555,7 @@ class Batch:
         group.begin = 0
 
     def close_gaps(self):
-        """Move the last rows into the gaps before them, which Layout would compute as well."""
+        """Move the last rows into gaps before them: a view spans gaps too, and computes them."""
         for row in sorted(self.rows, key=lambda row: -row.begin):
             begin = self.pool.take(row.size)
             if begin > row.begin:
@@ -660,10 +585,10 @@ class Batch:
         parts = [([row.token], row.begin, row.length, row.group) for row in self.rows]
         numbers, shape = self.lay(parts + [([0], 0, 0, NO_GROUP)] * (self.rounded(B) - B))
         self.numbers[:, : shape.T + 1] = torch.from_numpy(numbers)
-        if self.device.type == "cpu" or self.pool.plain:  # which lays out what graphs cannot hold
-            return self.step(shape)[:B]
+        if self.device.type == "cpu" or not self.pool.now or self.pool.now.layouts:
+            return self.step(shape)[:B]  # plain attention reads lengths on the host: no graph can
         # Of its graphs only the number of rows differs.
-        shape = shape._replace(P=shape.P and shape.T, longest_piece=PIECE[self.device.type])
+        shape = shape._replace(P=shape.T * self.shared, longest_piece=PIECE[self.device.type])
         return self.graphs.run(self.model, shape, functools.partial(self.step, shape))[:B]
 
     def step(self, shape):
@@ -674,7 +599,9 @@ class Batch:
 
         parts: (new token ids, where their row or prefix begins in the pool, how many of its tokens
         are there, the Group whose prefix they come after). Consecutive ones after the same prefix
-        are a piece, up to PIECE of them.
+        are a piece, up to PIECE of them. Rows 0 to 4: of each token its id, place, position, where
+        its prefix begins, and how long that is; 5 to 7: each part's Stretches; 8 to 10: each
+        piece's.
         """
         N, counts = len(parts), np.array([len(ids) for ids, *_ in parts])
         begin, stored, prefix, before = np.array([
@@ -682,6 +609,7 @@ class Batch:
         at = np.append(0, counts.cumsum())
         of, T = np.repeat(np.arange(N), counts), at[-1]            # (T,) the part of each token
         here = stored[of] + np.arange(T) - at[of]                  # (T,) where in its stretch
+        # of each part the first one after the same prefix
         first = np.maximum.accumulate(np.arange(N) * (np.diff(prefix, prepend=-1) != 0))
         pieces = np.flatnonzero((np.arange(N) - first) % PIECE[self.device.type] == 0)
         numbers, P = np.zeros((11, T + 1), dtype=np.int32), len(pieces)
@@ -711,6 +639,62 @@ class Batch:
             return count
         power = 1 << (count - 1).bit_length()
         return min(self.most, 3 * power // 4 if 4 * count <= 3 * power else power)
+
+
+# ---- which models can be sampled so
+
+token_bytes = weakref.WeakKeyDictionary()  # model -> what `shared_bytes` found
+
+
+def shared_bytes(model):
+    """Bytes of a token's keys and values. None: the model cannot share prefixes, said once."""
+    if model not in token_bytes:
+        try:
+            token_bytes[model] = try_layers(model)
+        except CannotShare as error:
+            token_bytes[model] = None
+            print(f"{model.config.model_type} {error}: it is sampled through its own cache, which "
+                  "is slower", file=sys.stderr)
+    return token_bytes[model]
+
+
+def windows_of(config):
+    """How many layers see a window of the last tokens; None: some do something else."""
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
+    known = set(kinds) <= {"full_attention", "sliding_attention"}
+    return kinds.count("sliding_attention") if known else None
+
+
+@torch.no_grad()
+def try_layers(model):
+    """Bytes of a token's keys and values, after a step of a few rows as in `decode`, whose logits
+    must be those of plain passes: two rows share a prefix, and one is by itself.
+
+    Raises CannotShare.
+    """
+    config = model.config.get_text_config()
+    windows = windows_of(config)
+    shared, alone = Group([2, 1]), Group([])
+    rows = [Row(0, 0, shared, [0], ()), Row(1, 0, alone, [2, 0], ()), Row(2, 0, shared, [1, 2], ())]
+    with shared_prefix(model):
+        taken = model.config._attn_implementation == "shared_prefix"
+        if not taken or model._is_stateful or windows is None:
+            raise CannotShare("attends in ways of its own")
+        batch = Batch(model, rows, 2, sys.maxsize)
+        batch.admit()
+        ours, pool = batch.logits(), batch.pool
+    if len(pool.layers) != config.num_hidden_layers:
+        raise CannotShare("has layers that do not attend")
+    if sum(map(bool, pool.windows.values())) != windows:
+        raise CannotShare("does not tell its layers how far back they see")
+    rounding = 0.03 if model.dtype.itemsize < 4 else 1e-3
+    for row, logits in zip(batch.rows, ours.float()):
+        ids = torch.tensor([row.group.prefix + row.own], device=model.device)
+        plain = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        if not (logits - plain).norm() <= rounding * plain.norm():
+            raise CannotShare("gives other logits so than by a plain pass")
+    return sum(x.nbytes for x in itertools.chain(*pool.layers.values())) // pool.places
 
 
 # ---- the loop
@@ -836,15 +820,16 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
 
     for i, number in itertools.product(too_long, range(n)):
         end(i, number, [])
-    rows = make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens)
-                                   for number in range(n)] for key in keys])
-    longest = max(map(len, prompts), default=0) + max_new_tokens
+    rows = [row for row in make_rows(prompts, n, [[uniforms(seed, key, number, max_new_tokens)
+                                                   for number in range(n)] for key in keys])
+            if samples[row.prompt][row.number] is None]
+    longest = max((row.prompt_length for row in rows), default=0) + max_new_tokens
     config, size = model.config.get_text_config(), shared_bytes(base_model(model))
     shared = size is not None and longest <= rotation_limit(config)
     # Bytes of a token's keys and values, guessed for a model with a cache of its own kind.
     size = size or 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
     wanted = min(capacity or sys.maxsize,
-                 wanted_places(rows, max_new_tokens, ROWS[model.device.type]) if rows else 0)
+                 wanted_places(rows, max_new_tokens, model.device.type) if rows else 0)
     how = Drawing(stops, max_new_tokens, temperature, top_p, on_token)
     way = decode if shared else decode_plain
     with shared_prefix(base_model(model)) if shared else nullcontext(), \
@@ -858,7 +843,7 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
                 one_row = sum(longest_parts(rows, max_new_tokens))
                 if not out_of_memory(error) or capacity < one_row:
                     raise
-                capacity //= 2
+                capacity = min(capacity, wanted) // 2
                 print("out of memory: sampling goes on with a cache half as large, "
                       f"{capacity} tokens", file=sys.stderr)
                 for row in rows:  # those that have not ended begin again

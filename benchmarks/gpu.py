@@ -52,14 +52,22 @@ import dpo
 import sampling
 from benchmarks.dpo import trl_trainer
 from benchmarks.sampling import continuous, generate, ours
-from harness.graphs import StepGraphs, uncapturable
 from harness.weights import expanded_bytes
-from sampling import Batch, Group, Pass, Pool, Stretches, sample_tokens
+from sampling import (
+    Batch,
+    Group,
+    Pass,
+    Pool,
+    StepGraphs,
+    Stretches,
+    sample_tokens,
+    uncapturable,
+)
 
 transformers.utils.logging.set_verbosity_error()
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-LIMITS = {"correct": 150, "tiny": 240, "real": 600, "nf4": 200, "bf16": 150, "shared": 60,
+LIMITS = {"correct": 150, "tiny": 400, "real": 600, "nf4": 200, "bf16": 150, "shared": 60,
           "host": 60, "plan": 120}  # seconds
 
 
@@ -298,8 +306,9 @@ def kernel_figures():
         pool.now = Pass(None, seat, part if kind == "own" else None,
                         part if kind == "prefix" else None, before)
         (out, total), (plain, plain_total) = (
-            see(query, keys, values, pool, part, 0.1, window)
-            for see in (sampling.kernel_attention, sampling.plain_attention))
+            see(*(x.to(dtype) for x in (query, keys, values)), pool, part, 0.1, window)
+            for see, dtype in ((sampling.kernel_attention, torch.bfloat16),
+                               (sampling.plain_attention, torch.float32)))
         blind = plain_total.isinf()[..., 0]
         figures[f"{kind}, {most} a stretch, window {window}"] = {
             "output": (out - plain)[~blind].abs().max().item(),
@@ -335,7 +344,8 @@ def head_figures(model):
 
 def failed_capture():
     """A layer that asks for a number, as no graph can: what comes after?"""
-    model = with_adapter(small_models()["Llama"].to(DEVICE).requires_grad_(False), 4)
+    model = with_adapter(small_models()["Llama"].to(DEVICE, torch.bfloat16)
+                         .requires_grad_(False), 4)
     expected = draws(model)
     layer = sampling.base_model(model).model.layers[1]
     hook = layer.register_forward_hook(lambda module, given, out: (out, given[0].sum().item())[0])
@@ -343,7 +353,7 @@ def failed_capture():
     hook.remove()
     torch.cuda.empty_cache()
     torch.randn(3, device=DEVICE)
-    other = small_models()["Llama"].to(DEVICE)
+    other = small_models()["Llama"].to(DEVICE, torch.bfloat16)
     draws(other)
     gc.collect()
     torch.cuda.empty_cache()

@@ -786,7 +786,7 @@ def test_the_sampler_can_be_taken_out():
     tree = ast.parse((ROOT / "sampling.py").read_text(encoding="utf-8"))
     ours = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)
             and node.module.startswith("harness")}
-    assert ours == {"harness.chat", "harness.graphs", "harness.weights"}
+    assert ours == {"harness.chat", "harness.plain_attention", "harness.weights"}
     for name in ours:
         assert not of_the_project(ROOT / f"{name.replace('.', '/')}.py")
 

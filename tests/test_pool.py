@@ -19,10 +19,11 @@ from conftest import FAMILIES, FUZZ, PROMPTS, random_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+import harness.plain_attention
 import sampling
-from harness.graphs import CannotCapture, uncapturable
 from sampling import (
     Batch,
+    CannotCapture,
     Chat,
     Pass,
     Pool,
@@ -34,6 +35,7 @@ from sampling import (
     plain_attention,
     shared_groups,
     shared_prefix,
+    uncapturable,
 )
 
 
@@ -42,6 +44,8 @@ def kernel(query, keys, values, at, begin, most, longest, dropout, causal, debug
     """torch.ops.aten._flash_attention_forward of sequences of several lengths."""
     assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (at, begin, seqused_k))
     assert len(at) == len(begin) == len(seqused_k) + 1 and (at.diff() >= 0).all()
+    assert most > 1 or len(at) - 1 == len(query), "it would swap heads and queries"
+    assert query.shape[-1] == keys.shape[-1] == values.shape[-1] and query.stride(-1) == 1
     assert at.diff().max() <= most and seqused_k.max() <= longest and (dropout, causal) == (0.0, 0)
     out = torch.full_like(query, math.nan)
     total = torch.full((query.shape[1], len(query)), math.nan, dtype=query.dtype)
@@ -66,7 +70,7 @@ def attention(request, monkeypatch):
         monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", kernel)
         monkeypatch.setattr(sampling, "has_kernel", lambda query: True)
     if request.param == "plain, score by score":
-        monkeypatch.setattr(sampling, "FUSED", math.inf)
+        monkeypatch.setattr(harness.plain_attention, "FUSED", math.inf)
     return kernel_attention if request.param == "kernel" else plain_attention
 
 
@@ -170,15 +174,42 @@ def test_what_fills_a_graph_changes_nothing(llama, attention, monkeypatch):
 
 def test_nothing_is_copied_for_rows_of_one_length(llama, monkeypatch):
     """Seven samples of each of 30 prompts: all that a step attends to is a view of the pool."""
-    copied, rectangle = [], sampling.Layout.rectangle
-    monkeypatch.setattr(sampling.Layout, "rectangle", lambda self, whole: copied.append(
-        not self.strides) or rectangle(self, whole))
+    layout, copied = harness.plain_attention.Layout, []
+    rectangle = layout.rectangle
+    monkeypatch.setattr(layout, "rectangle", lambda self, whole: copied.append(
+        not self.view) or rectangle(self, whole))
     monkeypatch.setitem(sampling.ROWS, "cpu", 70)
     prompts = [[5, 6, 7, 8, 9 + i] for i in range(30)]
     monkeypatch.setattr(sampling, "shared_groups",
                         lambda prompts, n: [([i], 4) for i in range(len(prompts))])
     sampling.sample_tokens(llama[0], prompts, 7, stops={2}, max_new_tokens=12, temperature=1.0)
     assert copied and sum(copied) < 0.1 * len(copied)  # prefixes, when few groups are left
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_long_prompt_does_not_pad_the_short_ones(llama, n, monkeypatch):
+    """One of 80 tokens among 60 of 5: what is copied and computed stays within twice what is there.
+    """
+    layout, padded, needed = harness.plain_attention.Layout, [0], [0]
+    made = layout.__init__
+
+    def count(self, some, view, at, begin, length, *rest):
+        made(self, some, view, at, begin, length, *rest)
+        padded[0] += self.query.shape[0] * (self.size[1] + self.query.shape[1])
+        needed[0] += (length[some] + np.diff(at)[some]).sum()
+    monkeypatch.setattr(layout, "__init__", count)
+    prompts = [[5, 6, 7, 8, 9 + i] for i in range(60)] + [list(range(5, 85))]
+    drawn = sampling.sample_tokens(llama[0], prompts, n, stops={2}, max_new_tokens=6)
+    assert padded[0] < 2.5 * needed[0]
+    assert drawn[-1] == sampling.sample_tokens(llama[0], prompts[-1:], n, stops={2},
+                                               max_new_tokens=6, keys=[60])[0]
+
+
+def test_places_are_wanted_for_what_can_be_there(monkeypatch):
+    """One prompt of 7,000 tokens among 1,000 of 101: not 512 times its size."""
+    prompts = [[i] * 101 for i in range(1000)] + [[5] * 7000]
+    rows = make_rows(prompts, 1, [[None]] * len(prompts))
+    assert sampling.wanted_places(rows, 300, "cuda") == 1 + 511 * 401 + 7300
 
 
 # ---- 2. the pool, and who stands in it
