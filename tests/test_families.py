@@ -38,7 +38,7 @@ REJECTED = [[ids[0], 3, 9, 4] for ids in PROMPTS]
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_sampled_and_trained_as_transformers_does(name):
-    """By rows with and without shared beginnings, in one wave and in several, with an adapter."""
+    """By rows with and without shared beginnings, all at once and a few at a time."""
     model = random_family(name)
     expected = [greedy_ids(model, ids, 10) for ids in PROMPTS]
     assert len({tuple(ids) for ids in expected}) >= 4, "the prompts must be told apart"

@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, FUZZ, PROMPTS, random_model
+from conftest import FAMILIES, FUZZ, PROMPTS, greedy_ids, random_model
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import DeepseekV3Config
 
 import harness.plain_attention
 import sampling
@@ -451,3 +452,18 @@ def test_a_graph_reads_what_was_put_in_after_it_was_captured(llama):
         assert batch.numbers.data_ptr() == where and not torch.equal(first, second)
         batch.numbers[:, : shape.T + 1] = torch.from_numpy(numbers)
         assert torch.equal(batch.step(shape), first)
+
+
+# ---- 4. models that it does not fit
+
+def test_values_of_another_width_are_sampled_plainly(tiny, capsys):
+    """DeepSeek-V3's: no kernel takes them, and what it raises is no CannotShare."""
+    model = random_model(DeepseekV3Config, tiny[1], q_lora_rank=8, kv_lora_rank=8,
+                         qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, head_dim=8,
+                         n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+                         first_k_dense_replace=1, n_group=1, topk_group=1, num_key_value_heads=4)
+    prompts = [[1, 5, 6, 7], [1, 5, 9]]
+    drawn = sampling.sample_tokens(model, prompts, stops={*model.generation_config.eos_token_id},
+                                   max_new_tokens=6, temperature=0)
+    assert "values of another width" in capsys.readouterr().err
+    assert drawn == [[greedy_ids(model, ids, 6)] for ids in prompts]

@@ -1133,10 +1133,8 @@ LLAMA_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "
 # template, control tokens, those for the beginning, the end of a text and padding, further settings
 # of the model
 FOLDERS = {
-    "llama-3": (LLAMA_3, LLAMA_TOKENS, 0, 4, None, LlamaConfig,
-                {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
-    "llama-3.1": (SYSTEM + LLAMA_3.removeprefix("{{ bos_token }}"), LLAMA_TOKENS, 0, 4, None,
-                  LlamaConfig, {}),
+    "llama-3": (SYSTEM + LLAMA_3.removeprefix("{{ bos_token }}"), LLAMA_TOKENS, 0, 4, None,
+                LlamaConfig, {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
     "qwen3": (QWEN_3, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"], None,
               2, 0, Qwen3Config, {}),
     # whose window is shorter than most prompts
