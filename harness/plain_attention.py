@@ -6,8 +6,8 @@ import math
 import numpy as np
 import torch
 
-# Queries from which a CPU's fused attention pays, which stores no scores, in 32 bits; with 16 bits
-# it always does, since its scores are not rounded.
+# Queries of a stretch from which a CPU's fused attention pays, which stores no scores; it pays for
+# few stretches too. With 16 bits it is always taken, since it does not round scores.
 FUSED = 16
 
 
@@ -103,8 +103,8 @@ class Layout:
             cells = cells.unflatten(0, (-1, h)).movedim(1, 3).flatten(2, 3)     # (Hkv, X, Q * h, D)
         else:
             keys, values = (x.repeat_interleave(h, 0) for x in (keys, values))  # (H, X, K, D)
-        few = cells.shape[2] < FUSED and query.dtype.itemsize >= 4
-        if self.bias is not None and (query.is_cuda or few):
+        many = self.size[0] > 8 and cells.shape[2] < FUSED and query.dtype.itemsize >= 4
+        if self.bias is not None and (query.is_cuda or many):
             heads = (x.split(len(x) if self.alike else 1) for x in (cells, keys, values))
             parts = [attend_part(*some, self.bias, scaling) for some in zip(*heads)]
             out, total = (torch.cat(x) for x in zip(*parts))
