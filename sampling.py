@@ -704,7 +704,8 @@ Drawing = namedtuple("Drawing", "stops max_new_tokens temperature top_p on_token
 
 def advance(rows, logits, how):
     """Draw the next token of each row, by logits (B, V): the rows that end with it."""
-    uniform = torch.tensor([row.uniform[len(row.drawn)] for row in rows], device=logits.device)
+    uniform = np.array([row.uniform[len(row.drawn)] for row in rows], dtype=np.float32)
+    uniform = torch.from_numpy(uniform).to(logits.device)
     for row, token in zip(rows, checked(draw(logits, uniform, how.temperature, how.top_p))):
         row.drawn.append(token)
         if how.on_token:
