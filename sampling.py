@@ -497,13 +497,13 @@ class Batch:
     """The rows under way, side by side with those of their prefix, and the pool they stand in."""
 
     def __init__(self, model, rows, max_new_tokens, capacity):
-        self.model, self.device = model, model.device
-        self.most = min(ROWS[self.device.type], len(rows))
+        self.model, self.device, kind = model, model.device, model.device.type
+        self.most = min(ROWS[kind], len(rows))
         self.waiting, self.rows = deque(rows), []
-        places = min(capacity, wanted_places(rows, max_new_tokens, self.device.type))
+        places = min(capacity, wanted_places(rows, max_new_tokens, kind))
         self.pool = Pool(max(places, 1 + sum(longest_parts(rows, max_new_tokens))),
                          max(row.prompt_length for row in rows) + max_new_tokens)
-        groups, kind = list({row.group for row in rows}), self.device.type
+        groups = list({row.group for row in rows})
         for row, size in zip(rows, even([len(row.own) + max_new_tokens for row in rows], kind)):
             row.begin, row.size = 0, size
         for group, size in zip(groups, even([len(group.prefix) for group in groups], kind)):
@@ -536,7 +536,8 @@ class Batch:
         row.begin = self.pool.take(row.size) if group.begin or not group.prefix else 0
         if row.begin:
             group.rows += 1
-            groups += [group] if new else []
+            if new:
+                groups.append(group)
         elif new:  # it waits with its first row
             self.release(group)
         return bool(row.begin)

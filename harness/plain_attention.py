@@ -17,29 +17,31 @@ def plain_attention(query, keys, values, pool, part, scaling, window):
     if kind not in now.layouts:  # they are the same for all layers
         seat = now.position - now.before[1] if part is now.own else now.position
         numbers = (x.cpu().numpy() for x in (part.at, part.begin[:-1], part.length, seat))
-        now.layouts[kind] = list(layouts(*numbers, window, pool.places, seat.device))
-    found = [layout.attend(query, keys, values, scaling) for layout in now.layouts[kind]]
-    if len(found) == 1:
-        return found[0]
-    order = torch.cat([layout.tokens for layout in now.layouts[kind]]).argsort()
-    return (torch.cat(x)[order] for x in zip(*found))
+        found = list(layouts(*numbers, window, pool.places, seat.device))
+        order = torch.cat([layout.tokens for layout in found]).argsort() if len(found) > 1 else None
+        now.layouts[kind] = found, order
+    found, order = now.layouts[kind]
+    results = [layout.attend(query, keys, values, scaling) for layout in found]
+    return results[0] if order is None else tuple(torch.cat(x)[order] for x in zip(*results))
 
 
-def layouts(at, begin, length, *rest):
+def layouts(at, begin, length, seat, window, places, device):
     """Layouts of all stretches that have queries.
 
     Short and long ones go apart where they would more than double each other's rectangles, unless
     these are a view.
     """
-    counts, todo = np.diff(at), [np.flatnonzero(np.diff(at))]
+    queries = np.diff(at)
+    todo = [np.flatnonzero(queries)]
     while todo:
         some = todo.pop()
-        size, view = length[some] + counts[some], view_of(begin[some], length[some], counts[some],
-                                                          rest[-2])
-        padded = len(some) * (length[some].max() + counts[some].max())
+        stretches = at[some], queries[some], begin[some], length[some]
+        _, counts, begins, lengths = stretches
+        size, view = lengths + counts, view_of(begins, lengths, counts, places)
+        padded = len(some) * (lengths.max() + counts.max())
         large = 2 * size >= size.max()
         if view or large.all() or padded <= 2 * size.sum():
-            yield Layout(some, view, at, begin, length, *rest)
+            yield Layout(stretches, view, seat, window, places, device)
         else:
             todo += [some[~large], some[large]]
 
@@ -64,10 +66,13 @@ class Layout:
     their rectangle is a view of the pool, and nothing is copied.
     """
 
-    def __init__(self, some, view, at, begin, length, seat, window, places, device):
-        """some: which stretches. seat (T,): how many places of its stretch stand before a query."""
-        counts, at, begin, length = np.diff(at)[some], at[some], begin[some], length[some]
-        X, Q, K = len(some), int(counts.max()), max(1, int(length.max()))
+    def __init__(self, stretches, view, seat, window, places, device):
+        """stretches: (X,) each of the first query, how many, the first place, and how many.
+
+        seat (T,): how many places of its stretch stand before each query, of all stretches.
+        """
+        at, counts, begin, length = stretches
+        X, Q, K = len(at), int(counts.max()), max(1, int(length.max()))
         self.view, slot = view, np.arange(X)  # where in the rectangle each stretch stands
         if view:
             X, apart, first = view
@@ -75,7 +80,7 @@ class Layout:
         else:
             place = (begin[:, None] + np.arange(K)).clip(max=places - 1)
             self.place = torch.from_numpy(place).to(device)                      # (X, K)
-        of = np.arange(len(some)).repeat(counts)            # (T,) the stretch of each query here
+        of = np.arange(len(at)).repeat(counts)              # (T,) the stretch of each query here
         q = np.arange(len(of)) - (counts.cumsum() - counts)[of]
         tokens, x = at[of] + q, slot[of]                    # (T,) it stands at x, q
         query, seat = np.zeros((X, Q), dtype=np.int64), seat[tokens]
