@@ -3,6 +3,8 @@ import argparse
 
 from harness.settings import Parser
 
+LONGEST = ("--max-answer-tokens", "--max-new-tokens")  # the second is its old name
+
 
 def command_line():
     parser = Parser(description="Look at a run, or compare models.", allow_abbrev=False)
@@ -21,8 +23,8 @@ def command_line():
     show = add("show", "one prompt's journey through an iteration, in the terminal")
     show.add_argument("prompt_id", nargs="?", metavar="PROMPT_ID", help="(default: one that a "
                       "pair of judgments came of)")
-    show.add_argument("--iteration", type=int, metavar="T", help="(default: the last that trained "
-                      "the judge, or else the last)")
+    show.add_argument("--iteration", type=int, metavar="T", help="(default: the one that asked "
+                      "PROMPT_ID; else the last that trained the judge, or else the last)")
     compare = add("compare", "which of two models' answers a judge prefers, in both orders")
     compare.add_argument("a", metavar="A", help="a model (hub name, folder, runs/x/iter4), or "
                          "JSONL of \"prompt\" and \"text\", such as runs/x/iter4/eval.jsonl")
@@ -66,9 +68,11 @@ def command_line():
     for command, last in ((repeat, ""), (export, "; of --format model the last")):
         command.add_argument("--iterations", type=int, nargs="+",
                              help=f"which (default: all{last})")
-    for command in (compare, export, ifeval):
-        command.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens "
-                             "(default: a run's own --max-answer-tokens, else 1024)")
+    own = "a run's own, else 1024"
+    for command, default in ((compare, own), (export, own), (
+            ifeval, "1280, as lm-evaluation-harness has it, or half of a smaller context")):
+        command.add_argument(*LONGEST, type=int, metavar="N", dest="max_new_tokens",
+                             help=f"longest answer, in tokens (default: {default})")
     for command in (compare, export):
         command.add_argument("--temperature", type=float, default=0.8,
                              help="of the answers; 0 is greedy (default: %(default)s)")
@@ -90,7 +94,8 @@ def conversation_arguments():
     add("model", help="a hub name, a model folder, or an iteration of a run (runs/x/iter4)")
     add("question", nargs="?", help="without one: a conversation, which an empty line ends")
     add("--n", type=int, default=1, help="answers to the question (default: %(default)s)")
-    add("--max-new-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    add(*LONGEST, type=int, default=512, metavar="N", dest="max_new_tokens",
+        help="longest answer, in tokens (default: %(default)s)")
     add("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     add("--top-p", type=float, default=0.95, help="mass of the nucleus (default: %(default)s)")
     add("--bits", type=int, choices=[4, 16, 32], help="default: its run's; 4 on CUDA, else 32")
@@ -98,6 +103,6 @@ def conversation_arguments():
     args = parser.parse_args()
     if (min(args.n, args.max_new_tokens) < 1 or args.temperature < 0 or not 0 < args.top_p <= 1
             or args.n > 1 and args.question is None):
-        parser.error("--n (1 in a conversation) and --max-new-tokens must be at least 1, "
+        parser.error("--n (1 in a conversation) and --max-answer-tokens must be at least 1, "
                      "--temperature at least 0, --top-p above 0 and at most 1")
     return args

@@ -26,7 +26,16 @@ from harness.card import write_card
 from harness.chat import Chat
 from harness.clock import after_iteration, after_stage, expected
 from harness.command import barrier
-from harness.files import digest, each_line, read_json, read_jsonl, sha256, write_jsonl, write_whole
+from harness.files import (
+    digest,
+    each_line,
+    iterations,
+    read_json,
+    read_jsonl,
+    sha256,
+    write_jsonl,
+    write_whole,
+)
 from harness.inputs import SEEDS, evaluation_prompts, ranked_replies, training_prompts
 from harness.loading import fingerprint, load, load_tokenizer
 from harness.records import read_text
@@ -128,13 +137,26 @@ class Run:
                              "left other files: choose another --out")
         self.check_settings(theirs["settings"], mine["settings"])
         for name, content in theirs.get("files", {}).items():
-            if content != mine["files"].get(name):
+            if content == mine["files"].get(name):
+                continue
+            if name != "--prompts":
                 raise ValueError(f"{self.out} holds a run whose {name} had another content: "
                                  "choose another --out")
+            if not self.begins_with_used():
+                raise ValueError(f"{self.out} holds a run whose --prompts had another content: "
+                                 "choose another --out, or a file that begins with the same "
+                                 "prompts")
         return [f"this run was begun with {name} {version}, and goes on with "
                 f"{mine['versions'].get(name)}"
                 for name, version in theirs.get("versions", {}).items()
                 if version != mine["versions"].get(name)]
+
+    def begins_with_used(self):
+        """Whether --prompts begins with what the run has used of it, so that it may go on longer.
+        """
+        used = [record for _, folder in sorted(iterations(self.out).items())
+                for record in read_jsonl(folder / "prompts.jsonl")]
+        return bool(used) and used == (self.prompts or [])[:len(used)]
 
     def check_settings(self, theirs, mine):
         done = len(self.records()) - 1
@@ -226,6 +248,8 @@ class Run:
         Blocks of items are cut from the whole list, so that a run that goes on draws them in the
         same company as one that never stopped, and so draws the same to the last bit.
         """
+        if not items:
+            return
         tokens, start, first = 0, time.perf_counter(), FirstReplies(t, label)
 
         def finished(item, samples):

@@ -9,15 +9,17 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoConfig
 
 from harness.checks import Missing, check_check, loose, meets
 from harness.files import read_jsonl, sha256, write_jsonl
 from harness.inputs import read_prompts
-from harness.loading import fingerprint
-from harness.models import answer_tokens, drawn, load_alone, models_of
+from harness.loading import adapter_of, base_of, fingerprint
+from harness.models import drawn, load_alone, models_of
 
 MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
             "instruction-level, loose", "mean of the four"]
+LONGEST = 1280  # tokens of an answer, as lm-evaluation-harness gives IFEval
 PUBLISHED = ("Published for Llama-3-8B-Instruct (arXiv 2412.11605, Table 1), prompt-level, strict: "
              "70.6%, after Self-Rewarding 74.1%, after Meta-Rewarding 75.4%.")
 
@@ -62,7 +64,7 @@ def question_of(record):
 def answers_to(prompts, name, model, args):
     """{prompt: the model's record}. --out keeps them as they end, and what it has is not redone."""
     weights = Path(model) / "adapter" / "adapter_model.safetensors"
-    longest = args.max_new_tokens or answer_tokens(model)
+    longest = args.max_new_tokens or longest_answer(model)
     made = {"max_new_tokens": longest, "bits": args.bits,
             "adapter": sha256(weights)[:8] if weights.is_file() else None}
     if args.out:
@@ -83,6 +85,13 @@ def answers_to(prompts, name, model, args):
         with open(file, "a", encoding="utf-8") as out:
             drawn(model, tokenizer, left, f"{name}: answers", longest, keep, temperature=0)
     return known
+
+
+def longest_answer(model):
+    """LONGEST tokens, or half of a smaller context."""
+    config = AutoConfig.from_pretrained(base_name(model), trust_remote_code=False)
+    config = config.get_text_config()
+    return min(LONGEST, getattr(config, "max_position_embeddings", 2 * LONGEST) // 2)
 
 
 def kept_answers(file, made):
@@ -184,4 +193,12 @@ def ifeval(args, bootstrap, fewest):
     about = "95 % intervals by bootstrap over prompts" if enough else "too few for intervals"
     print(f"{len(questions)} prompts with {sum(len(one['checks']) for one in questions)} "
           f"instructions checked; {about}")
-    print("\n".join([*left_out(questions), PUBLISHED]))
+    print("\n".join(left_out(questions)), end="\n" * bool(left_out(questions)))
+    if any("llama-3-8b" in base_name(model).lower() for model in models.values()):
+        print(PUBLISHED)
+
+
+def base_name(model):
+    """The name of a model, or of the base of an iteration's adapter."""
+    adapter = adapter_of(model)
+    return base_of(adapter) if adapter else str(model)

@@ -15,10 +15,12 @@ import prompts as words
 from harness.files import as_example, by_prompt, read_jsonl
 from harness.records import folded, read_prompts, tell, without
 from harness.settings import HERE
+from harness.unreadable import shortened
 
 SEEDS = HERE / "data" / "seeds.jsonl"
 OASST = ("OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz")
 OASST_PROMPTS = 800     # with N judgments a reply, 600 already give the paper's 1,630 EFT examples
+UNREAD = 0.05           # share of --eft's given judgments that may have no score
 HELD_RANKED = 0.25      # share of --eft's prompts that measure the judge, if there is no --ranked
 
 
@@ -58,7 +60,8 @@ def training_prompts(settings, held_out):
         raise ValueError(
             f"--prompts {settings.prompts}: {len(records)} different prompts do not make "
             f"{settings.iters} iterations of {wanted}: use fewer --iters"
-            + (f", or --prompts-per-iter {most} at most" if most else ", or more prompts"))
+            + (f", --prompts-per-iter {most} at most" if most else "")
+            + ", or more prompts (a run that is there takes a file that begins with the same)")
     return records, dropped
 
 
@@ -117,7 +120,10 @@ def ranked_replies(settings, held_out=()):
 def eft_replies(settings):
     """The records of --eft, or the first trees of oasst1 from the hub."""
     if settings.eft:
-        return read_prompts(settings.eft, "--eft", needs_replies=True)
+        records = read_prompts(settings.eft, "--eft", needs_replies=True)
+        if not settings.no_eft:
+            check_given(records, settings)
+        return records
     try:
         file = hf_hub_download(*OASST, repo_type="dataset")
         trees = itertools.islice(oasst_replies(file), OASST_PROMPTS)
@@ -125,6 +131,23 @@ def eft_replies(settings):
     except Exception as error:  # the hub's client raises many kinds, and a cut file others
         raise ValueError(f"oasst1 cannot be fetched ({type(error).__name__}): give ranked replies "
                          "with --eft FILE, or start without them with --no-eft") from None
+
+
+def check_given(records, settings):
+    """Say how many of --eft's given judgments cannot be read; ValueError if more than a few."""
+    given = [(record["place"], reply["judgment"]) for record in records
+             for reply in record["replies"] if "judgment" in reply]
+    unread = [(place, text) for place, text in given
+              if words.parse_score(text, settings.max_score) is None]
+    if not unread:
+        return
+    place, text = unread[0]
+    told = (f"--eft {settings.eft}: {len(unread):,} of {len(given):,} given judgments do not end "
+            f"in a line \"Score: n\" with n from 0 to {settings.max_score}, the first on {place}: "
+            f"{shortened(text)}")
+    if len(unread) > UNREAD * len(given):
+        raise ValueError(f"{told}; put the score on a line of its own, the last one")
+    tell(f"{told}; they are left out")
 
 
 def oasst_replies(file):
@@ -149,8 +172,8 @@ def given_examples(records, rubric, max_score):
     """Warm-start examples from what ranked replies carry, for models that cannot judge untaught.
 
     A reply may have a "judgment", a text that ends in a score, and "comparisons": two "judgments"
-    and the "better" one, 0 or 1; of each comparison both orders train. Yields what `evened_out`
-    yields.
+    and the "better" one, 0 or 1; of each comparison both orders train. A "reason" comes before the
+    winner, and should be true in both orders. Yields what `evened_out` yields.
     """
     for record in records:
         for reply in record["replies"]:
@@ -167,7 +190,9 @@ def given_examples(records, rubric, max_score):
                     first, second = comparison["judgments"][m], comparison["judgments"][n]
                     prompt = words.meta_judge_prompt(*asked, first, second, rubric)
                     winner = "A" if m == comparison["better"] else "B"
-                    yield as_example(record["prompt_id"], prompt, f"Winner: Judgment {winner}")
+                    reason = [comparison["reason"]] if "reason" in comparison else []
+                    yield as_example(record["prompt_id"], prompt,
+                                     "\n".join([*reason, f"Winner: Judgment {winner}"]))
 
 
 def agreeing_judgments(judged):

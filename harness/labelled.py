@@ -30,7 +30,8 @@ def read_pairs(file):
     """
     left_out = Counter()
     read = functools.partial(pairs_of, left_out=left_out)
-    pairs = list(itertools.chain(*each_record(file, "--pairs", read, left_out)))
+    pairs = list(itertools.chain(*(of_record for _, of_record in
+                                   each_record(file, "--pairs", read, left_out))))
     if not pairs:
         raise ValueError(f"--pairs {file}: no pairs in it" + without(left_out))
     if left_out:

@@ -21,6 +21,8 @@ from harness.records import read_prompts, read_text
 from harness.settings import HERE, flag, read_preset
 from sampling import sample
 
+BLIND = 0.95  # share of verdicts for one place from which on a judge tells nothing
+
 
 def drawn(model, tokenizer, prompts, label, max_new_tokens, keep=None, **settings):
     """One sample for each prompt, with a bar. settings: as `sample` takes them.
@@ -239,6 +241,11 @@ def comparison_table(figures, args):
     ours, theirs = figures["mean_lengths"]
     lines += [f"{'judge says the same in both orders':38}{figures['consistent_rate']:>7.1%}",
               f"{'characters per answer: A, B':38}{ours:>7.0f} {theirs:.0f}"]
+    first = figures["first_position_rate"]
+    if max(first, 1 - first) >= BLIND:
+        place = "first" if first > 0.5 else "second"
+        lines.append(f"This judge cannot tell: it prefers the {place} answer, whatever it is. Its "
+                     "win rate says nothing; choose another judge.")
     judge, *places = (Path(place).resolve() for place in (args.judge, args.a, args.b))
     if judge in places or judge in [place.parent for place in places]:
         lines.append("The judge is one of the two: models prefer their own answers.")

@@ -145,8 +145,8 @@ def tried(run, loop, folder, enough):
     """([(a small run, its records), ...], Unreadable or None); the run's model is as it was.
 
     folder: where the small runs go. The loop runs on a few prompts, then on three times as many,
-    and so on until enough(trials so far, seconds that the next may take). One iteration stands for
-    all that train the judge, one for the others.
+    and so on until enough(trials so far, seconds that the next may take), or until that is longer
+    than the run. One iteration stands for all that train the judge, one for the others.
     """
     print("Running the loop on a few prompts, to see how long it takes; nothing of it is kept. "
           "What else this machine does meanwhile counts as well.")
@@ -166,15 +166,22 @@ def tried(run, loop, folder, enough):
         finally:
             set_adapter(run.model, f"{folder}/fresh")  # not the one that was trained
         taken.append(time.perf_counter() - start)
-        print(f"{duration(taken[-1])} in all", flush=True)
+        told = seconds_of(forecast(run, trials))
+        by_this = "" if run.settings.hours else f"; by this the run takes about {duration(told)}"
+        print(f"{duration(taken[-1])} in all{by_this}", flush=True)
         whole = size >= min(most, max(len(run.eval_prompts), run.settings.prompts_per_iter))
-        if whole or len(taken) > 1 and enough(trials, expected_next(taken)):
+        _, records = trials[-1]
+        all_told = not run.settings.hours and all(record["train"] for record in records[1:])
+        longer_than_run = all_told and expected_next(taken) > told
+        if whole or longer_than_run or len(taken) > 1 and enough(trials, expected_next(taken)):
             break
     return trials, unreadable
 
 
 def expected_next(taken):
     """Seconds that three times as many prompts will take, from those of the last two trials."""
+    if len(taken) == 1:
+        return 3 * taken[-1]
     return taken[-1] + 3 * max(0, taken[-1] - taken[-2])
 
 

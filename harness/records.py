@@ -209,7 +209,7 @@ def prompt_of(raw, answered=False):
         raise LeftOut("conversations of several turns")
     text, fields = turns[users[0]][1], [field]
     if not text.strip():
-        raise ValueError("needs \"prompt\", a text that is not empty")
+        raise LeftOut("empty prompts")
     system = (sum(role == "system" for role, _ in turns)
               + any(bool(raw.get(name)) for name in SYSTEM))
     later = turns[users[0] + (2 if field == "chosen" else 1):]
@@ -289,9 +289,9 @@ def is_comparison(comparison):
     """Whether this has two judgments, and says which is better, the first (0) or the second (1)."""
     if not isinstance(comparison, dict) or comparison.get("better") not in (0, 1):
         return False
-    judgments = comparison.get("judgments")
-    return (isinstance(judgments, list) and len(judgments) == 2
-            and all(isinstance(judgment, str) for judgment in judgments))
+    texts = comparison.get("judgments")
+    return (isinstance(texts, list) and len(texts) == 2
+            and all(isinstance(text, str) for text in [*texts, comparison.get("reason", "")]))
 
 
 def read_record(raw, needs_replies):
@@ -327,7 +327,7 @@ def read_record(raw, needs_replies):
 # ---- a whole file
 
 def each_record(file, flag, read, left_out):
-    """Yield read(record) for each record of a file.
+    """Yield (its place, read(record)) for each record of a file.
 
     read raises LeftOut for a record that cannot be used here, which is counted in left_out, and
     ValueError for one that is wrong, which is raised with the names of file and place.
@@ -342,7 +342,7 @@ def each_record(file, flag, read, left_out):
                 continue
             except (ValueError, OverflowError) as error:  # OverflowError: a rank of 400 digits
                 raise ValueError(f"{place}: {error}") from None
-            yield record
+            yield place, record
     except ValueError as error:
         raise ValueError(f"{flag} {file}, {error}") from None
 
@@ -351,14 +351,14 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
     """Records of a prompt file, each with a "prompt", a text, and a "prompt_id", its number.
 
     needs_replies: each with "replies" as well, two or more of {"text", "rank"}, 0 the best;
-    further records of prompt "7" are "7.1", "7.2". What was understood of a file in another shape
-    than that, and what was left out, is said in a line on stderr. Raises ValueError that names
-    file and line.
+    further records of prompt "7" are "7.1", "7.2"; and the "place" of each in the file. What was
+    understood of a file in another shape than that, and what was left out, is said in a line on
+    stderr. Raises ValueError that names file and line.
     """
     records, understood, left_out, unread = [], Counter(), Counter(), {}
     read = functools.partial(read_record, needs_replies=needs_replies)
-    for record, fields, parts, others in each_record(file, flag, read, left_out):
-        records.append(record)
+    for place, (record, fields, parts, others) in each_record(file, flag, read, left_out):
+        records.append(record | {"place": place} if needs_replies else record)
         left_out += parts
         unread |= dict.fromkeys(others)
         understood[" + ".join(f"`{name}`" for name in fields)] += 1

@@ -187,6 +187,9 @@ def in_a_sentence(records, settings):
     done, asked = records[-1]["iteration"], settings["iters"]
     of = f" of {asked}" if asked > done else ""
     plural = "" if (asked if of else done) == 1 else "s"
+    if done and not any(record.get("train", True) for record in records[1:]):
+        return (f"After {done}{of} iteration{plural} the model is what it was before: there were "
+                "no pairs to train on. What was dropped stands below.")
     top = settings["max_score"]
     actor = [("actor.truth", 100 / top, "{:.0f} %", "answers meet {} of the demands on them"),
              ("actor.reward", 1, "{:.2f}", "the mean reward of an answer is {}"),
@@ -212,8 +215,10 @@ def said(records, path, scale, form, words, about=""):
         return ""
     instead = ", as before" if was == now else f" instead of {was}"
     first, last = (look_up(record, f"{path}_interval") for record in (records[0], records[-1]))
-    if first and last and was != now and first[0] <= last[1] and last[0] <= first[1]:
+    if was != now and first and last and first[0] <= last[1] and last[0] <= first[1]:
         instead += ", which may be chance"
+    elif was != now and look_up(records[-1], f"{path}_count") and not (first and last):
+        instead += ", of too few prompts to be sure"
     return words.format(now) + instead * (was is not None and len(records) > 1) + about
 
 

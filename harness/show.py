@@ -16,7 +16,8 @@ def show(args):
         raise ValueError(f"{run} has no iteration with pairs.jsonl: it is no run's folder, or its "
                          "first iteration is under way")
     compared = [t for t, pairs in trained.items() if any(p["kind"] == "judge" for p in pairs)]
-    t = max(compared or trained) if args.iteration is None else args.iteration
+    asked = [t for t in trained if args.prompt_id in prompts_of(run, t)]
+    t = max(asked or compared or trained) if args.iteration is None else args.iteration
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "
                          f"{' '.join(map(str, sorted(trained)))}")
@@ -29,8 +30,9 @@ def show(args):
     wanted = args.prompt_id or next((pair["prompt_id"] for kind in ("judge", "actor")
                                      for pair in pairs if pair["kind"] == kind), ids[0])
     if wanted not in ids:
-        raise ValueError(f"iteration {t} has no judged answers to a prompt {wanted}; some that it "
-                         f"has: {' '.join(ids[:10])}")
+        there = f"; it is one of iteration {asked[-1]}" if asked else ""
+        raise ValueError(f"iteration {t} has no judged answers to a prompt {wanted}{there}; some "
+                         f"that it has: {' '.join(ids[:10])}")
 
     def of_prompt(records):
         return [record for record in records if record["prompt_id"] == wanted]
@@ -42,6 +44,11 @@ def show(args):
                      *itertools.chain(*(battle_told(battle, ratings[battle["id"]])
                                         for battle in battles if battle["id"] in ratings)),
                      *pairs_told(of_prompt(pairs))]))
+
+
+def prompts_of(run, t):
+    """The ids of an iteration's prompts."""
+    return {record["prompt_id"] for record in read_jsonl(run / f"iter{t}" / "prompts.jsonl")}
 
 
 def answers_told(answers, pairs):

@@ -152,9 +152,16 @@ def save_adapter(model, folder):
                 config.base_model_name_or_path = str(Path(base).resolve())
         model.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)
+        like_its_config(temporary, "adapter_config.json")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     barrier()  # nobody reads it before it is there
+
+
+def like_its_config(folder, config):
+    """Give weights the permissions of the file beside them: safetensors lets nobody else read."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / config).stat().st_mode)
 
 
 def set_adapter(model, folder, sha256=None):

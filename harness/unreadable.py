@@ -14,9 +14,11 @@ WANTED = {  # stage: what its replies must end in, and what to do if they do not
 def first_look(run, answer, judge):
     """Have the seed judge a few of its own answers; raise Unreadable if it cannot.
 
-    answer, judge: the two roles, as metareward has them. Does nothing if no judge is wanted.
+    answer, judge: the two roles, as metareward has them. Does nothing if no judge is wanted, and in
+    a run whose iterations have fewer judgments than it takes.
     """
-    if run.settings.reward != "judge":
+    s = run.settings
+    if s.reward != "judge" or s.prompts_per_iter * s.responses * s.judgments < EARLY:
         return
     answers = answer(run, 0, first_prompts(run), "first_responses.jsonl", label="first answers")
     items = [{"id": f"{record['id']}/{i}", "prompt": record["prompt"], "text": response["text"]}

@@ -16,6 +16,7 @@ from harness.chat import Chat
 from harness.files import read_jsonl
 from harness.loading import base_of, check_adapter
 from harness.models import load_alone, own_settings
+from harness.training import like_its_config
 
 ANSWERS = 32  # held-out answers whose log-probabilities are compared
 
@@ -54,6 +55,7 @@ def save_model(model, tokenizer, place):
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    like_its_config(temporary, "config.json")
     shutil.rmtree(place, ignore_errors=True)
     os.replace(temporary, place)
 

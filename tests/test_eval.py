@@ -673,7 +673,7 @@ def test_compare_two_files_by_a_real_judge(tmp_path, monkeypatch, capsys):
     assert pairs[0]["b"] == POOR.format(task=TASKS[0])
     status, out, _ = command(monkeypatch, capsys, "compare", poor, good, "--judge",
                              ROOT / "tiny" / "judge")
-    assert status == 0 and re.search(r"A wins +0.0%", out)
+    assert status == 0 and re.search(r"A wins +0.0%", out) and "cannot tell" not in out
 
 
 def test_a_judge_with_a_place_is_found_out(tmp_path, monkeypatch, capsys):
@@ -686,6 +686,7 @@ def test_a_judge_with_a_place_is_found_out(tmp_path, monkeypatch, capsys):
     assert status == 0 and re.search(r"A wins +50.0%", out)
     assert re.search(r"prefers the first +100.0%", out)
     assert re.search(r"same in both orders +0.0%", out)
+    assert "This judge cannot tell: it prefers the first answer, whatever it is." in out
 
 
 def test_a_judge_that_is_one_of_the_two_is_told(tmp_path, monkeypatch, capsys):
@@ -1286,7 +1287,7 @@ def test_answers_that_were_cut_off_are_among_the_first_figures(run, capsys):
         return {"answers": 24, "cut_off": cut_off, "cut_off_rate": cut_off / 24, **more}
 
     records = [figures(0, actor=actor(21, truth=2.0, truth_count=20)), figures(1, actor=actor(1))]
-    records.append(figures(2, actor=actor(3)))
+    records.append(figures(2, actor=actor(3), train={"epoch": 1}))
     (run / "summary.json").write_text(json.dumps(records))
     report(run)
     page = (run / "report.html").read_text()
@@ -1351,6 +1352,13 @@ def of(t, judge=None, **actor):
       of(1, {"truth_agreement": 0.5}, truth=5, mean_score=None, mean_length=9)], 1,
      "After 1 iteration answers meet 100 % of the demands on them; the judge is right 50 % of the "
      "time; answers are 9 characters long."),
+    ([of(0, truth=2.5, mean_length=100), of(1, truth=2.6, mean_length=90) | {"train": None}], 1,
+     "After 1 iteration the model is what it was before: there were no pairs to train on. What was "
+     "dropped stands below."),
+    ([of(0, truth=2.5, truth_count=20, mean_length=100),
+      of(1, truth=3, truth_count=20, mean_length=100)], 1,
+     "After 1 iteration answers meet 60 % of the demands on them instead of 50 %, of too few "
+     "prompts to be sure; answers are as long as before."),
     ([of(0, mean_score=None, mean_length=None)] * 2, 0,
      "After 0 iterations nothing could be measured."),
     ([], 4, "No model of this run is measured yet.")])

@@ -12,6 +12,7 @@ from if_verifiable.common import get_loose_transformations
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
 import eval
+from harness.ifeval import longest_answer
 from harness.loading import load
 from harness.training import save_adapter
 
@@ -78,7 +79,22 @@ def test_the_shares_are_those_of_the_official_checkers(questions, tmp_path, caps
         row = next(line for line in table.splitlines() if line.startswith(name))
         assert f"{share:.1%} [" in row, (name, row)
     assert "24 prompts with 48 instructions checked; 95 % intervals" in table
-    assert "75.4%" in table
+    assert "75.4%" not in table, "the figures of Llama-3-8B say nothing of another model"
+
+
+def test_llama_s_published_figures_stand_below_its_own(questions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("harness.ifeval.base_name",
+                        lambda model: "meta-llama/Meta-Llama-3-8B-Instruct")
+    ask(questions, tmp_path)
+    assert "75.4%" in capsys.readouterr().out
+
+
+def test_answers_may_be_as_long_as_ifeval_expects(tmp_path, monkeypatch):
+    """1,280 tokens, or half of a smaller context: not the limit under which a run trained."""
+    assert longest_answer(str(TINY)) == 512
+    config = json.loads((TINY / "config.json").read_text()) | {"max_position_embeddings": 8192}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert longest_answer(str(tmp_path)) == 1280
 
 
 def test_what_is_kept_is_not_asked_again(questions, tmp_path, capsys, monkeypatch):

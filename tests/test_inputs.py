@@ -50,8 +50,7 @@ def test_read_prompts_of_plain_lines(tmp_path):
 
 @pytest.mark.parametrize("line, says", [
     ("{", "not JSON"), ("prompt", "not JSON"), ("[]", "prompt"), ("null", "prompt"),
-    ("3", "prompt"), ('" "', "prompt"), ("{}", "prompt"),
-    ('{"prompt": 3}', "prompt"), ('{"prompt": " "}', "prompt"),
+    ("3", "prompt"), ("{}", "prompt"), ('{"prompt": 3}', "prompt"),
     ('{"prompt": "x", "checks": ["("]}', "checks"), ('{"prompt": "x", "checks": [1]}', "checks"),
     ('{"prompt": "x", "checks": "abc"}', "checks"), ('{"prompt": "x", "checks": null}', "checks"),
     ('{"prompt": "x", "checks": 3}', "checks"),
@@ -67,6 +66,14 @@ def test_a_bad_line_is_named(tmp_path, line, says):
     message = str(error.value)
     assert message.startswith(f"--eval-prompts {file}, line 3: ")
     assert says in message.split("line 3: ")[1] and "\n" not in message
+
+
+@pytest.mark.parametrize("line", ['" "', '{"prompt": " "}', '{"instruction": "", "input": "x"}'])
+def test_an_empty_prompt_is_left_out_and_counted(tmp_path, capsys, line):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "good"}\n' + line + '\n{"prompt": "better"}\n')
+    assert [record["prompt"] for record in read_prompts(file)] == ["good", "better"]
+    assert "left out: 1 empty prompts" in capsys.readouterr().err
 
 
 GOOD_REPLY = '{"text": "a", "rank": 0}'
@@ -277,7 +284,7 @@ def test_a_line_says_which_prompts_are_left(tmp_path, capsys):
     assert capsys.readouterr().err == (f"--prompts {file}: 2 prompts are left; left out: 1 prompt "
                                        "held out for measuring, 1 prompt a duplicate\n")
     more = Settings(model="tiny", prompts=str(file), iters=2, prompts_per_iter=2)
-    with pytest.raises(ValueError, match="use fewer --iters, or --prompts-per-iter 1 at most"):
+    with pytest.raises(ValueError, match="fewer --iters, --prompts-per-iter 1 at most, or more"):
         training_prompts(more, [{"prompt": "How?"}])
 
 

@@ -170,7 +170,7 @@ def test_ranked_replies_in_the_shapes_that_people_have(tmp_path, capsys, name):
     ("p.csv", b'prompt\n"Why?\n', "line 2: no CSV"),
     ("p.csv", b"prompt;n\nWhy?\n", "line 2: 1 cells under 2 columns"),
     ("p.txt", "Why?\nO\xf9?\n".encode("latin-1"), "line 2: not UTF-8 text; make such of it"),
-    ("p.csv", b"prompt,n\n,1\n", "line 2: needs \"prompt\""),
+    ("p.csv", b"prompt,n\n,1\n", "left out: 1 empty prompts"),
     ("p.parquet", b"PAR1\x15\x04", "a parquet file: make JSON lines of it"),
     ("p.arrow", b"ARROW1\0\0", "an arrow file: make JSON lines of it"),
     ("p.arrow", b"\xff\xff\xff\xff\x10\0", "datasets.Dataset.from_file(FILE).to_json"),

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 import harness.unreadable
 import metareward
 from eval import read_jsonl
-from harness.inputs import given_examples
+from harness.inputs import eft_replies, given_examples
 from harness.report import look_up
 from harness.reward import RewardModel
 from metareward import Settings
@@ -203,9 +203,45 @@ def test_a_run_with_given_judgments_asks_the_seed_for_none(tmp_path, capsys):
     assert first["train"]
 
 
+def given(tmp_path, unread, read):
+    """A file of ranked replies with judgments, of which the first ones have no line for a score."""
+    texts = ["The answer is direct. Score: 5"] * unread + ["It is direct.\nScore: 5"] * read
+    file = tmp_path / "given.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Why {i}?", "replies": [
+        {"text": "So.", "rank": 0, "judgment": text}, {"text": "No.", "rank": 1}]}) + "\n"
+        for i, text in enumerate(texts)))
+    return Settings(model="tiny", out="x", eft=str(file))
+
+
+def test_given_judgments_that_cannot_be_read_are_refused_at_once(tmp_path):
+    settings = given(tmp_path, 3, 17)
+    with pytest.raises(ValueError) as error:
+        eft_replies(settings)
+    assert str(error.value) == (
+        f'--eft {settings.eft}: 3 of 20 given judgments do not end in a line "Score: n" with n '
+        'from 0 to 5, the first on line 1: "The answer is direct. Score: 5"; put the score on a '
+        'line of its own, the last one')
+
+
+def test_a_few_given_judgments_that_cannot_be_read_are_told_at_once(tmp_path, capsys):
+    assert len(eft_replies(given(tmp_path, 1, 19))) == 20
+    assert "1 of 20 given judgments do not end in" in capsys.readouterr().err
+    eft_replies(given(tmp_path, 0, 2))
+    assert not capsys.readouterr().err
+
+
+def test_a_given_comparison_may_have_a_reason():
+    """What the judge saw, which stands before the winner in both orders."""
+    records = [{"prompt_id": "0", "prompt": "Why?", "replies": [{"text": "Rain.", "comparisons": [
+        {"judgments": ["a", "b"], "better": 1, "reason": "It says: Rain."}]}]}]
+    said = [line["completion"][0]["content"] for line in given_examples(records, "rubric", 5)]
+    assert said == [f"It says: Rain.\nWinner: Judgment {winner}" for winner in "BA"]
+
+
 @pytest.mark.parametrize("more", [
     {"judgment": 3}, {"comparisons": {}}, {"comparisons": [{"judgments": ["a"], "better": 0}]},
-    {"comparisons": [{"judgments": ["a", "b"], "better": 2}]}])
+    {"comparisons": [{"judgments": ["a", "b"], "better": 2}]},
+    {"comparisons": [{"judgments": ["a", "b"], "better": 0, "reason": 3}]}])
 def test_malformed_judgments_are_refused(tmp_path, capsys, more):
     replies = [{"text": "a", "rank": 0, **more}, {"text": "b", "rank": 1}]
     (tmp_path / "eft.jsonl").write_text(json.dumps({"prompt": "a", "replies": replies}) + "\n")
@@ -230,6 +266,13 @@ def test_a_model_that_cannot_judge_is_told_early(tmp_path, capsys, monkeypatch):
         assert re.search(r"first judgments: 0 of the first 2\d\d replies end in a score", says)
         assert '"It is very good."' in says and "--eft" in says
     assert not (tmp_path / "run" / "iter0" / "eval_responses.jsonl").exists()
+
+
+def test_a_run_of_few_judgments_does_not_look_first(tmp_path):
+    """4 prompts, 2 answers and 3 judgments each: it would judge more before than in all of it."""
+    metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft",
+                          "--prompts-per-iter", "4", "--responses", "2", "--judgments", "3"))
+    assert not (tmp_path / "run" / "iter0" / "first_judgments.jsonl").exists()
 
 
 def test_the_plan_of_a_model_that_cannot_judge_says_so(tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 processes, really killed.
 """
 import argparse
+import contextlib
 import ctypes
 import filecmp
 import functools
@@ -115,7 +116,11 @@ def test_one_prompts_journey_is_shown(whole, capsys):
     assert f"judge pair: rating {pair['chosen_rating']:.2f} over" in shown
     eval.main(["show", str(run)])
     assert f"Iteration 2 of {run}, prompt " in capsys.readouterr().out
+    eval.main(["show", str(run), pair["prompt_id"]])  # the iteration that asked it
+    assert f"Iteration 1 of {run}, prompt {pair['prompt_id']}" in capsys.readouterr().out
     for wrong, told in ((["show", str(run), "nobody"], "some that it has: "),
+                        (["show", str(run), pair["prompt_id"], "--iteration", "2"],
+                         "it is one of iteration 1"),
                         (["show", str(run), "--iteration", "9"], "only of 1 2"),
                         (["show", str(run.parent)], "no iteration with pairs.jsonl")):
         with pytest.raises(SystemExit) as stop:
@@ -685,6 +690,30 @@ def test_another_content_of_a_file_is_refused_by_name(whole, capsys, tmp_path):
     config["files"]["--rubric"] = "0"
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert "--rubric had another content" in refusal(capsys, *whole[1], "--out", tmp_path / "run")
+
+
+def test_a_longer_file_of_prompts_goes_on_where_the_shorter_was_used_up(tmp_path, capsys):
+    """If it begins with the records that were used."""
+    lines = (ROOT / "data" / "verifiable.jsonl").read_text().splitlines()[:9]
+    file = tmp_path / "prompts.jsonl"
+
+    def run(iters, *lines):
+        file.write_text("\n".join(lines) + "\n")
+        return small(tmp_path, "--out", str(tmp_path / "run"), "--reward", "checks", "--prompts",
+                     str(file), "--prompts-per-iter", "3", "--iters", f"{iters}")
+
+    def ends(arguments):
+        with contextlib.suppress(SystemExit):  # of 3, if an iteration finds no pairs
+            metareward.main(arguments)
+        return len(json.loads((tmp_path / "run" / "summary.json").read_text()))
+    assert ends(run(1, *lines[:3])) == 2
+    capsys.readouterr()
+    assert "begins with the same" in refusal(capsys, *run(2, *lines[:3]))
+    assert "--prompts had another content" in refusal(capsys, *run(2, lines[0], lines[8],
+                                                                   *lines[2:6]))
+    assert ends(run(2, *lines[:6])) == 3
+    asked = read_jsonl(tmp_path / "run" / "iter2" / "prompts.jsonl")
+    assert [one["prompt"] for one in asked] == [json.loads(line)["prompt"] for line in lines[3:6]]
 
 
 def test_another_model_of_the_same_name_is_refused(whole, tmp_path, capsys):

@@ -42,7 +42,10 @@ def test_a_training_leaves_log_reference_and_adapter(fresh_tiny, tiny, tmp_path)
         assert step["chosen_reward"] == pytest.approx(reward, abs=1e-6)
     assert sorted(references) == [1, 2, 3, 4, 5] and abs(steps[-1]["chosen_reward"]) > 0.01
     assert best == records[-1] == {"epoch": 2} and len(steps) == 6
-    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    weights, config = (tmp_path / "adapter" / name
+                       for name in ("adapter_model.safetensors", "adapter_config.json"))
+    assert weights.stat().st_mode == config.stat().st_mode, "whoever reads one may read the other"
+    saved = load_file(weights)
     for name, weight in trainable(model).items():
         assert torch.equal(saved[name.replace(".default", "")], weight)
 

@@ -61,6 +61,7 @@ def test_a_whole_model_is_the_one_that_trained(runs, bits, tmp_path, capsys):
     assert tokenizer.chat_template == load(str(TINY))[1].chat_template
     assert model.generation_config.eos_token_id is not None
     assert not hasattr(model.config, "quantization_config")
+    assert len({file.stat().st_mode for file in place.iterdir()}) == 1
     adapted = greedy(*load(str(run / "iter1")))
     assert adapted != greedy(*load(str(TINY), bits=bits))
     with pytest.raises(SystemExit):
