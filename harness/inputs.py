@@ -172,8 +172,9 @@ def given_examples(records, rubric, max_score):
     """Warm-start examples from what ranked replies carry, for models that cannot judge untaught.
 
     A reply may have a "judgment", a text that ends in a score, and "comparisons": two "judgments"
-    and the "better" one, 0 or 1; of each comparison both orders train. A "reason" comes before the
-    winner, and should be true in both orders. Yields what `evened_out` yields.
+    and the "better" one, 0 or 1; of each comparison both orders train. Its "reason" comes before
+    the winner: a text, or two, with the first judgment as A and with the second. Yields what
+    `evened_out` yields.
     """
     for record in records:
         for reply in record["replies"]:
@@ -186,13 +187,14 @@ def given_examples(records, rubric, max_score):
                     prompt = words.judge_prompt(*asked, rubric)
                     yield as_example(record["prompt_id"], prompt, reply["judgment"], score=score)
             for comparison in reply.get("comparisons", []):
+                reason = comparison.get("reason", "")
+                reasons = reason if isinstance(reason, list) else [reason] * 2
                 for m, n in ((0, 1), (1, 0)):
                     first, second = comparison["judgments"][m], comparison["judgments"][n]
                     prompt = words.meta_judge_prompt(*asked, first, second, rubric)
                     winner = "A" if m == comparison["better"] else "B"
-                    reason = [comparison["reason"]] if "reason" in comparison else []
                     yield as_example(record["prompt_id"], prompt,
-                                     "\n".join([*reason, f"Winner: Judgment {winner}"]))
+                                     f"{reasons[m]}\nWinner: Judgment {winner}".lstrip("\n"))
 
 
 def agreeing_judgments(judged):

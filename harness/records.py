@@ -286,12 +286,19 @@ def is_reply(reply):
 
 
 def is_comparison(comparison):
-    """Whether this has two judgments, and says which is better, the first (0) or the second (1)."""
+    """Whether this has two judgments, and says which is better, the first (0) or the second (1).
+
+    It may have a "reason", a text or two.
+    """
     if not isinstance(comparison, dict) or comparison.get("better") not in (0, 1):
         return False
-    texts = comparison.get("judgments")
+    reason = comparison.get("reason", "")
+    return are_two(comparison.get("judgments")) and (isinstance(reason, str) or are_two(reason))
+
+
+def are_two(texts):
     return (isinstance(texts, list) and len(texts) == 2
-            and all(isinstance(text, str) for text in [*texts, comparison.get("reason", "")]))
+            and all(isinstance(text, str) for text in texts))
 
 
 def read_record(raw, needs_replies):

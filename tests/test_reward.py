@@ -231,17 +231,21 @@ def test_a_few_given_judgments_that_cannot_be_read_are_told_at_once(tmp_path, ca
 
 
 def test_a_given_comparison_may_have_a_reason():
-    """What the judge saw, which stands before the winner in both orders."""
-    records = [{"prompt_id": "0", "prompt": "Why?", "replies": [{"text": "Rain.", "comparisons": [
-        {"judgments": ["a", "b"], "better": 1, "reason": "It says: Rain."}]}]}]
-    said = [line["completion"][0]["content"] for line in given_examples(records, "rubric", 5)]
-    assert said == [f"It says: Rain.\nWinner: Judgment {winner}" for winner in "BA"]
+    """What the judge saw, which stands before the winner in both orders, or a text for each."""
+    def said(reason):
+        records = [{"prompt_id": "0", "prompt": "Why?", "replies": [{"text": "Rain.", "comparisons": [
+            {"judgments": ["a", "b"], "better": 1, "reason": reason}]}]}]
+        return [line["completion"][0]["content"] for line in given_examples(records, "rubric", 5)]
+    assert said("It rains.") == [f"It rains.\nWinner: Judgment {winner}" for winner in "BA"]
+    assert said(["A: a, B: b", "A: b, B: a"]) == ["A: a, B: b\nWinner: Judgment B",
+                                                  "A: b, B: a\nWinner: Judgment A"]
 
 
 @pytest.mark.parametrize("more", [
     {"judgment": 3}, {"comparisons": {}}, {"comparisons": [{"judgments": ["a"], "better": 0}]},
     {"comparisons": [{"judgments": ["a", "b"], "better": 2}]},
-    {"comparisons": [{"judgments": ["a", "b"], "better": 0, "reason": 3}]}])
+    {"comparisons": [{"judgments": ["a", "b"], "better": 0, "reason": 3}]},
+    {"comparisons": [{"judgments": ["a", "b"], "better": 0, "reason": ["a"]}]}])
 def test_malformed_judgments_are_refused(tmp_path, capsys, more):
     replies = [{"text": "a", "rank": 0, **more}, {"text": "b", "rank": 1}]
     (tmp_path / "eft.jsonl").write_text(json.dumps({"prompt": "a", "replies": replies}) + "\n")
