@@ -233,8 +233,9 @@ def test_a_few_given_judgments_that_cannot_be_read_are_told_at_once(tmp_path, ca
 def test_a_given_comparison_may_have_a_reason():
     """What the judge saw, which stands before the winner in both orders, or a text for each."""
     def said(reason):
-        records = [{"prompt_id": "0", "prompt": "Why?", "replies": [{"text": "Rain.", "comparisons": [
-            {"judgments": ["a", "b"], "better": 1, "reason": reason}]}]}]
+        comparison = {"judgments": ["a", "b"], "better": 1, "reason": reason}
+        records = [{"prompt_id": "0", "prompt": "Why?",
+                    "replies": [{"text": "Rain.", "comparisons": [comparison]}]}]
         return [line["completion"][0]["content"] for line in given_examples(records, "rubric", 5)]
     assert said("It rains.") == [f"It rains.\nWinner: Judgment {winner}" for winner in "BA"]
     assert said(["A: a, B: b", "A: b, B: a"]) == ["A: a, B: b\nWinner: Judgment B",
