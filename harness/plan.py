@@ -34,11 +34,16 @@ def plan(settings, sample, loop):
 
     loop: metareward.loop.
     """
+    def enough(trials, seconds):
+        _, records = trials[-1]
+        told = all(record["train"] for record in records[1:])  # or training would not be in it
+        longer_than_run = told and seconds > seconds_of(forecast(run, trials))
+        return longer_than_run or len(trials) > 1 and seconds > PATIENCE
+
     start = time.perf_counter()
     with whole_run(settings, sample) as run:
         loading = time.perf_counter() - start
-        trials, unreadable = tried(run, loop, run.out,
-                                   lambda trials, seconds: seconds > PATIENCE)
+        trials, unreadable = tried(run, loop, run.out, enough)
         if trials:
             small, records = trials[-1]
             show(run, forecast(run, trials), loading, disk(run, small))
@@ -64,7 +69,7 @@ def fit_hours(settings, sample, loop):
         loading = time.perf_counter() - start
         patience = min(PATIENCE, 0.1 * 3600 * settings.hours)
         trials, unreadable = tried(run, loop, run.out,
-                                   lambda trials, seconds: seconds > patience)
+                                   lambda trials, seconds: len(trials) > 1 and seconds > patience)
         if unreadable:
             raise unreadable
         most = len(run.prompts) // settings.iters if run.prompts else 10**6
@@ -102,7 +107,7 @@ def foresee(run, loop):
         return None
 
     def enough(trials, seconds):
-        return seconds > min(PATIENCE, 0.02 * seconds_of(forecast(run, trials)))
+        return len(trials) > 1 and seconds > min(PATIENCE, 0.02 * seconds_of(forecast(run, trials)))
     try:
         with tempfile.TemporaryDirectory() as folder:
             trials, _ = tried(run, loop, folder, enough)
@@ -145,8 +150,8 @@ def tried(run, loop, folder, enough):
     """([(a small run, its records), ...], Unreadable or None); the run's model is as it was.
 
     folder: where the small runs go. The loop runs on a few prompts, then on three times as many,
-    and so on until enough(trials so far, seconds that the next may take), or until that is longer
-    than the run. One iteration stands for all that train the judge, one for the others.
+    and so on until enough(trials so far, seconds that the next may take). One iteration stands for
+    all that train the judge, one for the others.
     """
     print("Running the loop on a few prompts, to see how long it takes; nothing of it is kept. "
           "What else this machine does meanwhile counts as well.")
@@ -170,10 +175,7 @@ def tried(run, loop, folder, enough):
         by_this = "" if run.settings.hours else f"; by this the run takes about {duration(told)}"
         print(f"{duration(taken[-1])} in all{by_this}", flush=True)
         whole = size >= min(most, max(len(run.eval_prompts), run.settings.prompts_per_iter))
-        _, records = trials[-1]
-        all_told = not run.settings.hours and all(record["train"] for record in records[1:])
-        longer_than_run = all_told and expected_next(taken) > told
-        if whole or longer_than_run or len(taken) > 1 and enough(trials, expected_next(taken)):
+        if whole or enough(trials, expected_next(taken)):
             break
     return trials, unreadable
 
