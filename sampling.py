@@ -680,8 +680,8 @@ def try_layers(model):
     if windows is None:
         raise CannotShare("attends in ways of its own")
     rounding = 0.03 if model.dtype.itemsize < 4 else 1e-3
-    for a, b, c, d in config.vocab_size * np.arange(1, 21).reshape(5, 4) // 21:
-        batch, ours = try_rows(model, *map(int, (a, b, c, d)))
+    for ids in (config.vocab_size * np.arange(1, 21).reshape(5, 4) // 21).tolist():
+        batch, ours = try_rows(model, *ids)
         layers = batch.pool.layers
         if len(layers) != config.num_hidden_layers:
             raise CannotShare("has layers that do not attend")

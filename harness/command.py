@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from dpo import collect, rank, world
+from harness.report import untrained
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -54,10 +55,9 @@ def last_words(out, iters, records):
     """Say what to look at; end with exit status 3 if an iteration of a run trained on nothing."""
     print(f"Read {out}/report.html, or ask the model: python sampling.py "
           f"{shlex.quote(f'{out}/iter{iters}')} \"How do I ...?\"")
-    untrained = [str(record["iteration"]) for record in records[1:] if not record["train"]]
-    if untrained:
+    if idle := untrained(records):
         print(f"Iterations that trained on nothing, since no pairs came of them: "
-              f"{', '.join(untrained)}. What was dropped is in the report.")
+              f"{', '.join(map(str, idle))}. What was dropped is in the report.")
         sys.exit(3)
 
 

@@ -3,7 +3,7 @@ import argparse
 
 from harness.settings import Parser
 
-LONGEST = ("--max-answer-tokens", "--max-new-tokens")  # the second is its old name
+ANSWER_TOKENS = ("--max-answer-tokens", "--max-new-tokens")  # the second is its old name
 
 
 def command_line():
@@ -71,7 +71,7 @@ def command_line():
     own = "a run's own, else 1024"
     for command, default in ((compare, own), (export, own), (
             ifeval, "1280, as lm-evaluation-harness has it, or half of a smaller context")):
-        command.add_argument(*LONGEST, type=int, metavar="N", dest="max_new_tokens",
+        command.add_argument(*ANSWER_TOKENS, type=int, metavar="N", dest="max_new_tokens",
                              help=f"longest answer, in tokens (default: {default})")
     for command in (compare, export):
         command.add_argument("--temperature", type=float, default=0.8,
@@ -94,7 +94,7 @@ def conversation_arguments():
     add("model", help="a hub name, a model folder, or an iteration of a run (runs/x/iter4)")
     add("question", nargs="?", help="without one: a conversation, which an empty line ends")
     add("--n", type=int, default=1, help="answers to the question (default: %(default)s)")
-    add(*LONGEST, type=int, default=512, metavar="N", dest="max_new_tokens",
+    add(*ANSWER_TOKENS, type=int, default=512, metavar="N", dest="max_new_tokens",
         help="longest answer, in tokens (default: %(default)s)")
     add("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     add("--top-p", type=float, default=0.95, help="mass of the nucleus (default: %(default)s)")

@@ -137,15 +137,11 @@ class Run:
                              "left other files: choose another --out")
         self.check_settings(theirs["settings"], mine["settings"])
         for name, content in theirs.get("files", {}).items():
-            if content == mine["files"].get(name):
-                continue
-            if name != "--prompts":
+            may_grow = name == "--prompts"
+            if content != mine["files"].get(name) and not (may_grow and self.begins_with_used()):
+                longer = ", or a file that begins with the same prompts" if may_grow else ""
                 raise ValueError(f"{self.out} holds a run whose {name} had another content: "
-                                 "choose another --out")
-            if not self.begins_with_used():
-                raise ValueError(f"{self.out} holds a run whose --prompts had another content: "
-                                 "choose another --out, or a file that begins with the same "
-                                 "prompts")
+                                 f"choose another --out{longer}")
         return [f"this run was begun with {name} {version}, and goes on with "
                 f"{mine['versions'].get(name)}"
                 for name, version in theirs.get("versions", {}).items()

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from harness.checks import Missing, check_check, loose, meets
 from harness.files import read_jsonl, sha256, write_jsonl
 from harness.inputs import read_prompts
-from harness.loading import adapter_of, base_of, fingerprint
+from harness.loading import base_name, fingerprint
 from harness.models import drawn, load_alone, models_of
 
 MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
@@ -193,12 +193,7 @@ def ifeval(args, bootstrap, fewest):
     about = "95 % intervals by bootstrap over prompts" if enough else "too few for intervals"
     print(f"{len(questions)} prompts with {sum(len(one['checks']) for one in questions)} "
           f"instructions checked; {about}")
-    print("\n".join(left_out(questions)), end="\n" * bool(left_out(questions)))
+    for line in left_out(questions):
+        print(line)
     if any("llama-3-8b" in base_name(model).lower() for model in models.values()):
         print(PUBLISHED)
-
-
-def base_name(model):
-    """The name of a model, or of the base of an iteration's adapter."""
-    adapter = adapter_of(model)
-    return base_of(adapter) if adapter else str(model)

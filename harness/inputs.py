@@ -135,8 +135,8 @@ def eft_replies(settings):
 
 def check_given(records, settings):
     """Say how many of --eft's given judgments cannot be read; ValueError if more than a few."""
-    given = [(record["place"], reply["judgment"]) for record in records
-             for reply in record["replies"] if "judgment" in reply]
+    given = [(place, reply["judgment"]) for record in records
+             for place, reply in zip(record["places"], record["replies"]) if "judgment" in reply]
     unread = [(place, text) for place, text in given
               if words.parse_score(text, settings.max_score) is None]
     if not unread:

@@ -141,6 +141,12 @@ def base_of(adapter):
     return name
 
 
+def base_name(model):
+    """A model's name or folder; of an iteration, those of its adapter's base."""
+    adapter = adapter_of(model)
+    return base_of(adapter) if adapter else str(model)
+
+
 def load_tokenizer(model):
     """The model's tokenizer. Raises OSError, with what to do, if there is no such model."""
     if (Path(model) / "summary.json").is_file():
@@ -186,8 +192,7 @@ def fingerprint(model):
     """What tells a model, or an adapter's base, from another of the same name: a hub's commit, or
     what files hold.
     """
-    if adapter := adapter_of(model):
-        model = base_of(adapter)
+    model = base_name(model)
     if not Path(model).is_dir():
         return AutoConfig.from_pretrained(model)._commit_hash
     files = {file for pattern in ("*.safetensors", "*.json", "*.jinja")

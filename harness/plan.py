@@ -18,6 +18,7 @@ from dpo import world
 from harness.clock import duration, end_of
 from harness.folder import Run
 from harness.loading import read_record
+from harness.report import untrained
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
 from harness.unreadable import Unreadable, first_prompts
@@ -36,9 +37,9 @@ def plan(settings, sample, loop):
     """
     def enough(trials, seconds):
         _, records = trials[-1]
-        told = all(record["train"] for record in records[1:])  # or training would not be in it
-        longer_than_run = told and seconds > seconds_of(forecast(run, trials))
-        return longer_than_run or len(trials) > 1 and seconds > PATIENCE
+        if not untrained(records) and seconds > seconds_of(forecast(run, trials)):
+            return True  # it would take longer than the run
+        return len(trials) > 1 and seconds > PATIENCE
 
     start = time.perf_counter()
     with whole_run(settings, sample) as run:
@@ -131,7 +132,7 @@ def foresee(run, loop):
 
 
 def tell_untrained(small, records):
-    if not all(record["train"] for record in records[1:]):
+    if untrained(records):
         print("Training is not counted, or not all of it: no pairs came of "
               f"{small.settings.prompts_per_iter} prompts.")
 
@@ -171,8 +172,10 @@ def tried(run, loop, folder, enough):
         finally:
             set_adapter(run.model, f"{folder}/fresh")  # not the one that was trained
         taken.append(time.perf_counter() - start)
-        told = seconds_of(forecast(run, trials))
-        by_this = "" if run.settings.hours else f"; by this the run takes about {duration(told)}"
+        by_this = ""
+        if not run.settings.hours:  # which has yet to choose how many prompts the run has
+            told = duration(seconds_of(forecast(run, trials)))
+            by_this = f"; by this the run takes about {told}"
         print(f"{duration(taken[-1])} in all{by_this}", flush=True)
         whole = size >= min(most, max(len(run.eval_prompts), run.settings.prompts_per_iter))
         if whole or enough(trials, expected_next(taken)):
@@ -181,7 +184,8 @@ def tried(run, loop, folder, enough):
 
 
 def expected_next(taken):
-    """Seconds that three times as many prompts will take, from those of the last two trials."""
+    """Seconds that three times as many prompts will take, from those of the last one or two trials.
+    """
     if len(taken) == 1:
         return 3 * taken[-1]
     return taken[-1] + 3 * max(0, taken[-1] - taken[-2])

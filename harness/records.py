@@ -358,14 +358,16 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
     """Records of a prompt file, each with a "prompt", a text, and a "prompt_id", its number.
 
     needs_replies: each with "replies" as well, two or more of {"text", "rank"}, 0 the best;
-    further records of prompt "7" are "7.1", "7.2"; and the "place" of each in the file. What was
-    understood of a file in another shape than that, and what was left out, is said in a line on
-    stderr. Raises ValueError that names file and line.
+    further records of prompt "7" are "7.1", "7.2"; and "places", where in the file each reply is.
+    What was understood of a file in another shape than that, and what was left out, is said in a
+    line on stderr. Raises ValueError that names file and line.
     """
     records, understood, left_out, unread = [], Counter(), Counter(), {}
     read = functools.partial(read_record, needs_replies=needs_replies)
     for place, (record, fields, parts, others) in each_record(file, flag, read, left_out):
-        records.append(record | {"place": place} if needs_replies else record)
+        if needs_replies:
+            record["places"] = [place] * len(record["replies"])
+        records.append(record)
         left_out += parts
         unread |= dict.fromkeys(others)
         understood[" + ".join(f"`{name}`" for name in fields)] += 1
@@ -390,6 +392,7 @@ def with_several_replies(records, left_out):
         whole = together.setdefault(folded(record["prompt"]) if single else i, record)
         if whole is not record:
             whole["replies"] += record["replies"]
+            whole["places"] += record["places"]
     several = [record for record in together.values() if len(record["replies"]) > 1]
     left_out += Counter({"prompts with one reply": len(together) - len(several)})
     return several

@@ -113,6 +113,12 @@ def figure_rows(records, only=None, counts=False):
     return rows
 
 
+def untrained(records):
+    """The iterations that found no pairs to train on."""
+    return [record["iteration"] for record in records
+            if record["iteration"] > 0 and not record.get("train", True)]
+
+
 def models(records):
     return [f"M_{record['iteration']}" for record in records]
 
@@ -187,7 +193,7 @@ def in_a_sentence(records, settings):
     done, asked = records[-1]["iteration"], settings["iters"]
     of = f" of {asked}" if asked > done else ""
     plural = "" if (asked if of else done) == 1 else "s"
-    if done and not any(record.get("train", True) for record in records[1:]):
+    if done and len(untrained(records)) == done:
         return (f"After {done}{of} iteration{plural} the model is what it was before: there were "
                 "no pairs to train on. What was dropped stands below.")
     top = settings["max_score"]

@@ -16,7 +16,7 @@ def show(args):
         raise ValueError(f"{run} has no iteration with pairs.jsonl: it is no run's folder, or its "
                          "first iteration is under way")
     compared = [t for t, pairs in trained.items() if any(p["kind"] == "judge" for p in pairs)]
-    asked = [t for t in trained if args.prompt_id in prompts_of(run, t)]
+    asked = [t for t in trained if args.prompt_id and args.prompt_id in prompts_of(run, t)]
     t = max(asked or compared or trained) if args.iteration is None else args.iteration
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "

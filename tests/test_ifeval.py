@@ -89,7 +89,7 @@ def test_llama_s_published_figures_stand_below_its_own(questions, tmp_path, caps
     assert "75.4%" in capsys.readouterr().out
 
 
-def test_answers_may_be_as_long_as_ifeval_expects(tmp_path, monkeypatch):
+def test_answers_may_be_as_long_as_ifeval_expects(tmp_path):
     """1,280 tokens, or half of a smaller context: not the limit under which a run trained."""
     assert longest_answer(str(TINY)) == 512
     config = json.loads((TINY / "config.json").read_text()) | {"max_position_embeddings": 8192}

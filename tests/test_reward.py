@@ -230,6 +230,16 @@ def test_a_few_given_judgments_that_cannot_be_read_are_told_at_once(tmp_path, ca
     assert not capsys.readouterr().err
 
 
+def test_of_a_file_of_one_reply_a_line_the_reply_s_own_line_is_named(tmp_path):
+    """Though replies to one prompt are put together, where the first of them stands."""
+    file = tmp_path / "given.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "Why?", "text": f"{i}.", "rank": i,
+                                        "judgment": judgment}) + "\n"
+                            for i, judgment in enumerate(["Good.\nScore: 5", "It is bad."])))
+    with pytest.raises(ValueError, match="1 of 2 given judgments .* the first on line 2: \"It is"):
+        eft_replies(Settings(model="tiny", out="x", eft=str(file)))
+
+
 def test_a_given_comparison_may_have_a_reason():
     """What the judge saw, which stands before the winner in both orders, or a text for each."""
     def said(reason):
