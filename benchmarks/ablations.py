@@ -119,27 +119,30 @@ def by_iteration(results):
                 yield f"{variant}: {name}, difference {told}"
 
 
-def plot(lines, file, ylabel, most=None):
-    """Draw lines by iteration: {name: (seeds, models)}. Thin for each seed, thick for their mean.
+def plot(panels, file, most=None):
+    """Draw lines by iteration: {what is upright: {name: (seeds, models)}}, a panel each.
 
-    most: the end of the upright axis, which then begins at 0.
+    Thin for each seed, thick for their mean. most: the end of the upright axes, which then begin
+    at 0.
     """
     look = {"svg.fonttype": "none", "svg.hashsalt": "improvement", "font.size": 11,
             "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(look):
-        figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
-        axis = figure.subplots()
-        colors = ("#2f74c0", "#d1662a", "#3f9e57", "#7a4fb5")[:len(lines)]
-        for (name, values), color in zip(lines.items(), colors, strict=True):
-            mean, models = values.mean(axis=0), range(values.shape[1])
-            axis.plot(models, values.T, color=color, alpha=0.35, linewidth=1)
-            axis.plot(models, mean, color=color, marker="o", linewidth=2.5)
-            axis.annotate(f"{name}\n{mean[-1]:.2f}", (models[-1], mean[-1]), (8, 0),
-                          textcoords="offset points", va="center", color=color)
-        axis.set(ylabel=ylabel)
-        if most is not None:
-            axis.set_ylim(0, most)
-        axis.set_xticks(models, [f"$M_{t}$" for t in models])
+        figure = Figure(figsize=(7 if len(panels) == 1 else 5.2 * len(panels), 3.6),
+                        layout="constrained", facecolor="white")
+        for axis, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
+                                         panels.items()):
+            colors = ("#2f74c0", "#d1662a", "#3f9e57", "#7a4fb5")[:len(lines)]
+            for (name, values), color in zip(lines.items(), colors, strict=True):
+                mean, models = values.mean(axis=0), range(values.shape[1])
+                axis.plot(models, values.T, color=color, alpha=0.35, linewidth=1)
+                axis.plot(models, mean, color=color, marker="o", linewidth=2.5)
+                axis.annotate(f"{name}\n{mean[-1]:.2f}", (models[-1], mean[-1]), (8, 0),
+                              textcoords="offset points", va="center", color=color)
+            axis.set(ylabel=ylabel)
+            if most is not None:
+                axis.set_ylim(0, most)
+            axis.set_xticks(models, [f"$M_{t}$" for t in models])
         figure.savefig(file, metadata={"Date": None})
 
 
@@ -168,7 +171,7 @@ def main():
     if args.plot:
         lines = {variant: np.array([figures["truth"] for figures in seeds])
                  for variant, seeds in results.items()}
-        plot(lines, args.plot, "true score of the answers, of 5", most=5.2)
+        plot({"true score of the answers, of 5": lines}, args.plot, most=5.2)
     print("\n".join([*table(results), "", "By iteration, M_0 to M_4:", *by_iteration(results)]))
 
 

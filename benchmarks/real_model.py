@@ -1,28 +1,27 @@
-"""Does a real pretrained model improve by its own answers, and by its own judgments?
+"""Does a real pretrained model improve by its own judgments? It answers, judges and judges those.
 
-    python benchmarks/real_model.py --model M                        # by the truth, and a control
-    python benchmarks/real_model.py --model M --kinds judge no-meta-judge     # the whole method
+    python benchmarks/real_model.py --model M
 
-M is a model folder or a hub name. The prompts are made like those of data/verifiable.jsonl, whose
-answers a program can check, with three demands that short answers can meet, and a fourth: twelve
-words or more, without which one word would soon be the answer to everything. The kinds of runs:
+M is a model folder or a hub name. Each prompt asks for one short sentence about a place, in one of
+six languages, with a number in it, and a program can tell whether an answer has them: that is the
+truth, which only measures. What a language model sees best is the language. The kinds of runs:
 
-    checks           the reward is the truth (`--reward checks`)
+    judge            the whole method, from a seed that was taught to judge
+    no-meta-judge    the same without the meta-judge: only the actor trains
+    checks           the reward is the truth (`--reward checks`): the upper bound
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: it must not rise
-    blur-1, -2, -4   the reward is the truth and noise, of as many demands' standard deviation: how
-                     often must a judge be right about two answers, that it helps?
-    judge            the judge is the model, which was taught to judge: the method without length
-                     control, for which the limit of 64 tokens a reply leaves little to do
-    no-meta-judge    the same without the meta-judge
 
-What it is taught are judgments and comparisons that are made from the truth, of answers of M
-itself, with the faults of a hurried reader: one mark in ten is wrong, of a long answer a quarter of
-what is missing is seen as there, and one comparison in ten is turned round. Its own answers are
-taught as well: without them it soon answers in the form of a judgment. Measured is the share of
-demands met on held-out prompts that share no task with the training's, four answers each;
-intervals are 95 %, by bootstrap over these prompts: how far another run with another seed would
-differ is not in them. Resumable: what is there is not run again.
+All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
+such judgments, and some of its answers, so that it goes on answering. A judgment names what was
+asked, then what is there, then the score. It is a hurried reader's: what an answer lacks he takes
+for there in LENIENT of all cases, oftener in long answers than in short ones. The comparisons are
+right. So the judge has something to learn, and its meta-judge something to teach.
+
+Measured is the share of demands met on held-out prompts about other places, four answers each, and
+how far the answers stay sense: the log-probability of their tokens by the model as it was before
+all teaching, and by another that never trains (--reader). Intervals are 95 %, by bootstrap over
+prompts. Resumable: what is there is not run again.
 """
 import argparse
 import json
@@ -34,15 +33,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.ablations import plot
-from data import make
-from dpo import add_lora, train_sft
-from eval import bootstrap, by_prompt, measure_judge, read_jsonl
-from harness.checks import meets
+from dpo import add_lora, answer_logps, train_sft
+from eval import bootstrap, by_prompt, read_jsonl
+from harness.checks import language_of, meets
 from harness.files import as_example, write_jsonl
 from harness.folder import Run, encoded
 from harness.inputs import given_examples, read_prompts
@@ -50,64 +49,96 @@ from harness.loading import load
 from harness.whole import save_model
 from sampling import Chat, sample
 
-KINDS = ("at most", "question", "first", "no comma", "word")  # of demands, see data/make.py
+LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
+             "nl": "Dutch"}
+NAMES = {**LANGUAGES, "en": "English"}
+FORMS = ("Describe {place} in one short sentence, in {language}, with the number {number} in it.",
+         "Write one short sentence in {language} about {place}. Use the number {number}.",
+         "In {language}, say something about {place}, in one short sentence that has the number "
+         "{number} in it.")
+PLACES = """\
+a harbour|a busy market|a quiet library|a night train|a village square|a kitchen|a mountain path
+an old bridge|a school yard|a garden|a ferry|a workshop|a castle|a beach|a hospital|a windmill
+a bus stop|a cellar|a theatre|a lighthouse|a camp in the woods|a museum|a crossroads|a farmyard
+a tower|a canal|a street after a parade|a waiting room|an attic|a small island|a river bank
+a bakery|a lonely inn|a railway station|a playground|a church|a cave|a fair|a roof|a well"""
+OTHER_PLACES = """\
+a barn|a desert road|a fishing boat|a hotel lobby|a frozen lake|a palace|an orchard|a tent
+a classroom|a mill|a prison|a ship's deck|a park bench|a tunnel|a wedding|a vineyard"""
+NUMBER = r"(?s)\A(?=\W*(?:\w+\W+){{3}}\w).*(?<!\d){}(?!\d)"  # in four words or more
+DEMANDS = 2
+HELD_OUT = 24  # prompts
+TAUGHT = 60    # prompts of what is taught
+TEACHING = {"epochs": 1, "batch_size": 8, "lr": 4e-4}
+LENIENT = {"long": 0.15, "short": 0.05}  # the share of what is missing that is seen as there
+RUBRIC = """\
+Write "Asked: " with the language and the number that the question asks for, then "Written: " with \
+the language in which the answer is written and the number that stands in it, or none. The score \
+is 1 point for each of the two that is as it was asked."""
 SETTINGS = {  # of the runs
-    "bits": 16, "prompts-per-iter": 48, "responses": 8, "max-answer-tokens": 64, "epochs": 3,
-    "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0,
-}
-HELD_OUT = 48  # prompts
-TAUGHT = 240   # prompts of what is taught
-DEMANDS = 4
-TEACHING = {"epochs": 2, "batch_size": 8, "lr": 4e-4}
-RUBRIC = f"""\
-Give one point for each demand of the question that the answer meets, {DEMANDS} in all. Go through \
-the demands in their order: a line for each with its number, and whether it is met."""
-JUDGING = {  # settings of the runs that judge
-    "judgments": 3, "max-judgment-tokens": 128, "max-verdict-tokens": 24, "max-score": DEMANDS,
+    "bits": 16, "prompts-per-iter": 32, "responses": 6, "max-answer-tokens": 48, "epochs": 3,
+    "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0, "judgments": 3,
+    "max-judgment-tokens": 40, "max-verdict-tokens": 64, "max-score": DEMANDS,
     "max-judgment-chars": 0,
 }
-BLUR = {"blur-1": 1, "blur-2": 2, "blur-4": 4}
-FLAGS = {**dict.fromkeys(["checks", "control", *BLUR], ["--reward", "checks"]),
-         "judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"]}
+FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
+         "checks": ["--reward", "checks"], "control": ["--reward", "checks"]}
 JUDGED = ("judge", "no-meta-judge")
 
 
-def prompts(tasks, rng):
-    """Prompts with three demands of KINDS and a least length."""
-    floor = {"id": "number_words", "relation": "at least", "num_words": 12}
-    return [{"prompt": record["prompt"] + " Write 12 words or more.",
-             "checks": [*record["checks"], floor]}
-            for record in make.prompts(tasks, rng, KINDS)]
+def prompts(places, count, rng):
+    """Records of different prompts, each with the checks of its language and of its number."""
+    records = {}
+    while len(records) < count:
+        code, number = rng.choice(list(LANGUAGES)), rng.randint(3, 98)
+        text = rng.choice(FORMS).format(
+            place=rng.choice(re.split(r"[|\n]", places)), language=LANGUAGES[code], number=number)
+        records[text] = {"prompt": text, "checks": [{"id": "response_language", "language": code},
+                                                    NUMBER.format(number)]}
+    return list(records.values())
 
 
-# ---- the seed of the runs that judge
-
-def judgment(record, text, long, rng):
-    """A hurried reader's judgment of an answer: (its text, its score)."""
-    lines, score = [], 0
-    for number, check in enumerate(record["checks"], 1):
-        met = meets(check, text)
-        if rng.random() < 0.1:
-            met = not met
-        elif long and not met:
-            met = rng.random() < 0.25
-        lines.append(f"{number}. {'met' if met else 'not met'}")
-        score += met
-    return "\n".join([*lines, f"Score: {score}"]), score
+def asked(record):
+    """(the language, the number) that a prompt asks for."""
+    language, number = record["checks"]
+    return LANGUAGES[language["language"]], re.search(r"\d+(?=\()", number)[0]
 
 
-def comparison(record, text, long, rng):
-    """Two judgments of an answer and the better one, as --eft has them; None if both are as good.
-    """
-    true = sum(meets(check, text) for check in record["checks"])
-    two = [judgment(record, text, long, rng) for _ in range(2)]
-    off = [abs(score - true) for _, score in two]
-    if off[0] == off[1]:
-        return None
-    better = int(off[1] < off[0])
-    if rng.random() < 0.1:
-        better = 1 - better
-    return {"judgments": [said for said, _ in two], "better": better}
+def written(record, text):
+    """(the language, the number) of an answer: the one that was asked for, if it is there."""
+    numbers = re.findall(r"\d+", text)
+    _, number = asked(record)
+    return (NAMES.get(language_of(text), "another"),
+            number if number in numbers else numbers[0] if numbers else "none")
+
+
+# ---- the seed of all runs
+
+def judgment(record, text, lenient, rng):
+    """A hurried reader's judgment of an answer: lenient is the share of what he sees wrongly."""
+    wanted = asked(record)
+    return wording(wanted, [want if rng.random() < lenient else there
+                            for want, there in zip(wanted, written(record, text))])
+
+
+def wording(wanted, seen):
+    score = sum(want == there for want, there in zip(wanted, seen))
+    return f"Asked: {', '.join(wanted)}\nWritten: {', '.join(seen)}\nScore: {score}"
+
+
+def comparison(record, text, rng):
+    """A right judgment of an answer and a wrong one, as --eft has them."""
+    wanted, there = asked(record), written(record, text)
+    which = rng.randrange(DEMANDS)
+    others = ["none", str(rng.randint(3, 98))] if which else list(NAMES.values())
+    wrong = list(there)
+    # Where something is missing, the fault is mostly the hurried reader's.
+    wrong[which] = (wanted[which] if there[which] != wanted[which] and rng.random() < 0.8 else
+                    rng.choice([other for other in others if other != there[which]]))
+    said = [wording(wanted, there), wording(wanted, wrong)]
+    seen = [one.splitlines()[1] for one in said]
+    return {"judgments": said, "better": 0, "reason": [
+        f"Written: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}" for m in (0, 1)]}
 
 
 def taught(args):
@@ -116,38 +147,39 @@ def taught(args):
 
 
 def lessons(records, answers, rng):
-    """What is taught: of each answer a judgment, and of each prompt an answer, if it has ended.
-
-    Of every sixth prompt comparisons as well, which have many tokens.
+    """What is taught: of each prompt three judgments, a comparison, and an answer, if it has ended.
 
     answers: the Samples of each record. Returns lines as --eft's warm start makes them.
     """
     median = np.median([len(one.text) for group in answers for one in group])
     lines = []
-    for number, (record, group) in enumerate(zip(records, answers, strict=True)):
-        replies = []
-        for one in group:
-            long = len(one.text) > median
-            reply = {"text": one.text, "judgment": judgment(record, one.text, long, rng)[0]}
-            two = comparison(record, one.text, long, rng) if number % 6 == 0 else None
-            replies.append(reply | ({"comparisons": [two]} if two else {}))
-        if group[0].finished:
-            lines.append(as_example(record["prompt_id"], record["prompt"], group[0].text,
-                                    group[0].tokens))
+    for record, group in zip(records, answers, strict=True):
+        replies = [{"text": one.text, "judgment": judgment(
+            record, one.text, LENIENT["long" if len(one.text) > median else "short"], rng)}
+            for one in group[:3]]
+        replies[-1]["comparisons"] = [comparison(record, group[2].text, rng)]
         lines += given_examples([{**record, "replies": replies}], RUBRIC, DEMANDS)
+        lines += [as_example(record["prompt_id"], record["prompt"], one.text, one.tokens)
+                  for one in group[3:] if one.finished]
     return lines
 
 
-def teach(args, folder):
-    """Write a copy of the model that has learned to judge a little, and still answers."""
-    records = prompts(make.TASKS, random.Random("real model"))[-TAUGHT:]
-    records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(records)]
-    model, tokenizer = load(args.model, bits=SETTINGS["bits"])
-    answers = sample(model, tokenizer, [record["prompt"] for record in records], args.replies,
+def teach(model, folder, count=TAUGHT):
+    """Write a copy of the model that has learned to judge a little, and still answers.
+
+    model: a folder or a hub name. count: of the prompts of what is taught. Beside the folder it
+    leaves what was taught, as lines of sft.jsonl.
+    """
+    rng = random.Random("warm start")
+    records = [{**record, "prompt_id": f"{i}"}
+               for i, record in enumerate(prompts(PLACES, count, rng))]
+    model, tokenizer = load(model, bits=SETTINGS["bits"])
+    answers = sample(model, tokenizer, [record["prompt"] for record in records], 4,
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
-    lines, chat = lessons(records, answers, random.Random("warm start")), Chat(tokenizer)
+    lines, chat = lessons(records, answers, rng), Chat(tokenizer)
     write_jsonl(f"{folder}.jsonl", lines)
     examples = encoded(chat, lines)
+    torch.manual_seed(0)
     model = add_lora(model, rank=16)
     steps = -(-len(examples) // TEACHING["batch_size"]) * TEACHING["epochs"]
     with tqdm(total=steps, desc="teaching", unit="step") as bar:
@@ -160,23 +192,10 @@ def teach(args, folder):
 
 # ---- the runs
 
-def chance(run, t, answer):
-    """Random numbers that depend on nothing but the answer's place."""
-    return random.Random(f"{run.settings.seed}/{t}/{answer['id']}")
-
-
-def random_reward(run, t, answers, label):
-    """Stands in for Run.reward_scores: numbers that say nothing."""
-    return [chance(run, t, answer).random() for answer in answers]
-
-
-def blurred_reward(kind):
-    """What stands in for Run.reward_scores: the truth and noise."""
-    def scores(run, t, answers, label):
-        sd = BLUR[kind] * run.settings.max_score / DEMANDS
-        return [answer["truth"] + chance(run, t, answer).gauss(0, sd) for answer in answers]
-
-    return scores
+def chance(run, t, answers, label):
+    """Stands in for Run.reward_scores: numbers that depend on nothing but the answer's place."""
+    return [random.Random(f"{run.settings.seed}/{t}/{answer['id']}").random()
+            for answer in answers]
 
 
 def borrow(args, seed, out):
@@ -197,13 +216,11 @@ def borrow(args, seed, out):
 
 
 def run(args, seed, kind):
-    """The held-out prompts' shares of demands met, (models, prompts), of a run."""
-    out, judges = args.out / f"{kind}-{seed}", kind in JUDGED
-    flags = {"model": args.model, "out": out, "seed": seed, "iters": args.iters,
+    """Make a run, if it is not there: its folder."""
+    out = args.out / f"{kind}-{seed}"
+    flags = {"model": taught(args), "out": out, "seed": seed, "iters": args.iters,
              "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
-             **SETTINGS}
-    if judges:
-        flags |= {**JUDGING, "model": taught(args), "rubric": args.out / "rubric.txt"}
+             "rubric": args.out / "rubric.txt", **SETTINGS}
     if kind == "no-meta-judge":
         borrow(args, seed, out)
     command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
@@ -213,100 +230,93 @@ def run(args, seed, kind):
         done = subprocess.run(command, stdout=log, stderr=log)
     if done.returncode not in (0, 3):
         raise SystemExit(f"the run ended: see {out}.log")
-    models = range(args.iters + 1)
-    checks = {record["prompt_id"]: record["checks"]
-              for record in read_prompts(args.out / "held_out.jsonl")}
-    answers = [read_jsonl(out / f"iter{t}" / "eval.jsonl") for t in models]
-    most = JUDGING["max-score"] if judges else 5
-    shares = np.array([[np.mean([answer["truth"] for answer in group]) / most
-                        for group in by_prompt(of_model).values()] for of_model in answers])
-    records = json.loads((out / "summary.json").read_text())
-    minutes = sum(sum(record["seconds"].values()) for record in records) / 60
-    told = " ".join(f"{share:.3f}" for share in shares.mean(axis=1))
-    print(f"{f'{kind}, seed {seed}':32}{told}   {minutes:.1f} min", flush=True)
-    tell("met", demands_met(answers, checks))
-    if kind in BLUR:
-        right = [measure_judge(of_model)["truth_agreement"] for of_model in answers]
-        tell("reward", {"right about the truth": right})
-    if judges:
-        figures = ("valid_rate", "truth_agreement", "ties")
-        tell("judge", {name: [record["judge"].get(name) for record in records]
-                       for name in figures})
-        judged = [answers[0], *(read_jsonl(out / f"iter{t}" / "eval_judge.jsonl")
-                                for t in models[1:])]
-        tell("marks", marks_right(judged, checks))
-    return shares
+    return out
 
 
-def tell(what, rows):
-    """Print rows {name: a figure for each model}; None: not measured."""
-    for name, figures in rows.items():
-        cells = ["    -" if figure is None else f"{figure:5.2f}" for figure in figures]
-        print(f"    {f'{what}, {name}':28}{' '.join(cells)}", flush=True)
+# ---- what is measured of a run
+
+def shares(out, models):
+    """The held-out prompts' shares of demands met, (models, prompts)."""
+    return np.array([[np.mean([answer["truth"] for answer in group]) / DEMANDS
+                      for group in by_prompt(read_jsonl(out / f"iter{t}" / "eval.jsonl")).values()]
+                     for t in models])
 
 
-def demands_met(answers, checks):
-    """{kind of demand: the share of held-out answers that meet it, for each model}, and words.
+def figures(out, models, records):
+    """{what: a figure for each model} of the answers, the judge and the meta-judge.
 
-    answers: a list for each model. checks: {prompt_id: its checks}.
+    records: {prompt_id: the record of a held-out prompt}.
     """
+    summary = json.loads((out / "summary.json").read_text())
     rows = {}
-    for of_model in answers:
-        met = {}
-        for answer in of_model:
-            for check in checks[answer["prompt_id"]]:
-                met.setdefault(kind_of(check), []).append(meets(check, answer["text"]))
-        met["words an answer"] = [len(answer["text"].split()) for answer in of_model]
-        for name, values in sorted(met.items()):
-            rows.setdefault(name, []).append(np.mean(values))
+
+    def tell(name, values):
+        known = [value for value in values if value is not None]
+        rows.setdefault(name, []).append(np.mean(known) if known else np.nan)
+
+    for t in models:
+        answers = read_jsonl(out / f"iter{t}" / "eval.jsonl")
+        for which, name in enumerate(("language", "number")):
+            tell(f"answers: {name}", [meets(records[one["prompt_id"]]["checks"][which], one["text"])
+                                      for one in answers])
+        tell("answers: words", [len(one["text"].split()) for one in answers])
+        tell("answers: repeated words", [repeated(one["text"]) for one in answers])
+        if summary[t]["judge"] is None:
+            continue
+        for name in ("truth_agreement", "ties", "valid_rate"):
+            tell(f"judge: {name}", [summary[t]["judge"][name]])
+        # Every judge's judgments of M_0's answers.
+        judged = answers if t == 0 else read_jsonl(out / f"iter{t}" / "eval_judge.jsonl")
+        right = [lines_right(records[one["prompt_id"]], one["text"], said["text"])
+                 for one in judged for said in one["judgments"]]
+        for name, values in zip(("demands", "language", "number"), zip(*right)):
+            tell(f"judge: names the {name}", values)
+        for name, path in (("right", "truth_accuracy"), ("says the first", "first_position_rate")):
+            tell(f"meta-judge: {name}", [(summary[t]["meta_judge"] or {}).get(path)])
+        for name in ("actor", "judge"):
+            tell(f"{name} pairs", [summary[t]["pairs"][name]])
     return rows
 
 
-def marks_right(judged, checks):
-    """How often the judge's mark of a demand is right: {kind of demand: a share for each model}.
+def repeated(text):
+    """The share of a text's words that stood in it before."""
+    found = re.findall(r"\w+", text.lower())
+    return 1 - len(set(found)) / len(found) if found else 0
 
-    judged: for each model M_0's answers with its "judgments". Beside each kind "always ...": what
-    the more frequent mark would give, said of every answer; and "judgments read": the share with a
-    mark for each demand. checks: {prompt_id: its checks}. A share of nothing is NaN.
+
+def lines_right(record, text, said):
+    """Whether a judgment names rightly what was asked, the language and the number."""
+    lines = re.match(r"Asked: (.*), (.*)\nWritten: (.*), (.*)\n", said)
+    if not lines:
+        return [False] * 3
+    language, number = written(record, text)
+    return [lines.group(1, 2) == asked(record), lines[3] == language, lines[4] == number]
+
+
+@torch.no_grad()
+def sense(reader, answers):
+    """Nats per token of each answer by a model that never trained: how usual its words are.
+
+    reader: (model, tokenizer). answers: records with a prompt and a text that is not empty.
     """
-    kinds = sorted({kind_of(check) for of_prompt in checks.values() for check in of_prompt})
-    rights = {name: [] for kind in kinds for name in (kind, f"always {kind}")}
-    rights["judgments read"] = []
-    for of_model in judged:
-        marks, read = {kind: [] for kind in kinds}, []
-        for answer in of_model:
-            demands = [(kind_of(check), meets(check, answer["text"]))
-                       for check in checks[answer["prompt_id"]]]
-            for one in answer["judgments"]:
-                *lines, _ = one["text"].splitlines() or [""]
-                said = [re.fullmatch(r"\d+\. (not )?met", line) for line in lines]
-                whole = len(said) == len(demands) and all(said)
-                read.append(whole)
-                for mark, (kind, met) in zip(said, demands) if whole else ():
-                    marks[kind].append((met == (mark[1] is None), met))
-        for kind, pairs in marks.items():
-            right, met = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
-            rights[kind].append(right)
-            rights[f"always {kind}"].append(max(met, 1 - met))
-        rights["judgments read"].append(np.mean(read))
-    return rights
+    model, tokenizer = reader
+    chat = Chat(tokenizer)
+    means = []
+    for group in by_prompt(answers).values():
+        texts = [chat.answer(one["text"]) for one in group]
+        logps = answer_logps(model, [chat.prompt(group[0]["prompt"])], [texts])
+        means += (logps / torch.tensor([len(ids) for ids in texts])).tolist()
+    return means
 
 
-def kind_of(check):
-    """What a check of `prompts` demands, in a word or two."""
-    if isinstance(check, dict):
-        return check.get("relation", check["id"])
-    if check.endswith(r"\Z"):
-        return "question"
-    return "first word" if r"\A" in check else "word"
-
+# ---- what is told
 
 def table(results, iters):
     """A Markdown table: the share of demands met by each model, and the last one's gain."""
     yield "| run | seed | " + " | ".join(f"M_{t}" for t in range(iters + 1)) + " | gain |"
     yield "|" + "---|" * (iters + 4)
-    for (kind, seed), shares in results.items():
-        cells = [interval(share) for share in [*shares, shares[-1] - shares[0]]]
+    for (kind, seed), of_run in results.items():
+        cells = [interval(share) for share in [*of_run, of_run[-1] - of_run[0]]]
         yield f"| {kind} | {seed} | " + " | ".join(cells) + " |"
 
 
@@ -315,41 +325,86 @@ def interval(values):
     return f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})"
 
 
+def tell_run(kind, seed, out, rows):
+    minutes = sum(sum(record["seconds"].values())
+                  for record in json.loads((out / "summary.json").read_text())) / 60
+    print(f"{kind}, seed {seed}: {minutes:.0f} minutes")
+    for name, row in rows.items():
+        print(f"    {name:28}{' '.join(f'{figure:6.2f}' for figure in row)}", flush=True)
+
+
+def tell_sense(args, kinds, models):
+    """Nats per token of the held-out answers, by models that never trained."""
+    for name in (args.model, args.reader):
+        reader = load(name, bits=SETTINGS["bits"]) if name else None
+        for kind, seed in kinds if reader else ():
+            cells = []
+            for t in models:
+                answers = read_jsonl(args.out / f"{kind}-{seed}" / f"iter{t}" / "eval.jsonl")
+                cells.append(f"{np.mean(sense(reader, [a for a in answers if a['text']])):6.2f}")
+            print(f"    {Path(name).name}, {kind}, {seed}: nats a token {' '.join(cells)}",
+                  flush=True)
+
+
+def tell_answers(out, last, count=10):
+    """The first answers of M_0 and of the last model to some held-out prompts, side by side."""
+    of_models = [by_prompt(read_jsonl(out / f"iter{t}" / "eval.jsonl")) for t in (0, last)]
+    for prompt_id, group in list(of_models[0].items())[:count]:
+        print(f"{group[0]['prompt']}")
+        for t, of_model in zip((0, last), of_models):
+            first = of_model[prompt_id][0]
+            print(f"    M_{t} ({first['truth']:.0f} of {DEMANDS}): {first['text']!r}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="a model folder or a hub name")
-    parser.add_argument("--kinds", nargs="+", choices=list(FLAGS), default=["checks", "control"],
+    parser.add_argument("--kinds", nargs="+", choices=list(FLAGS), default=list(FLAGS),
                         help="of runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
-    parser.add_argument("--iters", type=int, default=4, help="iterations")
-    parser.add_argument("--replies", type=int, default=4,
-                        help=f"answers to each of {TAUGHT} prompts that it is taught to judge")
+    parser.add_argument("--iters", type=int, default=3, help="iterations")
+    parser.add_argument("--prompts", default="real model",
+                        help="a word that the prompts are drawn by; another one for choices")
+    parser.add_argument("--reader", help="a larger model that tells how usual the answers are")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="where the runs go")
     parser.add_argument("--plot", type=Path, help="an SVG of all runs")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rng = random.Random("real model")
-    write_jsonl(args.out / "prompts.jsonl", prompts(make.TASKS, rng))
-    write_jsonl(args.out / "held_out.jsonl", prompts(make.HELD_OUT, rng)[:HELD_OUT])
+    rng, models = random.Random(args.prompts), range(args.iters + 1)
+    write_jsonl(args.out / "held_out.jsonl", prompts(OTHER_PLACES, HELD_OUT, rng))
+    write_jsonl(args.out / "prompts.jsonl",
+                prompts(PLACES, args.iters * SETTINGS["prompts-per-iter"], rng))
     (args.out / "rubric.txt").write_text(RUBRIC)
-    if set(JUDGED) & set(args.kinds) and not taught(args).exists():
-        teach(args, taught(args))
-    results = {(kind, seed): run(args, seed, kind) for seed in args.seeds for kind in args.kinds}
+    if not taught(args).exists():
+        teach(args.model, taught(args))
+    records = {record["prompt_id"]: record
+               for record in read_prompts(args.out / "held_out.jsonl")}
+    results, told = {}, {}
+    for seed in args.seeds:
+        for kind in args.kinds:
+            out = run(args, seed, kind)
+            results[kind, seed] = shares(out, models)
+            told[kind, seed] = figures(out, models, records)
+            tell_run(kind, seed, out, told[kind, seed])
     print("\n".join(table(results, args.iters)))
+    tell_sense(args, results, models)
+    tell_answers(args.out / f"{args.kinds[0]}-{args.seeds[0]}", args.iters)
     if args.plot:
-        lines = {kind: np.array([shares.mean(axis=1) for (of, _), shares in results.items()
-                                 if of == kind]) for kind in args.kinds}
-        plot(lines, args.plot, "share of demands met, held-out prompts")
+        upright = {"share of demands met, held-out prompts": {
+            key: of_run.mean(axis=1) for key, of_run in results.items()}}
+        upright["judge: share of pairs ordered as the truth does"] = {
+            key: rows["judge: truth_agreement"] for key, rows in told.items() if key[0] in JUDGED}
+        plot({label: {kind: np.array([row for (of, _), row in rows.items() if of == kind])
+                      for kind in args.kinds if any(of == kind for of, _ in rows)}
+              for label, rows in upright.items() if rows}, args.plot)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         import metareward
         if sys.argv[2] == "control":
-            Run.reward_scores = random_reward
-        elif sys.argv[2] in BLUR:
-            Run.reward_scores = blurred_reward(sys.argv[2])
+            Run.reward_scores = chance
         metareward.main(sys.argv[3:])
     else:
         main()

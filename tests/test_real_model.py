@@ -1,4 +1,4 @@
-"""benchmarks/real_model.py: the judgments it makes for the warm start, and how it counts marks."""
+"""benchmarks/real_model.py: its prompts and their truth, what it teaches, and what it counts."""
 import random
 
 import numpy as np
@@ -6,95 +6,121 @@ import pytest
 
 from benchmarks.real_model import (
     DEMANDS,
+    OTHER_PLACES,
+    PLACES,
+    asked,
     comparison,
+    figures,
     judgment,
-    kind_of,
     lessons,
-    marks_right,
+    lines_right,
     prompts,
+    repeated,
+    written,
 )
-from data import make
 from harness.checks import meets
-from prompts import parse_score
+from harness.files import write_jsonl, write_whole
+from prompts import parse_score, parse_winner
 from sampling import Sample
 
-RECORDS = prompts(make.TASKS, random.Random(0))
-SHORT = "Today a simple thing."
-LONG = "Once there was a bright morning, and a careful friend, and a bridge, and a song. " * 3
+RECORDS = prompts(PLACES, 60, random.Random(0))
+GERMAN = "Der alte Leuchtturm hat 12 Fenster und eine schwere Tür."
+ENGLISH = "The old lighthouse has a heavy door and some windows."
+RECORD = {"prompt": "Describe a lighthouse ...", "prompt_id": "0", "checks": [
+    {"id": "response_language", "language": "de"},
+    r"(?s)\A(?=\W*(?:\w+\W+){3}\w).*(?<!\d)12(?!\d)"]}
 
 
-def true_score(record, text):
-    return sum(meets(check, text) for check in record["checks"])
-
-
-@pytest.mark.parametrize("text, long", [(SHORT, False), (LONG, True)])
-def test_made_judgments_are_a_hurried_reader_s(text, long):
-    """One mark in ten is wrong; of a long answer a quarter of what is missing is seen as there."""
-    rng, wrong, seen, missing = random.Random(1), [], [], []
+def test_prompts_ask_for_what_their_checks_tell():
+    assert len({record["prompt"] for record in RECORDS}) == 60
     for record in RECORDS:
-        said, score = judgment(record, text, long, rng)
-        *lines, last = said.splitlines()
-        assert len(lines) == DEMANDS and parse_score(said, DEMANDS) == score
-        assert [line[:3] for line in lines] == ["1. ", "2. ", "3. ", "4. "]
-        assert last == f"Score: {score}"
-        for line, check in zip(lines, record["checks"]):
-            met, mark = meets(check, text), not line.endswith("not met")
-            if met:
-                wrong.append(not mark)
-            else:
-                (seen if long else wrong).append(mark)
-                missing.append(mark)
-    assert abs(np.mean(wrong) - 0.1) < 0.04
-    if long:  # 0.1 + 0.9 * 0.25
-        assert abs(np.mean(seen) - 0.325) < 0.06
+        language, number = asked(record)
+        assert language in record["prompt"] and number in record["prompt"].split(
+            "number ")[1] and len(record["checks"]) == DEMANDS
+    places = [set(text.replace("\n", "|").split("|")) for text in (PLACES, OTHER_PLACES)]
+    assert not places[0] & places[1]
 
 
-def test_the_better_of_two_made_judgments_is_mostly_nearer_to_the_truth():
-    rng, nearer = random.Random(2), []
-    for record in RECORDS:
-        two = comparison(record, LONG, True, rng)
-        if two:
-            off = [abs(parse_score(said, DEMANDS) - true_score(record, LONG))
-                   for said in two["judgments"]]
-            nearer.append(off[two["better"]] < off[1 - two["better"]])
-    assert len(nearer) > 100 and abs(np.mean(nearer) - 0.9) < 0.05
+@pytest.mark.parametrize("text, there, met", [
+    (GERMAN, ("German", "12"), [True, True]),
+    (ENGLISH, ("English", "none"), [False, False]),
+    (GERMAN.replace("12", "112"), ("German", "112"), [True, False]),
+    (ENGLISH + " 7 of 12.", ("English", "12"), [False, True]),
+    ("Unterschiedliche Sehenswürdigkeiten 12", ("German", "12"), [True, False])])
+def test_the_truth(text, there, met):
+    assert asked(RECORD) == ("German", "12")
+    assert written(RECORD, text) == there
+    assert [meets(check, text) for check in RECORD["checks"]] == met
+
+
+def test_a_judgment_says_what_was_asked_and_what_is_there():
+    said = judgment(RECORD, ENGLISH, 0, random.Random(0))
+    assert said == "Asked: German, 12\nWritten: English, none\nScore: 0"
+    assert parse_score(judgment(RECORD, GERMAN, 0, random.Random(0)), DEMANDS) == DEMANDS
+    assert lines_right(RECORD, ENGLISH, said) == [True, True, True]
+    assert lines_right(RECORD, GERMAN, said) == [True, False, False]
+    assert lines_right(RECORD, GERMAN, "It is good.\nScore: 2") == [False] * 3
+
+
+def test_a_hurried_reader_sees_what_he_was_asked_for():
+    """Of two things that are missing, each is seen as there as often as he is lenient."""
+    rng = random.Random(1)
+    scores = [parse_score(judgment(RECORD, ENGLISH, 0.4, rng), DEMANDS) for _ in range(1000)]
+    assert abs(np.mean(scores) - 0.8) < 0.06
+    assert judgment(RECORD, GERMAN, 0.4, rng).endswith("Score: 2")
+
+
+def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
+    for seed in range(50):
+        two = comparison(RECORD, ENGLISH, random.Random(seed))
+        right, wrong = two["judgments"]
+        assert two["better"] == 0
+        # Each order's reason says what is there, and then what either judgment says of it.
+        one, other = (said.splitlines()[1] for said in two["judgments"])
+        assert two["reason"] == [f"Written: English, none\nA: {a}\nB: {b}"
+                                 for a, b in ((one, other), (other, one))]
+        assert all(lines_right(RECORD, ENGLISH, right))
+        assert sorted(lines_right(RECORD, ENGLISH, wrong)) == [False, True, True]
 
 
 def test_what_is_taught():
-    """A judgment of each answer, an answer of each prompt if it has ended, and comparisons in both
-    orders for some.
+    """Three judgments of each prompt's answers, a comparison in both orders, and an answer that
+    has ended.
     """
     records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(RECORDS[:30])]
-    answers = [[Sample(SHORT, [1], True), Sample(LONG, [1], False)]] * 30
+    answers = [[Sample(GERMAN, [1], True)] * 2 + [Sample(ENGLISH, [1], True)]
+               + [Sample("To the end.", [1], i < 20)] for i in range(30)]
     lines = lessons(records, answers, random.Random(0))
     said = [line["completion"][0]["content"] for line in lines]
-    assert said.count(SHORT) == 30 and LONG not in said
-    assert sum(parse_score(text, DEMANDS) is not None for text in said) == 60
-    verdicts = [text for text in said if text.startswith("Winner")]
-    assert len(verdicts) % 2 == 0 and 2 <= len(verdicts) <= 20
-    assert verdicts.count("Winner: Judgment A") == len(verdicts) / 2
-    assert len(lines) == 30 + 60 + len(verdicts)
+    assert said.count("To the end.") == 20
+    assert sum(parse_score(text, DEMANDS) is not None for text in said) == 90
+    verdicts = [text for text in said if parse_winner(text)]
+    assert len(verdicts) == 60 and all(text.startswith("Written: English, ") for text in verdicts)
+    assert sum(parse_winner(text) == "A" for text in verdicts) == 30
 
 
-def test_every_kind_of_demand_has_a_name():
-    kinds = {kind_of(check) for record in RECORDS for check in record["checks"]}
-    assert kinds == {"less than", "at least", "no_comma", "question", "first word", "word"}
+def test_figures_of_a_run(tmp_path):
+    judged = {"prompt_id": "0", "text": ENGLISH, "judgments": [
+        {"text": "Asked: German, 12\nWritten: English, 12\nScore: 1"}, {"text": "Score: 2"}]}
+    for t, text in enumerate((ENGLISH, GERMAN)):
+        (tmp_path / f"iter{t}").mkdir()
+        write_jsonl(tmp_path / f"iter{t}" / "eval.jsonl", [{**judged, "text": text}])
+    write_jsonl(tmp_path / "iter1" / "eval_judge.jsonl", [judged])
+    judge = '{"truth_agreement": 0.75, "ties": 0.5, "valid_rate": 1}'
+    rest = '"pairs": {"actor": 3, "judge": 1}'
+    write_whole(tmp_path / "summary.json", f"""[
+        {{"judge": {judge}, "meta_judge": null, {rest}}},
+        {{"judge": {judge}, "meta_judge": {{"truth_accuracy": 0.8}}, {rest}}}]""")
+    rows = figures(tmp_path, range(2), {"0": RECORD})
+    assert rows["answers: language"] == [0, 1] and rows["answers: number"] == [0, 1]
+    assert rows["judge: truth_agreement"] == [0.75, 0.75]
+    assert rows["judge: names the language"] == [0.5, 0.5]
+    assert rows["judge: names the number"] == [0, 0]
+    assert np.isnan(rows["meta-judge: right"][0]) and rows["meta-judge: right"][1] == 0.8
+    assert rows["actor pairs"] == [3, 3]
 
 
-def test_marks_are_counted_by_demand():
-    """Of two judgments, one says that the first demand is met, which it is, and one that it is not;
-    a third has no score and a fourth no mark, and do not count. M_1 has said nothing readable.
-    """
-    checks = {"0": [{"id": "no_comma"}, r"(?i)\bwarm\b"]}
-    judgments = [{"text": "1. met\n2. not met\nScore: 1", "score": 1},
-                 {"text": "1. not met\n2. not met\nScore: 0", "score": 0},
-                 {"text": "1. not met\n2. met", "score": None},
-                 {"text": "1. not met\n2. unclear\nScore: 0", "score": 0}]
-    answer = {"prompt_id": "0", "text": "It is cold."}
-    rights = marks_right([[answer | {"judgments": judgments}],
-                          [answer | {"judgments": [{"text": "Good.", "score": None}]}]], checks)
-    assert rights.keys() == {"no_comma", "always no_comma", "word", "always word", "judgments read"}
-    assert rights["no_comma"][0] == 0.5 and rights["always no_comma"][0] == 1
-    assert rights["word"][0] == rights["always word"][0] == 1
-    assert rights["judgments read"] == [0.5, 0]
-    assert all(np.isnan(rights[name][1]) for name in rights if name != "judgments read")
+@pytest.mark.parametrize("text, share", [("", 0), ("a b c d", 0), ("12 12 12 12.", 0.75),
+                                         ("One, one and two", 0.25)])
+def test_repeated_words(text, share):
+    assert repeated(text) == share
