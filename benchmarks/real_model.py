@@ -42,7 +42,7 @@ from benchmarks.ablations import plot
 from dpo import add_lora, answer_logps, train_sft
 from eval import bootstrap, by_prompt, read_jsonl
 from harness.checks import language_of, meets
-from harness.files import as_example, write_jsonl
+from harness.files import write_jsonl
 from harness.folder import Run, encoded
 from harness.inputs import given_examples, read_prompts
 from harness.loading import load
@@ -147,28 +147,29 @@ def taught(args):
 
 
 def lessons(records, answers, rng):
-    """What is taught: of each prompt three judgments, a comparison, and an answer, if it has ended.
+    """What is taught, as a file for --eft has it: of each prompt three judgments, a comparison, and
+    an answer, if it has ended.
 
-    answers: the Samples of each record. Returns lines as --eft's warm start makes them.
+    answers: the four Samples of each record.
     """
     median = np.median([len(one.text) for group in answers for one in group])
-    lines = []
     for record, group in zip(records, answers, strict=True):
-        replies = [{"text": one.text, "judgment": judgment(
-            record, one.text, LENIENT["long" if len(one.text) > median else "short"], rng)}
-            for one in group[:3]]
-        replies[-1]["comparisons"] = [comparison(record, group[2].text, rng)]
-        lines += given_examples([{**record, "replies": replies}], RUBRIC, DEMANDS)
-        lines += [as_example(record["prompt_id"], record["prompt"], one.text, one.tokens)
-                  for one in group[3:] if one.finished]
-    return lines
+        replies = [{"text": one.text,
+                    "score": sum(meets(check, one.text) for check in record["checks"])}
+                   for one in group]
+        for reply in replies[:3]:
+            lenient = LENIENT["long" if len(reply["text"]) > median else "short"]
+            reply["judgment"] = judgment(record, reply["text"], lenient, rng)
+        replies[2]["comparisons"] = [comparison(record, replies[2]["text"], rng)]
+        replies[3]["demonstration"] = group[3].finished
+        yield {**record, "replies": replies}
 
 
 def teach(model, folder, count=TAUGHT):
     """Write a copy of the model that has learned to judge a little, and still answers.
 
-    model: a folder or a hub name. count: of the prompts of what is taught. Beside the folder it
-    leaves what was taught, as lines of sft.jsonl.
+    model: a folder or a hub name. count: of the prompts of what is taught, which it leaves beside
+    the folder, a file for --eft.
     """
     rng = random.Random("warm start")
     records = [{**record, "prompt_id": f"{i}"}
@@ -176,9 +177,9 @@ def teach(model, folder, count=TAUGHT):
     model, tokenizer = load(model, bits=SETTINGS["bits"])
     answers = sample(model, tokenizer, [record["prompt"] for record in records], 4,
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
-    lines, chat = lessons(records, answers, rng), Chat(tokenizer)
-    write_jsonl(f"{folder}.jsonl", lines)
-    examples = encoded(chat, lines)
+    records = list(lessons(records, answers, rng))
+    write_jsonl(f"{folder}.jsonl", records)
+    examples = encoded(Chat(tokenizer), given_examples(records, RUBRIC, DEMANDS))
     torch.manual_seed(0)
     model = add_lora(model, rank=16)
     steps = -(-len(examples) // TEACHING["batch_size"]) * TEACHING["epochs"]

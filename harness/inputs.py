@@ -173,8 +173,8 @@ def given_examples(records, rubric, max_score):
 
     A reply may have a "judgment", a text that ends in a score, and "comparisons": two "judgments"
     and the "better" one, 0 or 1; of each comparison both orders train. Its "reason" comes before
-    the winner: a text, or two, with the first judgment as A and with the second. Yields what
-    `evened_out` yields.
+    the winner: a text, or two, with the first judgment as A and with the second. "demonstration": true
+    trains the reply itself, so that a model goes on answering. Yields what `evened_out` yields.
     """
     for record in records:
         for reply in record["replies"]:
@@ -195,6 +195,8 @@ def given_examples(records, rubric, max_score):
                     winner = "A" if m == comparison["better"] else "B"
                     yield as_example(record["prompt_id"], prompt,
                                      f"{reasons[m]}\nWinner: Judgment {winner}".lstrip("\n"))
+            if reply.get("demonstration"):
+                yield as_example(record["prompt_id"], record["prompt"], reply["text"])
 
 
 def agreeing_judgments(judged):

@@ -279,7 +279,8 @@ def replies_of(raw):
 
 def is_reply(reply):
     """Whether this is a reply whose judgments and comparisons, if any, are what they should be."""
-    if reply is None or not isinstance(reply.get("judgment", ""), str):
+    if (reply is None or not isinstance(reply.get("judgment", ""), str)
+            or reply.get("demonstration", False) not in (True, False)):
         return False
     comparisons = reply.get("comparisons", [])
     return isinstance(comparisons, list) and all(map(is_comparison, comparisons))

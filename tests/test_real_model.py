@@ -20,6 +20,7 @@ from benchmarks.real_model import (
 )
 from harness.checks import meets
 from harness.files import write_jsonl, write_whole
+from harness.inputs import given_examples, read_prompts
 from prompts import parse_score, parse_winner
 from sampling import Sample
 
@@ -83,15 +84,16 @@ def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
         assert sorted(lines_right(RECORD, ENGLISH, wrong)) == [False, True, True]
 
 
-def test_what_is_taught():
+def test_what_is_taught(tmp_path):
     """Three judgments of each prompt's answers, a comparison in both orders, and an answer that
-    has ended.
+    has ended, in a file that --eft takes.
     """
     records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(RECORDS[:30])]
     answers = [[Sample(GERMAN, [1], True)] * 2 + [Sample(ENGLISH, [1], True)]
                + [Sample("To the end.", [1], i < 20)] for i in range(30)]
-    lines = lessons(records, answers, random.Random(0))
-    said = [line["completion"][0]["content"] for line in lines]
+    write_jsonl(tmp_path / "taught.jsonl", lessons(records, answers, random.Random(0)))
+    taught = read_prompts(tmp_path / "taught.jsonl", "--eft", needs_replies=True)
+    said = [line["completion"][0]["content"] for line in given_examples(taught, "", DEMANDS)]
     assert said.count("To the end.") == 20
     assert sum(parse_score(text, DEMANDS) is not None for text in said) == 90
     verdicts = [text for text in said if parse_winner(text)]
