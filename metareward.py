@@ -487,14 +487,14 @@ def rate(compared, weights):
 def warm_start(run):
     """M_0: SFT on the seed's own judgments of ranked replies, where they order them as people did.
 
-    Or on the judgments that the replies bring with them. Returns figures for summary.json.
+    Or on what the replies bring with them. Returns figures for summary.json.
     """
     s = run.settings
     figures = {"meta_judge": None, "pairs": {"actor": 0, "judge": 0, "judge_share": None}}
     if s.no_eft:
         first_look(run, answer, judge)  # the run of a model that cannot judge ends here
         return figures | {"train": run.train(0, train_sft, [])}  # none: M_0 is the seed as it is
-    if inputs.carries_judgments(run.replies):
+    if inputs.carries_lessons(run.replies):
         examples = run.keep(inputs.given_examples(run.replies, run.rubric, s.max_score))
     else:
         items = inputs.ranked_items(run.replies)

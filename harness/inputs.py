@@ -173,8 +173,8 @@ def given_examples(records, rubric, max_score):
 
     A reply may have a "judgment", a text that ends in a score, and "comparisons": two "judgments"
     and the "better" one, 0 or 1; of each comparison both orders train. Its "reason" comes before
-    the winner: a text, or two, with the first judgment as A and with the second. "demonstration": true
-    trains the reply itself, so that a model goes on answering. Yields what `evened_out` yields.
+    the winner: a text, or two, with the first judgment as A and with the second. Of a reply with
+    "demonstration": true the text trains as an answer. Yields what `evened_out` yields.
     """
     for record in records:
         for reply in record["replies"]:
@@ -247,8 +247,8 @@ def evened_out(kept, rubric, seed):
                          score=one["score"])
 
 
-def carries_judgments(records):
-    return any("judgment" in reply or "comparisons" in reply
+def carries_lessons(records):
+    return any({"judgment", "comparisons", "demonstration"} & reply.keys()
                for record in records for reply in record["replies"])
 
 

@@ -277,13 +277,15 @@ def replies_of(raw):
     return [reply_of(raw)], [name for name in (*TEXTS, *SCORES, "rank") if name in raw][:2]
 
 
-def is_reply(reply):
-    """Whether this is a reply whose judgments and comparisons, if any, are what they should be."""
-    if (reply is None or not isinstance(reply.get("judgment", ""), str)
-            or reply.get("demonstration", False) not in (True, False)):
-        return False
+def check_given(reply):
+    """ValueError if what a reply brings for the warm start is not what it should be."""
     comparisons = reply.get("comparisons", [])
-    return isinstance(comparisons, list) and all(map(is_comparison, comparisons))
+    if not (isinstance(reply.get("judgment", ""), str) and isinstance(comparisons, list)
+            and all(map(is_comparison, comparisons))
+            and reply.get("demonstration", False) in (True, False)):
+        raise ValueError("a reply's \"judgment\" must be a text, its \"comparisons\" a list of "
+                         "{\"judgments\": two texts, \"better\": 0 or 1}, with a \"reason\" of one "
+                         "text or two if any, its \"demonstration\" true or false")
 
 
 def is_comparison(comparison):
@@ -321,9 +323,11 @@ def read_record(raw, needs_replies):
     if needs_replies:
         replies, more = replies_of(raw)
         enough = replies and (len(replies) > 1 or more != ["replies"])
-        if not enough or not all(map(is_reply, replies)):
+        if not enough or None in replies:
             raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, rank 0 the "
                              "best")
+        for reply in replies:
+            check_given(reply)
         record["replies"], fields = replies, [*dict.fromkeys([*fields, *more])]
         if more != ["replies"]:  # a record that is a reply itself
             known = {*known, *TEXTS, *SCORES}

@@ -252,16 +252,27 @@ def test_a_given_comparison_may_have_a_reason():
                                                   "A: b, B: a\nWinner: Judgment A"]
 
 
+def test_a_reply_may_be_a_demonstration():
+    """It trains as an answer, beside its judgment."""
+    reply = {"text": "Rain.", "judgment": "Score: 3", "demonstration": True}
+    records = [{"prompt_id": "0", "prompt": "Why?", "replies": [reply]}]
+    judged, answered = given_examples(records, "rubric", 5)
+    assert judged["completion"][0]["content"] == "Score: 3"
+    assert [answered[name][0]["content"] for name in ("prompt", "completion")] == ["Why?", "Rain."]
+
+
 @pytest.mark.parametrize("more", [
     {"judgment": 3}, {"comparisons": {}}, {"comparisons": [{"judgments": ["a"], "better": 0}]},
     {"comparisons": [{"judgments": ["a", "b"], "better": 2}]},
     {"comparisons": [{"judgments": ["a", "b"], "better": 0, "reason": 3}]},
-    {"comparisons": [{"judgments": ["a", "b"], "better": 0, "reason": ["a"]}]}])
+    {"comparisons": [{"judgments": ["a", "b"], "better": 0, "reason": ["a"]}]},
+    {"demonstration": "yes"}])
 def test_malformed_judgments_are_refused(tmp_path, capsys, more):
     replies = [{"text": "a", "rank": 0, **more}, {"text": "b", "rank": 1}]
     (tmp_path / "eft.jsonl").write_text(json.dumps({"prompt": "a", "replies": replies}) + "\n")
-    assert "line 1: needs \"replies\"" in refusal(capsys, "--model", TINY, "--out",
-                                                  tmp_path / "run", "--eft", tmp_path / "eft.jsonl")
+    told = refusal(capsys, "--model", TINY, "--out", tmp_path / "run", "--eft",
+                   tmp_path / "eft.jsonl")
+    assert "line 1: a reply's \"judgment\" must be a text" in told and [*more][0] in told
 
 
 # ---- models that cannot judge
