@@ -14,9 +14,10 @@ truth, which only measures. What a language model sees best is the language. The
 
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
 such judgments, and some of its answers, so that it goes on answering. A judgment names what was
-asked, then what is there, then the score. It is a hurried reader's: what an answer lacks he takes
-for there in LENIENT of all cases, oftener in long answers than in short ones. The comparisons are
-right. So the judge has something to learn, and its meta-judge something to teach.
+asked, then what is there, then the score. It is a careless reader's: one look in ten is wrong, and
+overlooks what is there, or takes for there what is missing. A comparison is careful: it repeats the
+answer, names what is there and what either judgment has seen, and then the better one. So the judge
+has something to learn, and its meta-judge something to teach.
 
 Measured is the share of demands met on held-out prompts about other places, four answers each, and
 how far the answers stay sense: the log-probability of their tokens by the model as it was before
@@ -70,7 +71,7 @@ DEMANDS = 2
 HELD_OUT = 24  # prompts
 TAUGHT = 60    # prompts of what is taught
 TEACHING = {"epochs": 1, "batch_size": 8, "lr": 4e-4}
-LENIENT = {"long": 0.15, "short": 0.05}  # the share of what is missing that is seen as there
+CARELESS = 0.1  # the share of wrong looks in the judgments that are taught
 RUBRIC = """\
 Write "Asked: " with the language and the number that the question asks for, then "Written: " with \
 the language in which the answer is written and the number that stands in it, or none. The score \
@@ -78,7 +79,7 @@ is 1 point for each of the two that is as it was asked."""
 SETTINGS = {  # of the runs
     "bits": 16, "prompts-per-iter": 32, "responses": 6, "max-answer-tokens": 48, "epochs": 3,
     "batch-size": 8, "lr": 2e-4, "rho": 0, "max-response-chars": 0, "judgments": 3,
-    "max-judgment-tokens": 40, "max-verdict-tokens": 64, "max-score": DEMANDS,
+    "max-judgment-tokens": 40, "max-verdict-tokens": 112, "max-score": DEMANDS,
     "max-judgment-chars": 0,
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
@@ -114,31 +115,41 @@ def written(record, text):
 
 # ---- the seed of all runs
 
-def judgment(record, text, lenient, rng):
-    """A hurried reader's judgment of an answer: lenient is the share of what he sees wrongly."""
+def judgment(record, text, careless, rng):
+    """A reader's judgment of an answer: careless is the share of his wrong looks."""
+    seen = list(written(record, text))
+    for which in range(DEMANDS):
+        if rng.random() < careless:
+            seen[which] = misread(record, seen, which)
+    return wording(record, seen)
+
+
+def misread(record, there, which):
+    """What a careless reader sees: what is there he overlooks, what is missing he takes for there.
+
+    there: what `written` gives. which: of the demands.
+    """
+    wanted = asked(record)[which]
+    return ("English", "none")[which] if there[which] == wanted else wanted
+
+
+def wording(record, seen):
     wanted = asked(record)
-    return wording(wanted, [want if rng.random() < lenient else there
-                            for want, there in zip(wanted, written(record, text))])
-
-
-def wording(wanted, seen):
     score = sum(want == there for want, there in zip(wanted, seen))
     return f"Asked: {', '.join(wanted)}\nWritten: {', '.join(seen)}\nScore: {score}"
 
 
 def comparison(record, text, rng):
-    """A right judgment of an answer and a wrong one, as --eft has them."""
-    wanted, there = asked(record), written(record, text)
-    which = rng.randrange(DEMANDS)
-    others = ["none", str(rng.randint(3, 98))] if which else list(NAMES.values())
-    wrong = list(there)
-    # Where something is missing, the fault is mostly the hurried reader's.
-    wrong[which] = (wanted[which] if there[which] != wanted[which] and rng.random() < 0.8 else
-                    rng.choice([other for other in others if other != there[which]]))
-    said = [wording(wanted, there), wording(wanted, wrong)]
+    """A right judgment of an answer and a careless one, as --eft has them."""
+    there = written(record, text)
+    missing = [i for i, wanted in enumerate(asked(record)) if there[i] != wanted]
+    which, wrong = rng.choice(missing or range(DEMANDS)), list(there)
+    wrong[which] = misread(record, there, which)
+    said = [wording(record, there), wording(record, wrong)]
     seen = [one.splitlines()[1] for one in said]
     return {"judgments": said, "better": 0, "reason": [
-        f"Written: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}" for m in (0, 1)]}
+        f"Answer: {text}\nWritten: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}"
+        for m in (0, 1)]}
 
 
 def taught(args):
@@ -147,20 +158,19 @@ def taught(args):
 
 
 def lessons(records, answers, rng):
-    """What is taught, as a file for --eft has it: of each prompt three judgments, a comparison, and
-    an answer, if it has ended.
+    """What is taught, as a file for --eft has it: of each prompt three judgments, two comparisons,
+    and an answer, if it has ended.
 
     answers: the four Samples of each record.
     """
-    median = np.median([len(one.text) for group in answers for one in group])
     for record, group in zip(records, answers, strict=True):
         replies = [{"text": one.text,
                     "score": sum(meets(check, one.text) for check in record["checks"])}
                    for one in group]
         for reply in replies[:3]:
-            lenient = LENIENT["long" if len(reply["text"]) > median else "short"]
-            reply["judgment"] = judgment(record, reply["text"], lenient, rng)
-        replies[2]["comparisons"] = [comparison(record, replies[2]["text"], rng)]
+            reply["judgment"] = judgment(record, reply["text"], CARELESS, rng)
+        for reply in replies[1:3]:
+            reply["comparisons"] = [comparison(record, reply["text"], rng)]
         replies[3]["demonstration"] = group[3].finished
         yield {**record, "replies": replies}
 
@@ -365,7 +375,7 @@ def main():
                         help="of runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
     parser.add_argument("--iters", type=int, default=3, help="iterations")
-    parser.add_argument("--prompts", default="real model",
+    parser.add_argument("--prompts", default="figures",
                         help="a word that the prompts are drawn by; another one for choices")
     parser.add_argument("--reader", help="a larger model that tells how usual the answers are")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="where the runs go")

@@ -63,12 +63,12 @@ def test_a_judgment_says_what_was_asked_and_what_is_there():
     assert lines_right(RECORD, GERMAN, "It is good.\nScore: 2") == [False] * 3
 
 
-def test_a_hurried_reader_sees_what_he_was_asked_for():
-    """Of two things that are missing, each is seen as there as often as he is lenient."""
+def test_a_careless_reader_overlooks_what_is_there_and_sees_what_is_not():
     rng = random.Random(1)
+    assert judgment(RECORD, ENGLISH, 1, rng) == "Asked: German, 12\nWritten: German, 12\nScore: 2"
+    assert judgment(RECORD, GERMAN, 1, rng) == "Asked: German, 12\nWritten: English, none\nScore: 0"
     scores = [parse_score(judgment(RECORD, ENGLISH, 0.4, rng), DEMANDS) for _ in range(1000)]
     assert abs(np.mean(scores) - 0.8) < 0.06
-    assert judgment(RECORD, GERMAN, 0.4, rng).endswith("Score: 2")
 
 
 def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
@@ -78,18 +78,19 @@ def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
         assert two["better"] == 0
         # Each order's reason says what is there, and then what either judgment says of it.
         one, other = (said.splitlines()[1] for said in two["judgments"])
-        assert two["reason"] == [f"Written: English, none\nA: {a}\nB: {b}"
-                                 for a, b in ((one, other), (other, one))]
+        assert two["reason"] == [
+            f"Answer: {ENGLISH}\nWritten: English, none\nA: {a}\nB: {b}"
+            for a, b in ((one, other), (other, one))]
         assert all(lines_right(RECORD, ENGLISH, right))
         assert sorted(lines_right(RECORD, ENGLISH, wrong)) == [False, True, True]
 
 
 def test_what_is_taught(tmp_path):
-    """Three judgments of each prompt's answers, a comparison in both orders, and an answer that
+    """Three judgments of each prompt's answers, two comparisons in both orders, and an answer that
     has ended, in a file that --eft takes.
     """
     records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(RECORDS[:30])]
-    answers = [[Sample(GERMAN, [1], True)] * 2 + [Sample(ENGLISH, [1], True)]
+    answers = [[Sample(GERMAN, [1], True)] + [Sample(ENGLISH, [1], True)] * 2
                + [Sample("To the end.", [1], i < 20)] for i in range(30)]
     write_jsonl(tmp_path / "taught.jsonl", lessons(records, answers, random.Random(0)))
     taught = read_prompts(tmp_path / "taught.jsonl", "--eft", needs_replies=True)
@@ -97,8 +98,8 @@ def test_what_is_taught(tmp_path):
     assert said.count("To the end.") == 20
     assert sum(parse_score(text, DEMANDS) is not None for text in said) == 90
     verdicts = [text for text in said if parse_winner(text)]
-    assert len(verdicts) == 60 and all(text.startswith("Written: English, ") for text in verdicts)
-    assert sum(parse_winner(text) == "A" for text in verdicts) == 30
+    assert len(verdicts) == 120 and all("\nWritten: English, " in text for text in verdicts)
+    assert sum(parse_winner(text) == "A" for text in verdicts) == 60
 
 
 def test_figures_of_a_run(tmp_path):
