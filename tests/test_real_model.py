@@ -26,10 +26,10 @@ from sampling import Sample
 
 RECORDS = prompts(PLACES, 60, random.Random(0))
 GERMAN = "Der alte Leuchtturm hat 12 Fenster und eine schwere Tür."
-ENGLISH = "The old lighthouse has a heavy door and some windows."
+ENGLISH = "The lighthouse has a heavy door."
 RECORD = {"prompt": "Describe a lighthouse ...", "prompt_id": "0", "checks": [
     {"id": "response_language", "language": "de"},
-    r"(?s)\A(?=\W*(?:\w+\W+){3}\w).*(?<!\d)12(?!\d)"]}
+    r"(?<!\d)12(?!\d)", {"id": "number_words", "relation": "at least", "num_words": 8}]}
 
 
 def test_prompts_ask_for_what_their_checks_tell():
