@@ -54,8 +54,8 @@ from sampling import Chat, sample
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
              "nl": "Dutch"}
 NAMES = {**LANGUAGES, "en": "English"}
-FORMS = ("Describe {place} in one sentence, in {language}, with the number {number} in it, in eight "
-         "words or more.",
+FORMS = ("Describe {place} in one sentence, in {language}, with the number {number} in it, in "
+         "eight words or more.",
          "Write one sentence in {language} about {place}, of eight words or more. Use the number "
          "{number}.",
          "In {language}, say something about {place}, in one sentence of eight words or more that "
