@@ -81,10 +81,11 @@ Write "Asked: " with the language and the number that the question asks for, and
 none, and whether it is long, of eight words or more, or short. The score is 1 point for each of \
 the three that is as it was asked."""
 SETTINGS = {  # of the runs
-    "bits": 16, "prompts-per-iter": 32, "responses": 6, "max-answer-tokens": 48, "epochs": 2,
+    "bits": 16, "prompts-per-iter": 32, "responses": 4, "max-answer-tokens": 48, "epochs": 2,
     "batch-size": 8, "lr": 1e-4, "rho": 0, "max-response-chars": 0, "judgments": 3,
-    "max-judgment-tokens": 48, "max-verdict-tokens": 128, "max-score": len(DEMANDS),
-    "max-judgment-chars": 0,
+    "max-judgment-tokens": 48, "comparisons": 4, "max-verdict-tokens": 128,
+    "max-score": len(DEMANDS), "max-judgment-chars": 0,
+    "beta": 0.5,  # with 0.1 a few dozen pairs turned the judge into one that says 1 of everything
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
          "checks": ["--reward", "checks"], "control": ["--reward", "checks"]}
