@@ -2,10 +2,9 @@
 
     python benchmarks/real_model.py --model M
 
-M is a model folder or a hub name. Each prompt asks for a sentence about a place, in one of six
-languages, with a number in it, of eight words or more, and a program can tell whether an answer is
-so: that is the truth, which only measures. What a language model sees best is the language. The
-kinds of runs:
+M is a model folder or a hub name. Each prompt asks for one short sentence about a place, in one of
+six languages, with a number in it, and a program can tell whether an answer has them: that is the
+truth, which only measures. What a language model sees best is the language. The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
@@ -15,10 +14,9 @@ kinds of runs:
 
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
 such judgments, and some of its answers, so that it goes on answering. A judgment names what was
-asked, then what is there, then the score. It is a careless reader's: one look in ten is wrong, and
-overlooks what is there, or takes for there what is missing. A comparison is careful: it repeats the
-answer, names what is there and what either judgment has seen, and then the better one. So the judge
-has something to learn, and its meta-judge something to teach.
+asked, then what is there, then the score. It is a hurried reader's: what an answer lacks he takes
+for there in LENIENT of all cases, oftener in long answers than in short ones. The comparisons are
+right. So the judge has something to learn, and its meta-judge something to teach.
 
 Measured is the share of demands met on held-out prompts about other places, four answers each, and
 how far the answers stay sense: the log-probability of their tokens by the model as it was before
@@ -54,12 +52,10 @@ from sampling import Chat, sample
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
              "nl": "Dutch"}
 NAMES = {**LANGUAGES, "en": "English"}
-FORMS = ("Describe {place} in one sentence, in {language}, with the number {number} in it, in "
-         "eight words or more.",
-         "Write one sentence in {language} about {place}, of eight words or more. Use the number "
-         "{number}.",
-         "In {language}, say something about {place}, in one sentence of eight words or more that "
-         "has the number {number} in it.")
+FORMS = ("Describe {place} in one short sentence, in {language}, with the number {number} in it.",
+         "Write one short sentence in {language} about {place}. Use the number {number}.",
+         "In {language}, say something about {place}, in one short sentence that has the number "
+         "{number} in it.")
 PLACES = """\
 a harbour|a busy market|a quiet library|a night train|a village square|a kitchen|a mountain path
 an old bridge|a school yard|a garden|a ferry|a workshop|a castle|a beach|a hospital|a windmill
@@ -69,22 +65,21 @@ a bakery|a lonely inn|a railway station|a playground|a church|a cave|a fair|a ro
 OTHER_PLACES = """\
 a barn|a desert road|a fishing boat|a hotel lobby|a frozen lake|a palace|an orchard|a tent
 a classroom|a mill|a prison|a ship's deck|a park bench|a tunnel|a wedding|a vineyard"""
-LONG = {"id": "number_words", "relation": "at least", "num_words": 8}
-DEMANDS = ("language", "number", "length")
+NUMBER = r"(?s)\A(?=\W*(?:\w+\W+){{3}}\w).*(?<!\d){}(?!\d)"  # in four words or more
+DEMANDS = 2
 HELD_OUT = 24  # prompts
 TAUGHT = 60    # prompts of what is taught
 TEACHING = {"epochs": 1, "batch_size": 8, "lr": 4e-4}
-CARELESS = 0.1  # the share of wrong looks in the judgments that are taught
+LENIENT = {"long": 0.15, "short": 0.05}  # the share of what is missing that is seen as there
 RUBRIC = """\
-Write "Asked: " with the language and the number that the question asks for, and "long", then \
-"Written: " with the language in which the answer is written, the number that stands in it, or \
-none, and whether it is long, of eight words or more, or short. The score is 1 point for each of \
-the three that is as it was asked."""
+Write "Asked: " with the language and the number that the question asks for, then "Written: " with \
+the language in which the answer is written and the number that stands in it, or none. The score \
+is 1 point for each of the two that is as it was asked."""
 SETTINGS = {  # of the runs
-    "bits": 16, "prompts-per-iter": 32, "responses": 4, "max-answer-tokens": 48, "epochs": 2,
+    "bits": 16, "prompts-per-iter": 32, "responses": 6, "max-answer-tokens": 48, "epochs": 2,
     "batch-size": 8, "lr": 1e-4, "rho": 0, "max-response-chars": 0, "judgments": 3,
-    "max-judgment-tokens": 48, "comparisons": 4, "max-verdict-tokens": 128,
-    "max-score": len(DEMANDS), "max-judgment-chars": 0,
+    "max-judgment-tokens": 40, "max-verdict-tokens": 64, "max-score": DEMANDS,
+    "max-judgment-chars": 0,
     "beta": 0.5,  # with 0.1 a few dozen pairs turned the judge into one that says 1 of everything
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
@@ -93,68 +88,58 @@ JUDGED = ("judge", "no-meta-judge")
 
 
 def prompts(places, count, rng):
-    """Records of different prompts, each with a check for each of DEMANDS."""
+    """Records of different prompts, each with the checks of its language and of its number."""
     records = {}
     while len(records) < count:
         code, number = rng.choice(list(LANGUAGES)), rng.randint(3, 98)
         text = rng.choice(FORMS).format(
             place=rng.choice(re.split(r"[|\n]", places)), language=LANGUAGES[code], number=number)
         records[text] = {"prompt": text, "checks": [{"id": "response_language", "language": code},
-                                                    rf"(?<!\d){number}(?!\d)", LONG]}
+                                                    NUMBER.format(number)]}
     return list(records.values())
 
 
 def asked(record):
-    """What a prompt asks for, a word for each of DEMANDS."""
-    language, number, _ = record["checks"]
-    return LANGUAGES[language["language"]], re.search(r"\d+", number)[0], "long"
+    """(the language, the number) that a prompt asks for."""
+    language, number = record["checks"]
+    return LANGUAGES[language["language"]], re.search(r"\d+(?=\()", number)[0]
 
 
 def written(record, text):
-    """What an answer is, a word for each of DEMANDS. Its number is the one asked for, if there."""
-    numbers, number = re.findall(r"\d+", text), asked(record)[1]
+    """(the language, the number) of an answer: the one that was asked for, if it is there."""
+    numbers = re.findall(r"\d+", text)
+    _, number = asked(record)
     return (NAMES.get(language_of(text), "another"),
-            number if number in numbers else numbers[0] if numbers else "none",
-            "long" if meets(LONG, text) else "short")
+            number if number in numbers else numbers[0] if numbers else "none")
 
 
 # ---- the seed of all runs
 
-def judgment(record, text, careless, rng):
-    """A reader's judgment of an answer: careless is the share of his wrong looks."""
-    seen = list(written(record, text))
-    for which in range(len(DEMANDS)):
-        if rng.random() < careless:
-            seen[which] = misread(record, seen, which)
-    return wording(record, seen)
-
-
-def misread(record, there, which):
-    """What a careless reader sees: what is there he overlooks, what is missing he takes for there.
-
-    there: what `written` gives. which: of the demands.
-    """
-    wanted = asked(record)[which]
-    return ("English", "none", "short")[which] if there[which] == wanted else wanted
-
-
-def wording(record, seen):
+def judgment(record, text, lenient, rng):
+    """A hurried reader's judgment of an answer: lenient is the share of what he sees wrongly."""
     wanted = asked(record)
+    return wording(wanted, [want if rng.random() < lenient else there
+                            for want, there in zip(wanted, written(record, text))])
+
+
+def wording(wanted, seen):
     score = sum(want == there for want, there in zip(wanted, seen))
     return f"Asked: {', '.join(wanted)}\nWritten: {', '.join(seen)}\nScore: {score}"
 
 
 def comparison(record, text, rng):
-    """A right judgment of an answer and a careless one, as --eft has them."""
-    there = written(record, text)
-    missing = [i for i, wanted in enumerate(asked(record)) if there[i] != wanted]
-    which, wrong = rng.choice(missing or range(len(DEMANDS))), list(there)
-    wrong[which] = misread(record, there, which)
-    said = [wording(record, there), wording(record, wrong)]
+    """A right judgment of an answer and a wrong one, as --eft has them."""
+    wanted, there = asked(record), written(record, text)
+    which = rng.randrange(DEMANDS)
+    others = ["none", str(rng.randint(3, 98))] if which else list(NAMES.values())
+    wrong = list(there)
+    # Where something is missing, the fault is mostly the hurried reader's.
+    wrong[which] = (wanted[which] if there[which] != wanted[which] and rng.random() < 0.8 else
+                    rng.choice([other for other in others if other != there[which]]))
+    said = [wording(wanted, there), wording(wanted, wrong)]
     seen = [one.splitlines()[1] for one in said]
     return {"judgments": said, "better": 0, "reason": [
-        f"Answer: {text}\nWritten: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}"
-        for m in (0, 1)]}
+        f"Written: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}" for m in (0, 1)]}
 
 
 def taught(args):
@@ -163,19 +148,20 @@ def taught(args):
 
 
 def lessons(records, answers, rng):
-    """What is taught, as a file for --eft has it: of each prompt three judgments, two comparisons,
-    and an answer, if it has ended.
+    """What is taught, as a file for --eft has it: of each prompt three judgments, a comparison, and
+    an answer, if it has ended.
 
     answers: the four Samples of each record.
     """
+    median = np.median([len(one.text) for group in answers for one in group])
     for record, group in zip(records, answers, strict=True):
         replies = [{"text": one.text,
                     "score": sum(meets(check, one.text) for check in record["checks"])}
                    for one in group]
         for reply in replies[:3]:
-            reply["judgment"] = judgment(record, reply["text"], CARELESS, rng)
-        for reply in replies[1:3]:
-            reply["comparisons"] = [comparison(record, reply["text"], rng)]
+            lenient = LENIENT["long" if len(reply["text"]) > median else "short"]
+            reply["judgment"] = judgment(record, reply["text"], lenient, rng)
+        replies[2]["comparisons"] = [comparison(record, replies[2]["text"], rng)]
         replies[3]["demonstration"] = group[3].finished
         yield {**record, "replies": replies}
 
@@ -194,7 +180,7 @@ def teach(model, folder, count=TAUGHT):
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
     records = list(lessons(records, answers, rng))
     write_jsonl(f"{folder}.jsonl", records)
-    examples = encoded(Chat(tokenizer), given_examples(records, RUBRIC, len(DEMANDS)))
+    examples = encoded(Chat(tokenizer), given_examples(records, RUBRIC, DEMANDS))
     torch.manual_seed(0)
     model = add_lora(model, rank=16)
     steps = -(-len(examples) // TEACHING["batch_size"]) * TEACHING["epochs"]
@@ -253,7 +239,7 @@ def run(args, seed, kind):
 
 def shares(out, models):
     """The held-out prompts' shares of demands met, (models, prompts)."""
-    return np.array([[np.mean([answer["truth"] for answer in group]) / len(DEMANDS)
+    return np.array([[np.mean([answer["truth"] for answer in group]) / DEMANDS
                       for group in by_prompt(read_jsonl(out / f"iter{t}" / "eval.jsonl")).values()]
                      for t in models])
 
@@ -272,7 +258,7 @@ def figures(out, models, records):
 
     for t in models:
         answers = read_jsonl(out / f"iter{t}" / "eval.jsonl")
-        for which, name in enumerate(DEMANDS):
+        for which, name in enumerate(("language", "number")):
             tell(f"answers: {name}", [meets(records[one["prompt_id"]]["checks"][which], one["text"])
                                       for one in answers])
         tell("answers: words", [len(one["text"].split()) for one in answers])
@@ -286,7 +272,7 @@ def figures(out, models, records):
         said = [(one, said) for one in judged for said in one["judgments"]]
         right = [lines_right(records[one["prompt_id"]], one["text"], of_one["text"])
                  for one, of_one in said]
-        for name, values in zip(("demands", *DEMANDS), zip(*right)):
+        for name, values in zip(("demands", "language", "number"), zip(*right)):
             tell(f"judge: names the {name}", values)
         tell("judge: scores that are the true one", [of_one["score"] == one["truth"]
                                                      for one, of_one in said])
@@ -304,12 +290,12 @@ def repeated(text):
 
 
 def lines_right(record, text, said):
-    """Whether a judgment names rightly what was asked, and then each of DEMANDS."""
-    lines = re.match(r"Asked: (.*)\nWritten: (.*), (.*), (.*)\n", said)
+    """Whether a judgment names rightly what was asked, the language and the number."""
+    lines = re.match(r"Asked: (.*), (.*)\nWritten: (.*), (.*)\n", said)
     if not lines:
-        return [False] * (1 + len(DEMANDS))
-    return [lines[1] == ", ".join(asked(record)),
-            *(named == there for named, there in zip(lines.groups()[1:], written(record, text)))]
+        return [False] * 3
+    language, number = written(record, text)
+    return [lines.group(1, 2) == asked(record), lines[3] == language, lines[4] == number]
 
 
 @torch.no_grad()
@@ -372,7 +358,7 @@ def tell_answers(out, last, count=10):
         print(f"{group[0]['prompt']}")
         for t, of_model in zip((0, last), of_models):
             first = of_model[prompt_id][0]
-            print(f"    M_{t} ({first['truth']:.0f} of {len(DEMANDS)}): {first['text']!r}")
+            print(f"    M_{t} ({first['truth']:.0f} of {DEMANDS}): {first['text']!r}")
 
 
 def main():

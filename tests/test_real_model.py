@@ -26,50 +26,49 @@ from sampling import Sample
 
 RECORDS = prompts(PLACES, 60, random.Random(0))
 GERMAN = "Der alte Leuchtturm hat 12 Fenster und eine schwere Tür."
-ENGLISH = "The lighthouse has a heavy door."
+ENGLISH = "The old lighthouse has a heavy door and some windows."
 RECORD = {"prompt": "Describe a lighthouse ...", "prompt_id": "0", "checks": [
     {"id": "response_language", "language": "de"},
-    r"(?<!\d)12(?!\d)", {"id": "number_words", "relation": "at least", "num_words": 8}]}
+    r"(?s)\A(?=\W*(?:\w+\W+){3}\w).*(?<!\d)12(?!\d)"]}
 
 
 def test_prompts_ask_for_what_their_checks_tell():
     assert len({record["prompt"] for record in RECORDS}) == 60
     for record in RECORDS:
-        language, number, _ = asked(record)
+        language, number = asked(record)
         assert language in record["prompt"] and number in record["prompt"].split(
-            "number ")[1] and len(record["checks"]) == len(DEMANDS)
+            "number ")[1] and len(record["checks"]) == DEMANDS
     places = [set(text.replace("\n", "|").split("|")) for text in (PLACES, OTHER_PLACES)]
     assert not places[0] & places[1]
 
 
 @pytest.mark.parametrize("text, there, met", [
-    (GERMAN, "German, 12, long", [True, True, True]),
-    (ENGLISH, "English, none, short", [False, False, False]),
-    (GERMAN.replace("12", "112"), "German, 112, long", [True, False, True]),
-    (ENGLISH + " 7 of 12.", "English, 12, long", [False, True, True]),
-    ("Unterschiedliche Sehenswürdigkeiten 12", "German, 12, short", [True, True, False])])
+    (GERMAN, ("German", "12"), [True, True]),
+    (ENGLISH, ("English", "none"), [False, False]),
+    (GERMAN.replace("12", "112"), ("German", "112"), [True, False]),
+    (ENGLISH + " 7 of 12.", ("English", "12"), [False, True]),
+    ("Unterschiedliche Sehenswürdigkeiten 12", ("German", "12"), [True, False])])
 def test_the_truth(text, there, met):
-    assert asked(RECORD) == ("German", "12", "long")
-    assert ", ".join(written(RECORD, text)) == there
+    assert asked(RECORD) == ("German", "12")
+    assert written(RECORD, text) == there
     assert [meets(check, text) for check in RECORD["checks"]] == met
 
 
 def test_a_judgment_says_what_was_asked_and_what_is_there():
     said = judgment(RECORD, ENGLISH, 0, random.Random(0))
-    assert said == "Asked: German, 12, long\nWritten: English, none, short\nScore: 0"
-    assert parse_score(judgment(RECORD, GERMAN, 0, random.Random(0)), 3) == 3
-    assert lines_right(RECORD, ENGLISH, said) == [True] * 4
-    assert lines_right(RECORD, GERMAN, said) == [True, False, False, False]
-    assert lines_right(RECORD, GERMAN, "It is good.\nScore: 2") == [False] * 4
+    assert said == "Asked: German, 12\nWritten: English, none\nScore: 0"
+    assert parse_score(judgment(RECORD, GERMAN, 0, random.Random(0)), DEMANDS) == DEMANDS
+    assert lines_right(RECORD, ENGLISH, said) == [True, True, True]
+    assert lines_right(RECORD, GERMAN, said) == [True, False, False]
+    assert lines_right(RECORD, GERMAN, "It is good.\nScore: 2") == [False] * 3
 
 
-def test_a_careless_reader_overlooks_what_is_there_and_sees_what_is_not():
+def test_a_hurried_reader_sees_what_he_was_asked_for():
+    """Of two things that are missing, each is seen as there as often as he is lenient."""
     rng = random.Random(1)
-    for text, seen in ((ENGLISH, "German, 12, long\nScore: 3"),
-                       (GERMAN, "English, none, short\nScore: 0")):
-        assert judgment(RECORD, text, 1, rng) == f"Asked: German, 12, long\nWritten: {seen}"
-    scores = [parse_score(judgment(RECORD, ENGLISH, 0.4, rng), 3) for _ in range(1000)]
-    assert abs(np.mean(scores) - 1.2) < 0.06
+    scores = [parse_score(judgment(RECORD, ENGLISH, 0.4, rng), DEMANDS) for _ in range(1000)]
+    assert abs(np.mean(scores) - 0.8) < 0.06
+    assert judgment(RECORD, GERMAN, 0.4, rng).endswith("Score: 2")
 
 
 def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
@@ -79,38 +78,37 @@ def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
         assert two["better"] == 0
         # Each order's reason says what is there, and then what either judgment says of it.
         one, other = (said.splitlines()[1] for said in two["judgments"])
-        assert two["reason"] == [
-            f"Answer: {ENGLISH}\nWritten: English, none, short\nA: {a}\nB: {b}"
-            for a, b in ((one, other), (other, one))]
+        assert two["reason"] == [f"Written: English, none\nA: {a}\nB: {b}"
+                                 for a, b in ((one, other), (other, one))]
         assert all(lines_right(RECORD, ENGLISH, right))
-        assert sorted(lines_right(RECORD, ENGLISH, wrong)) == [False, True, True, True]
+        assert sorted(lines_right(RECORD, ENGLISH, wrong)) == [False, True, True]
 
 
 def test_what_is_taught(tmp_path):
-    """Three judgments of each prompt's answers, two comparisons in both orders, and an answer that
+    """Three judgments of each prompt's answers, a comparison in both orders, and an answer that
     has ended, in a file that --eft takes.
     """
     records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(RECORDS[:30])]
-    answers = [[Sample(GERMAN, [1], True)] + [Sample(ENGLISH, [1], True)] * 2
+    answers = [[Sample(GERMAN, [1], True)] * 2 + [Sample(ENGLISH, [1], True)]
                + [Sample("To the end.", [1], i < 20)] for i in range(30)]
     write_jsonl(tmp_path / "taught.jsonl", lessons(records, answers, random.Random(0)))
     taught = read_prompts(tmp_path / "taught.jsonl", "--eft", needs_replies=True)
-    said = [line["completion"][0]["content"] for line in given_examples(taught, "", 3)]
+    said = [line["completion"][0]["content"] for line in given_examples(taught, "", DEMANDS)]
     assert said.count("To the end.") == 20
-    assert sum(parse_score(text, 3) is not None for text in said) == 90
+    assert sum(parse_score(text, DEMANDS) is not None for text in said) == 90
     verdicts = [text for text in said if parse_winner(text)]
-    assert len(verdicts) == 120 and all("\nWritten: English, " in text for text in verdicts)
-    assert sum(parse_winner(text) == "A" for text in verdicts) == 60
+    assert len(verdicts) == 60 and all(text.startswith("Written: English, ") for text in verdicts)
+    assert sum(parse_winner(text) == "A" for text in verdicts) == 30
 
 
 def test_figures_of_a_run(tmp_path):
     judged = {"prompt_id": "0", "text": ENGLISH, "judgments": [
-        {"text": "Asked: German, 12, long\nWritten: English, 12, short\nScore: 1", "score": 1},
+        {"text": "Asked: German, 12\nWritten: English, 12\nScore: 1", "score": 1},
         {"text": "Score: 2", "score": 2}]}
     for t, text in enumerate((ENGLISH, GERMAN)):
         (tmp_path / f"iter{t}").mkdir()
         write_jsonl(tmp_path / f"iter{t}" / "eval.jsonl",
-                    [{**judged, "text": text, "truth": 3 * t}])
+                    [{**judged, "text": text, "truth": 2 * t}])
     write_jsonl(tmp_path / "iter1" / "eval_judge.jsonl", [{**judged, "truth": 1}])
     judge = '{"truth_agreement": 0.75, "ties": 0.5, "valid_rate": 1}'
     rest = '"pairs": {"actor": 3, "judge": 1}'
