@@ -8,6 +8,8 @@ truth, which only measures. What a language model sees best is the language. The
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
+    ideal            the same with a meta-judge that is always right, by the truth: the upper bound
+                     of what a meta-judge can teach the judge
     checks           the reward is the truth (`--reward checks`): the upper bound
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: it must not rise
@@ -83,8 +85,9 @@ SETTINGS = {  # of the runs
     "beta": 0.5,  # with 0.1 a few dozen pairs turned the judge into one that says 1 of everything
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
+         "ideal": ["--no-eft"],
          "checks": ["--reward", "checks"], "control": ["--reward", "checks"]}
-JUDGED = ("judge", "no-meta-judge")
+JUDGED = ("judge", "no-meta-judge", "ideal")
 
 
 def prompts(places, count, rng):
@@ -200,10 +203,21 @@ def chance(run, t, answers, label):
             for answer in answers]
 
 
-def borrow(args, seed, out):
-    """Begin a run without the meta-judge where that with it was before the first meta-judgment.
+def ideal_meta_judge(run, t, varied):
+    """Stands in for metareward.meta_judge: the judgment wins whose score is nearer to the truth."""
+    compared = []
+    for item in varied:
+        off = np.abs(np.subtract(item["scores"], item["truth"]))
+        verdicts = np.sign(off[None, :] - off[:, None]).astype(int)
+        compared.append({**item, "verdicts": verdicts.tolist(), "said": []})
+    run.save(t, "battles.jsonl", compared)
+    return compared
 
-    Up to there both are the same: M_0's figures, its answers and its judgments.
+
+def borrow(args, seed, kind, out):
+    """Begin a run of another kind where that of "judge" was before the first meta-judgment.
+
+    Up to there they are the same: M_0's figures, its answers and its judgments.
     """
     other = args.out / f"judge-{seed}"
     if out.exists() or not (other / "iter1" / "battles.jsonl").exists():
@@ -213,7 +227,7 @@ def borrow(args, seed, out):
     for name in ("prompts", "responses", "judgments"):
         shutil.copy(other / "iter1" / f"{name}.jsonl", out / "iter1")
     config = json.loads((other / "config.json").read_text())
-    config["settings"] |= {"no_meta_judge": True, "out": str(out)}
+    config["settings"] |= {"no_meta_judge": kind == "no-meta-judge", "out": str(out)}
     (out / "config.json").write_text(json.dumps(config))
 
 
@@ -223,8 +237,8 @@ def run(args, seed, kind):
     flags = {"model": taught(args), "out": out, "seed": seed, "iters": args.iters,
              "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
              "rubric": args.out / "rubric.txt", **SETTINGS}
-    if kind == "no-meta-judge":
-        borrow(args, seed, out)
+    if kind in JUDGED[1:]:
+        borrow(args, seed, kind, out)
     command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
@@ -410,6 +424,8 @@ if __name__ == "__main__":
         import metareward
         if sys.argv[2] == "control":
             Run.reward_scores = chance
+        if sys.argv[2] == "ideal":
+            metareward.meta_judge = ideal_meta_judge
         metareward.main(sys.argv[3:])
     else:
         main()

@@ -11,6 +11,7 @@ from benchmarks.real_model import (
     asked,
     comparison,
     figures,
+    ideal_meta_judge,
     judgment,
     lessons,
     lines_right,
@@ -99,6 +100,14 @@ def test_what_is_taught(tmp_path):
     verdicts = [text for text in said if parse_winner(text)]
     assert len(verdicts) == 60 and all(text.startswith("Written: English, ") for text in verdicts)
     assert sum(parse_winner(text) == "A" for text in verdicts) == 30
+
+
+def test_the_ideal_meta_judge_goes_by_the_truth(tmp_path):
+    class Saved:
+        def save(self, t, name, records):
+            assert (t, name, len(records)) == (1, "battles.jsonl", 1)
+    record, = ideal_meta_judge(Saved(), 1, [{"scores": [2, 1, 0], "truth": 1}])
+    assert record["verdicts"] == [[0, -1, 0], [1, 0, 1], [0, -1, 0]]
 
 
 def test_figures_of_a_run(tmp_path):
