@@ -2,11 +2,9 @@
 
     python benchmarks/real_model.py --model M
 
-M is a model folder or a hub name. Each prompt asks for a sentence about a place, in one of six
-languages, with a number in it, and a program can tell whether an answer has them: that is the
-truth, which only measures. What a language model sees best is the language. The number counts in a
-sentence of seven words or more; without that answers shrink, since of equally good ones the
-shortest is preferred, and on so coarse a scale most are equal. The kinds of runs:
+M is a model folder or a hub name. Each prompt asks for one short sentence about a place, in one of
+six languages, with a number in it, and a program can tell whether an answer has them: that is the
+truth, which only measures. What a language model sees best is the language. The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
@@ -56,12 +54,10 @@ from sampling import Chat, sample
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
              "nl": "Dutch"}
 NAMES = {**LANGUAGES, "en": "English"}
-FORMS = ("Describe {place} in one sentence of seven words or more, in {language}, with the number "
-         "{number} in it.",
-         "Write one sentence in {language} about {place}, of seven words or more. Use the number "
-         "{number}.",
-         "In {language}, say something about {place}, in one sentence of seven words or more that "
-         "has the number {number} in it.")
+FORMS = ("Describe {place} in one short sentence, in {language}, with the number {number} in it.",
+         "Write one short sentence in {language} about {place}. Use the number {number}.",
+         "In {language}, say something about {place}, in one short sentence that has the number "
+         "{number} in it.")
 PLACES = """\
 a harbour|a busy market|a quiet library|a night train|a village square|a kitchen|a mountain path
 an old bridge|a school yard|a garden|a ferry|a workshop|a castle|a beach|a hospital|a windmill
@@ -71,7 +67,7 @@ a bakery|a lonely inn|a railway station|a playground|a church|a cave|a fair|a ro
 OTHER_PLACES = """\
 a barn|a desert road|a fishing boat|a hotel lobby|a frozen lake|a palace|an orchard|a tent
 a classroom|a mill|a prison|a ship's deck|a park bench|a tunnel|a wedding|a vineyard"""
-NUMBER = r"(?s)\A(?=\W*(?:\w+\W+){{6}}\w).*(?<!\d){}(?!\d)"  # in seven words or more
+NUMBER = r"(?s)\A(?=\W*(?:\w+\W+){{3}}\w).*(?<!\d){}(?!\d)"  # in four words or more
 DEMANDS = 2
 HELD_OUT = 24  # prompts
 TAUGHT = 60    # prompts of what is taught
@@ -79,13 +75,12 @@ TEACHING = {"epochs": 1, "batch_size": 8, "lr": 4e-4}
 LENIENT = {"long": 0.15, "short": 0.05}  # the share of what is missing that is seen as there
 RUBRIC = """\
 Write "Asked: " with the language and the number that the question asks for, then "Written: " with \
-the language in which the answer is written and the number that stands in it, or none: that of an \
-answer of less than seven words does not count. The score is 1 point for each of the two that is \
-as it was asked."""
+the language in which the answer is written and the number that stands in it, or none. The score \
+is 1 point for each of the two that is as it was asked."""
 SETTINGS = {  # of the runs
     "bits": 16, "prompts-per-iter": 32, "responses": 6, "max-answer-tokens": 48, "epochs": 2,
     "batch-size": 8, "lr": 1e-4, "rho": 0, "max-response-chars": 0, "judgments": 3,
-    "max-judgment-tokens": 40, "max-verdict-tokens": 112, "max-score": DEMANDS,
+    "max-judgment-tokens": 40, "max-verdict-tokens": 64, "max-score": DEMANDS,
     "max-judgment-chars": 0,
     "beta": 0.5,  # with 0.1 a few dozen pairs turned the judge into one that says 1 of everything
 }
@@ -114,8 +109,8 @@ def asked(record):
 
 
 def written(record, text):
-    """(the language, the number) of an answer: the one that was asked for, if it counts."""
-    numbers = re.findall(r"\d+", text) if len(re.findall(r"\w+", text)) >= 7 else []
+    """(the language, the number) of an answer: the one that was asked for, if it is there."""
+    numbers = re.findall(r"\d+", text)
     _, number = asked(record)
     return (NAMES.get(language_of(text), "another"),
             number if number in numbers else numbers[0] if numbers else "none")
@@ -147,8 +142,7 @@ def comparison(record, text, rng):
     said = [wording(wanted, there), wording(wanted, wrong)]
     seen = [one.splitlines()[1] for one in said]
     return {"judgments": said, "better": 0, "reason": [
-        f"Answer: {text}\nWritten: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}"
-        for m in (0, 1)]}
+        f"Written: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}" for m in (0, 1)]}
 
 
 def taught(args):
@@ -389,7 +383,7 @@ def main():
                         help="of runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
     parser.add_argument("--iters", type=int, default=3, help="iterations")
-    parser.add_argument("--prompts", default="reported",
+    parser.add_argument("--prompts", default="figures",
                         help="a word that the prompts are drawn by; another one for choices")
     parser.add_argument("--reader", help="a larger model that tells how usual the answers are")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="where the runs go")
