@@ -4,13 +4,13 @@
 
 M is a model folder or a hub name. Each prompt asks for one short sentence about a place, in one of
 six languages, with a number in it, and a program can tell whether an answer has them: that is the
-truth, which only measures. What a language model sees best is the language. The kinds of runs:
+truth, which makes what the seed is taught, and then only measures. What a language model sees best
+is the language. (langdetect tells it: `pip install -r requirements-dev.txt`.) The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
-    ideal            the same with a meta-judge that is always right, by the truth: the upper bound
-                     of what a meta-judge can teach the judge
-    checks           the reward is the truth (`--reward checks`): the upper bound
+    ideal            the same with a meta-judge that always prefers the score nearer to the truth
+    checks           the reward is the truth (`--reward checks`)
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: it must not rise
 
@@ -67,7 +67,7 @@ a bakery|a lonely inn|a railway station|a playground|a church|a cave|a fair|a ro
 OTHER_PLACES = """\
 a barn|a desert road|a fishing boat|a hotel lobby|a frozen lake|a palace|an orchard|a tent
 a classroom|a mill|a prison|a ship's deck|a park bench|a tunnel|a wedding|a vineyard"""
-NUMBER = r"(?s)\A(?=\W*(?:\w+\W+){{3}}\w).*(?<!\d){}(?!\d)"  # in four words or more
+NUMBER = r"(?s)\A(?=\W*(?:\w+\W+){{3}}\w).*(?<!\d){}(?!\d)"  # in four words, which is not taught
 DEMANDS = 2
 HELD_OUT = 24  # prompts
 TAUGHT = 60    # prompts of what is taught
@@ -316,7 +316,7 @@ def lines_right(record, text, said):
 def sense(reader, answers):
     """Nats per token of each answer by a model that never trained: how usual its words are.
 
-    reader: (model, tokenizer). answers: records with a prompt and a text that is not empty.
+    reader: (model, tokenizer). answers: records with a prompt and a text that has ended.
     """
     model, tokenizer = reader
     chat = Chat(tokenizer)
@@ -360,7 +360,8 @@ def tell_sense(args, kinds, models):
             cells = []
             for t in models:
                 answers = read_jsonl(args.out / f"{kind}-{seed}" / f"iter{t}" / "eval.jsonl")
-                cells.append(f"{np.mean(sense(reader, [a for a in answers if a['text']])):6.2f}")
+                ended = [answer for answer in answers if answer["finished"]]
+                cells.append(f"{np.mean(sense(reader, ended)):6.2f}")
             print(f"    {Path(name).name}, {kind}, {seed}: nats a token {' '.join(cells)}",
                   flush=True)
 
@@ -386,7 +387,8 @@ def main():
     parser.add_argument("--prompts", default="figures",
                         help="a word that the prompts are drawn by; another one for choices")
     parser.add_argument("--reader", help="a larger model that tells how usual the answers are")
-    parser.add_argument("--out", type=Path, default=Path("runs/real"), help="where the runs go")
+    parser.add_argument("--out", type=Path, default=Path("runs/real-model"),
+                        help="where the runs go")
     parser.add_argument("--plot", type=Path, help="an SVG of all runs")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -395,10 +397,10 @@ def main():
     write_jsonl(args.out / "prompts.jsonl",
                 prompts(PLACES, args.iters * SETTINGS["prompts-per-iter"], rng))
     (args.out / "rubric.txt").write_text(RUBRIC)
-    if not taught(args).exists():
-        teach(args.model, taught(args))
     records = {record["prompt_id"]: record
                for record in read_prompts(args.out / "held_out.jsonl")}
+    if not taught(args).exists():
+        teach(args.model, taught(args))
     results, told = {}, {}
     for seed in args.seeds:
         for kind in args.kinds:

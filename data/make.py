@@ -130,17 +130,13 @@ def together(chosen):
     return len(set(groups)) == len(groups) and not pairs & APART
 
 
-def prompts(tasks, rng, kinds=None):
-    """EACH prompts of every task, no two with the same kinds of demands.
-
-    kinds: of the demands, if not all may be used.
-    """
+def prompts(tasks, rng):
+    """EACH prompts of every task, no two with the same kinds of demands."""
     records = []
     for task in tasks.replace("\n", "|").split("|"):
         used = set()
         while len(used) < EACH:
-            offered = [d for d in demands(rng) if kinds is None or d.kind in kinds]
-            chosen = rng.sample(offered, 3)
+            chosen = rng.sample(demands(rng), 3)
             names = frozenset(demand.kind for demand in chosen)
             if not together(chosen) or names in used:
                 continue

@@ -248,7 +248,7 @@ def evened_out(kept, rubric, seed):
 
 
 def carries_lessons(records):
-    return any({"judgment", "comparisons", "demonstration"} & reply.keys()
+    return any(reply.get(name) for name in ("judgment", "comparisons", "demonstration")
                for record in records for reply in record["replies"])
 
 

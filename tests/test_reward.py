@@ -13,11 +13,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 import harness.unreadable
 import metareward
 from eval import read_jsonl
-from harness.inputs import eft_replies, given_examples
+from harness.inputs import eft_replies, given_examples, read_prompts
 from harness.report import look_up
 from harness.reward import RewardModel
 from metareward import Settings
-from prompts import judge_prompt, meta_judge_prompt
+from prompts import judge_prompt, meta_judge_prompt, parse_score, parse_winner
 from sampling import Sample
 
 
@@ -250,6 +250,17 @@ def test_a_given_comparison_may_have_a_reason():
     assert said("It rains.") == [f"It rains.\nWinner: Judgment {winner}" for winner in "BA"]
     assert said(["A: a, B: b", "A: b, B: a"]) == ["A: a, B: b\nWinner: Judgment B",
                                                   "A: b, B: a\nWinner: Judgment A"]
+
+
+def test_the_record_of_the_document_is_one(tmp_path):
+    """Of docs/real-model.md: two judgments, a comparison in both orders, and a demonstration."""
+    page = (TINY.parent / "docs" / "real-model.md").read_text()
+    [record] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "eft.jsonl").write_text(json.dumps(json.loads(record)) + "\n")
+    records = read_prompts(tmp_path / "eft.jsonl", "--eft", needs_replies=True)
+    said = [line["completion"][0]["content"] for line in given_examples(records, "rubric", 2)]
+    assert [parse_score(text, 2) for text in said] == [2, 0, None, None, None]
+    assert [parse_winner(text) for text in said] == [None, None, "A", "B", None]
 
 
 def test_a_reply_may_be_a_demonstration():
