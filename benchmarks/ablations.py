@@ -137,12 +137,17 @@ def plot(panels, file, most=None):
                 mean, models = values.mean(axis=0), range(values.shape[1])
                 axis.plot(models, values.T, color=color, alpha=0.35, linewidth=1)
                 axis.plot(models, mean, color=color, marker="o", linewidth=2.5)
-                axis.annotate(f"{name}\n{mean[-1]:.2f}", (models[-1], mean[-1]), (8, 0),
-                              textcoords="offset points", va="center", color=color)
             axis.set(ylabel=ylabel)
             if most is not None:
                 axis.set_ylim(0, most)
             axis.set_xticks(models, [f"$M_{t}$" for t in models])
+            low, high = axis.get_ylim()
+            place = -np.inf  # of a name, beside its line's end, but above the name before
+            for end, name, color in sorted((values[:, -1].mean(), name, color)
+                                           for (name, values), color in zip(lines.items(), colors)):
+                place = max(end, place + 0.14 * (high - low))
+                axis.annotate(f"{name}\n{end:.2f}", (models[-1], place), (8, 0),
+                              textcoords="offset points", va="center", color=color)
         figure.savefig(file, metadata={"Date": None})
 
 

@@ -412,9 +412,9 @@ def main():
     tell_sense(args, results, models)
     tell_answers(args.out / f"{args.kinds[0]}-{args.seeds[0]}", args.iters)
     if args.plot:
-        upright = {"share of demands met, held-out prompts": {
+        upright = {"share of demands met": {
             key: of_run.mean(axis=1) for key, of_run in results.items()}}
-        upright["judge: share of pairs ordered as the truth does"] = {
+        upright["share of pairs that the judge gets right"] = {
             key: rows["judge: truth_agreement"] for key, rows in told.items() if key[0] in JUDGED}
         plot({label: {kind: np.array([row for (of, _), row in rows.items() if of == kind])
                       for kind in args.kinds if any(of == kind for of, _ in rows)}

@@ -1,11 +1,14 @@
 """benchmarks/real_model.py: its prompts and their truth, what it teaches, and what it counts."""
 import random
+import re
 
 import numpy as np
 import pytest
 
+from benchmarks.ablations import plot
 from benchmarks.real_model import (
     DEMANDS,
+    FLAGS,
     OTHER_PLACES,
     PLACES,
     asked,
@@ -132,6 +135,15 @@ def test_figures_of_a_run(tmp_path):
     assert rows["judge: scores that are the true one"] == [0, 0.5]
     assert np.isnan(rows["meta-judge: right"][0]) and rows["meta-judge: right"][1] == 0.8
     assert rows["actor pairs"] == [3, 3]
+
+
+def test_the_plot_has_room_for_every_kind(tmp_path):
+    plot({"share": {kind: np.array([[0.5, 0.6], [0.4, 0.6]]) for kind in FLAGS}},
+         tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    places = sorted(float(re.search(rf'translate\([\d.]+ ([\d.]+)\)">{kind}<', drawn)[1])
+                    for kind in FLAGS)
+    assert min(np.diff(places)) > 20  # two lines of text
 
 
 @pytest.mark.parametrize("text, share", [("", 0), ("a b c d", 0), ("12 12 12 12.", 0.75),
