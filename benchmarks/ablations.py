@@ -147,7 +147,8 @@ def plot(panels, file, most=None):
                                            for (name, values), color in zip(lines.items(), colors)):
                 place = max(end, place + 0.14 * (high - low))
                 axis.annotate(f"{name}\n{end:.2f}", (models[-1], place), (8, 0),
-                              textcoords="offset points", va="center", color=color)
+                              textcoords="offset points", va="center", color=color,
+                              annotation_clip=False)
         figure.savefig(file, metadata={"Date": None})
 
 
