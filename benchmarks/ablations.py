@@ -142,13 +142,16 @@ def plot(panels, file, most=None):
                 axis.set_ylim(0, most)
             axis.set_xticks(models, [f"$M_{t}$" for t in models])
             low, high = axis.get_ylim()
-            place = -np.inf  # of a name, beside its line's end, but above the name before
-            for end, name, color in sorted((values[:, -1].mean(), name, color)
-                                           for (name, values), color in zip(lines.items(), colors)):
-                place = max(end, place + 0.14 * (high - low))
+            named = sorted((values[:, -1].mean(), name, color)
+                           for (name, values), color in zip(lines.items(), colors))
+            places = [end for end, _, _ in named]  # of the names, beside their lines' ends
+            for i in range(1, len(named)):  # but above the name before
+                places[i] = max(places[i], places[i - 1] + 0.14 * (high - low))
+            for i in reversed(range(len(named))):  # and within the axis
+                places[i] = min(places[i], high - 0.14 * (high - low) * (len(named) - 1 - i))
+            for (end, name, color), place in zip(named, places):
                 axis.annotate(f"{name}\n{end:.2f}", (models[-1], place), (8, 0),
-                              textcoords="offset points", va="center", color=color,
-                              annotation_clip=False)
+                              textcoords="offset points", va="center", color=color)
         figure.savefig(file, metadata={"Date": None})
 
 
