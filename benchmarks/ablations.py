@@ -144,15 +144,20 @@ def plot(panels, file, most=None):
             low, high = axis.get_ylim()
             named = sorted((values[:, -1].mean(), name, color)
                            for (name, values), color in zip(lines.items(), colors))
-            places = [end for end, _, _ in named]  # of the names, beside their lines' ends
-            for i in range(1, len(named)):  # but above the name before
-                places[i] = max(places[i], places[i - 1] + 0.14 * (high - low))
-            for i in reversed(range(len(named))):  # and within the axis
-                places[i] = min(places[i], high - 0.14 * (high - low) * (len(named) - 1 - i))
+            places = apart([end for end, _, _ in named], 0.14 * (high - low), high)
             for (end, name, color), place in zip(named, places):
                 axis.annotate(f"{name}\n{end:.2f}", (models[-1], place), (8, 0),
                               textcoords="offset points", va="center", color=color)
         figure.savefig(file, metadata={"Date": None})
+
+
+def apart(ends, gap, top):
+    """Places for names beside these ends, which rise: a gap apart, and none above the top."""
+    places = list(ends)
+    for i in range(1, len(ends)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    return [min(place, top - gap * above) for above, place in
+            zip(reversed(range(len(ends))), places)]
 
 
 def main():

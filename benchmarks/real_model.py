@@ -354,9 +354,9 @@ def tell_run(kind, seed, out, rows):
 
 def tell_sense(args, kinds, models):
     """Nats per token of the held-out answers, by models that never trained."""
-    for name in (args.model, args.reader):
-        reader = load(name, bits=SETTINGS["bits"]) if name else None
-        for kind, seed in kinds if reader else ():
+    for name in filter(None, (args.model, args.reader)):
+        reader = load(name, bits=SETTINGS["bits"])
+        for kind, seed in kinds:
             cells = []
             for t in models:
                 answers = read_jsonl(args.out / f"{kind}-{seed}" / f"iter{t}" / "eval.jsonl")

@@ -277,7 +277,7 @@ def replies_of(raw):
     return [reply_of(raw)], [name for name in (*TEXTS, *SCORES, "rank") if name in raw][:2]
 
 
-def check_given(reply):
+def check_lessons(reply):
     """ValueError if what a reply brings for the warm start is not what it should be."""
     comparisons = reply.get("comparisons", [])
     if not (isinstance(reply.get("judgment", ""), str) and isinstance(comparisons, list)
@@ -327,7 +327,7 @@ def read_record(raw, needs_replies):
             raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, rank 0 the "
                              "best")
         for reply in replies:
-            check_given(reply)
+            check_lessons(reply)
         record["replies"], fields = replies, [*dict.fromkeys([*fields, *more])]
         if more != ["replies"]:  # a record that is a reply itself
             known = {*known, *TEXTS, *SCORES}
