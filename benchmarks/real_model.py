@@ -2,10 +2,10 @@
 
     python benchmarks/real_model.py --model M
 
-M is a model folder or a hub name. Each prompt asks for one short sentence about a place, in one of
-six languages, with a number in it, and a program can tell whether an answer has them: that is the
-truth, which makes what the seed is taught, and then only measures. What a language model sees best
-is the language. (langdetect tells it: `pip install -r requirements-dev.txt`.) The kinds of runs:
+M is a model folder or a hub name. Each prompt asks for a sentence about a place in one of six
+languages, and the seed answers in English as often as not. A program tells in which language an
+answer is: that is the truth, which makes what the seed is taught, and then only measures.
+(langdetect: `pip install -r requirements-dev.txt`.) The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
@@ -15,15 +15,15 @@ is the language. (langdetect tells it: `pip install -r requirements-dev.txt`.) T
                      say nothing: it must not rise
 
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
-such judgments, and some of its answers, so that it goes on answering. A judgment names what was
-asked, then what is there, then the score. It is a hurried reader's: what an answer lacks he takes
-for there in LENIENT of all cases, oftener in long answers than in short ones. The comparisons are
-right. So the judge has something to learn, and its meta-judge something to teach.
+such judgments, and some of its answers, so that it goes on answering. A judgment names the language
+that was asked for, then that of the answer, then the score. It is a careless reader's, who is wrong
+in CARELESS of all cases, in both directions; the comparisons are right. So the judge has something
+to learn, and its meta-judge something to teach.
 
-Measured is the share of demands met on held-out prompts about other places, four answers each, and
-how far the answers stay sense: the log-probability of their tokens by the model as it was before
-all teaching, and by another that never trains (--reader). Intervals are 95 %, by bootstrap over
-prompts. Resumable: what is there is not run again.
+Measured is the share of answers in the language asked for, on held-out prompts about other places,
+four answers each, and how far the answers stay sense: the log-probability of their tokens by the
+model as it was before all teaching, and by another that never trains (--reader). Intervals are
+95 %, by bootstrap over prompts. Resumable: what is there is not run again.
 """
 import argparse
 import json
@@ -43,10 +43,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.ablations import plot
 from dpo import add_lora, answer_logps, train_sft
 from eval import bootstrap, by_prompt, read_jsonl
-from harness.checks import language_of, meets
+from harness.checks import language_of
 from harness.files import write_jsonl
 from harness.folder import Run, encoded
-from harness.inputs import given_examples, read_prompts
+from harness.inputs import given_examples
 from harness.loading import load
 from harness.whole import save_model
 from sampling import Chat, sample
@@ -54,10 +54,11 @@ from sampling import Chat, sample
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
              "nl": "Dutch"}
 NAMES = {**LANGUAGES, "en": "English"}
-FORMS = ("Describe {place} in one short sentence, in {language}, with the number {number} in it.",
-         "Write one short sentence in {language} about {place}. Use the number {number}.",
-         "In {language}, say something about {place}, in one short sentence that has the number "
-         "{number} in it.")
+FORMS = ("What does {place} look like in the morning? One sentence, {language}.",
+         "Tell me in one sentence why people like {place}. (Answer in {language}, please.)",
+         "{language}, please: one sentence about {place}.",
+         'Finish this story in one sentence, in {language}: "We came to {place} in the evening."',
+         "A friend asks what you saw in {place}. Reply in {language}, in one sentence.")
 PLACES = """\
 a harbour|a busy market|a quiet library|a night train|a village square|a kitchen|a mountain path
 an old bridge|a school yard|a garden|a ferry|a workshop|a castle|a beach|a hospital|a windmill
@@ -67,22 +68,17 @@ a bakery|a lonely inn|a railway station|a playground|a church|a cave|a fair|a ro
 OTHER_PLACES = """\
 a barn|a desert road|a fishing boat|a hotel lobby|a frozen lake|a palace|an orchard|a tent
 a classroom|a mill|a prison|a ship's deck|a park bench|a tunnel|a wedding|a vineyard"""
-NUMBER = r"(?s)\A(?=\W*(?:\w+\W+){{3}}\w).*(?<!\d){}(?!\d)"  # in four words, which is not taught
-DEMANDS = 2
 HELD_OUT = 24  # prompts
-TAUGHT = 60    # prompts of what is taught
+TAUGHT = 48    # prompts of what is taught
 TEACHING = {"epochs": 1, "batch_size": 8, "lr": 4e-4}
-LENIENT = {"long": 0.15, "short": 0.05}  # the share of what is missing that is seen as there
+CARELESS = 0.1  # the share of what is taught to the judge in which the language is named wrongly
 RUBRIC = """\
-Write "Asked: " with the language and the number that the question asks for, then "Written: " with \
-the language in which the answer is written and the number that stands in it, or none. The score \
-is 1 point for each of the two that is as it was asked."""
+Write "Asked: " and the language that the question wants, then "Written: " and the language in \
+which the answer is written. The score is 1 if the two are the same, else 0."""
 SETTINGS = {  # of the runs
     "bits": 16, "prompts-per-iter": 32, "responses": 6, "max-answer-tokens": 48, "epochs": 2,
-    "batch-size": 8, "lr": 1e-4, "rho": 0, "max-response-chars": 0, "judgments": 3,
-    "max-judgment-tokens": 40, "max-verdict-tokens": 64, "max-score": DEMANDS,
-    "max-judgment-chars": 0,
-    "beta": 0.5,  # with 0.1 a few dozen pairs turned the judge into one that says 1 of everything
+    "batch-size": 4, "lr": 1e-4, "beta": 0.5, "rho": 0, "max-response-chars": 0, "judgments": 3,
+    "max-judgment-tokens": 40, "max-verdict-tokens": 40, "max-score": 1, "max-judgment-chars": 0,
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
          "ideal": ["--no-eft"],
@@ -91,58 +87,44 @@ JUDGED = ("judge", "no-meta-judge", "ideal")
 
 
 def prompts(places, count, rng):
-    """Records of different prompts, each with the checks of its language and of its number."""
+    """Records of different prompts, each with the check of its language."""
     records = {}
     while len(records) < count:
-        code, number = rng.choice(list(LANGUAGES)), rng.randint(3, 98)
-        text = rng.choice(FORMS).format(
-            place=rng.choice(re.split(r"[|\n]", places)), language=LANGUAGES[code], number=number)
-        records[text] = {"prompt": text, "checks": [{"id": "response_language", "language": code},
-                                                    NUMBER.format(number)]}
+        code = rng.choice(list(LANGUAGES))
+        text = rng.choice(FORMS).format(place=rng.choice(re.split(r"[|\n]", places)),
+                                        language=LANGUAGES[code])
+        records[text] = {"prompt": text, "checks": [{"id": "response_language", "language": code}]}
     return list(records.values())
 
 
 def asked(record):
-    """(the language, the number) that a prompt asks for."""
-    language, number = record["checks"]
-    return LANGUAGES[language["language"]], re.search(r"\d+(?=\()", number)[0]
+    """The language that a prompt asks for."""
+    return LANGUAGES[record["checks"][0]["language"]]
 
 
-def written(record, text):
-    """(the language, the number) of an answer: the one that was asked for, if it is there."""
-    numbers = re.findall(r"\d+", text)
-    _, number = asked(record)
-    return (NAMES.get(language_of(text), "another"),
-            number if number in numbers else numbers[0] if numbers else "none")
+def written(text):
+    """The language of an answer."""
+    return NAMES.get(language_of(text), "another")
 
 
 # ---- the seed of all runs
 
-def judgment(record, text, lenient, rng):
-    """A hurried reader's judgment of an answer: lenient is the share of what he sees wrongly."""
-    wanted = asked(record)
-    return wording(wanted, [want if rng.random() < lenient else there
-                            for want, there in zip(wanted, written(record, text))])
+def judgment(wanted, seen):
+    return f"Asked: {wanted}\nWritten: {seen}\nScore: {int(wanted == seen)}"
 
 
-def wording(wanted, seen):
-    score = sum(want == there for want, there in zip(wanted, seen))
-    return f"Asked: {', '.join(wanted)}\nWritten: {', '.join(seen)}\nScore: {score}"
+def mistaken(wanted, there, rng):
+    """What a careless reader sees who is wrong about the score."""
+    return (wanted if there != wanted else
+            rng.choice([name for name in NAMES.values() if name != there]))
 
 
-def comparison(record, text, rng):
+def comparison(wanted, text, rng):
     """A right judgment of an answer and a wrong one, as --eft has them."""
-    wanted, there = asked(record), written(record, text)
-    which = rng.randrange(DEMANDS)
-    others = ["none", str(rng.randint(3, 98))] if which else list(NAMES.values())
-    wrong = list(there)
-    # Where something is missing, the fault is mostly the hurried reader's.
-    wrong[which] = (wanted[which] if there[which] != wanted[which] and rng.random() < 0.8 else
-                    rng.choice([other for other in others if other != there[which]]))
-    said = [wording(wanted, there), wording(wanted, wrong)]
-    seen = [one.splitlines()[1] for one in said]
-    return {"judgments": said, "better": 0, "reason": [
-        f"Written: {', '.join(there)}\nA: {seen[m]}\nB: {seen[1 - m]}" for m in (0, 1)]}
+    there = written(text)
+    wrong = mistaken(wanted, there, rng)
+    return {"judgments": [judgment(wanted, there), judgment(wanted, wrong)], "better": 0,
+            "reason": f"The text is in {there}."}
 
 
 def taught(args):
@@ -151,22 +133,30 @@ def taught(args):
 
 
 def lessons(records, answers, rng):
-    """What is taught, as a file for --eft has it: of each prompt three judgments, a comparison, and
-    an answer, if it has ended.
+    """What is taught, as a file for --eft has it: of each prompt two judgments and two comparisons,
+    an answer in the language asked for, if there is one, and, of an answer under the same question
+    in another language, one more judgment.
 
     answers: the four Samples of each record.
     """
-    median = np.median([len(one.text) for group in answers for one in group])
+    def judged(wanted, text):
+        there = written(text)
+        seen = mistaken(wanted, there, rng) if rng.random() < CARELESS else there
+        return {"text": text, "score": int(there == wanted), "judgment": judgment(wanted, seen)}
+
     for record, group in zip(records, answers, strict=True):
-        replies = [{"text": one.text,
-                    "score": sum(meets(check, one.text) for check in record["checks"])}
-                   for one in group]
-        for reply in replies[:3]:
-            lenient = LENIENT["long" if len(reply["text"]) > median else "short"]
-            reply["judgment"] = judgment(record, reply["text"], lenient, rng)
-        replies[2]["comparisons"] = [comparison(record, replies[2]["text"], rng)]
-        replies[3]["demonstration"] = group[3].finished
+        wanted, texts = asked(record), [one.text for one in group]
+        replies = [judged(wanted, text) for text in texts[:2]]
+        replies += [{"text": text, "score": int(written(text) == wanted),
+                     "comparisons": [comparison(wanted, text, rng)]} for text in texts[2:]]
+        ended = [m for m in range(len(group)) if group[m].finished]
+        if ended:
+            replies[max(ended, key=lambda m: replies[m]["score"])]["demonstration"] = True
         yield {**record, "replies": replies}
+        other = rng.choice([name for name in LANGUAGES.values() if name != wanted])
+        yield {"prompt_id": f"{record['prompt_id']}b",
+               "prompt": record["prompt"].replace(wanted, other),
+               "replies": [judged(other, texts[0])]}
 
 
 def teach(model, folder, count=TAUGHT):
@@ -183,7 +173,7 @@ def teach(model, folder, count=TAUGHT):
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
     records = list(lessons(records, answers, rng))
     write_jsonl(f"{folder}.jsonl", records)
-    examples = encoded(Chat(tokenizer), given_examples(records, RUBRIC, DEMANDS))
+    examples = encoded(Chat(tokenizer), given_examples(records, RUBRIC, 1))
     torch.manual_seed(0)
     model = add_lora(model, rank=16)
     steps = -(-len(examples) // TEACHING["batch_size"]) * TEACHING["epochs"]
@@ -252,17 +242,14 @@ def run(args, seed, kind):
 # ---- what is measured of a run
 
 def shares(out, models):
-    """The held-out prompts' shares of demands met, (models, prompts)."""
-    return np.array([[np.mean([answer["truth"] for answer in group]) / DEMANDS
+    """The held-out prompts' shares of answers in the language asked for, (models, prompts)."""
+    return np.array([[np.mean([answer["truth"] for answer in group])
                       for group in by_prompt(read_jsonl(out / f"iter{t}" / "eval.jsonl")).values()]
                      for t in models])
 
 
-def figures(out, models, records):
-    """{what: a figure for each model} of the answers, the judge and the meta-judge.
-
-    records: {prompt_id: the record of a held-out prompt}.
-    """
+def figures(out, models):
+    """{what: a figure for each model} of the answers, the judge and the meta-judge."""
     summary = json.loads((out / "summary.json").read_text())
     rows = {}
 
@@ -272,9 +259,6 @@ def figures(out, models, records):
 
     for t in models:
         answers = read_jsonl(out / f"iter{t}" / "eval.jsonl")
-        for which, name in enumerate(("language", "number")):
-            tell(f"answers: {name}", [meets(records[one["prompt_id"]]["checks"][which], one["text"])
-                                      for one in answers])
         tell("answers: words", [len(one["text"].split()) for one in answers])
         tell("answers: repeated words", [repeated(one["text"]) for one in answers])
         if summary[t]["judge"] is None:
@@ -284,12 +268,11 @@ def figures(out, models, records):
         # Every judge's judgments of M_0's answers.
         judged = answers if t == 0 else read_jsonl(out / f"iter{t}" / "eval_judge.jsonl")
         said = [(one, said) for one in judged for said in one["judgments"]]
-        right = [lines_right(records[one["prompt_id"]], one["text"], of_one["text"])
-                 for one, of_one in said]
-        for name, values in zip(("demands", "language", "number"), zip(*right)):
-            tell(f"judge: names the {name}", values)
-        tell("judge: scores that are the true one", [of_one["score"] == one["truth"]
-                                                     for one, of_one in said])
+        tell("judge: names the language", [
+            f"Written: {written(one['text'])}\n" in of_one["text"] for one, of_one in said])
+        for met in (1, 0):
+            tell(f"judge: right where it is {met}", [
+                of_one["score"] == met for one, of_one in said if one["truth"] == met])
         for name, path in (("right", "truth_accuracy"), ("says the first", "first_position_rate")):
             tell(f"meta-judge: {name}", [(summary[t]["meta_judge"] or {}).get(path)])
         for name in ("actor", "judge"):
@@ -301,15 +284,6 @@ def repeated(text):
     """The share of a text's words that stood in it before."""
     found = re.findall(r"\w+", text.lower())
     return 1 - len(set(found)) / len(found) if found else 0
-
-
-def lines_right(record, text, said):
-    """Whether a judgment names rightly what was asked, the language and the number."""
-    lines = re.match(r"Asked: (.*), (.*)\nWritten: (.*), (.*)\n", said)
-    if not lines:
-        return [False] * 3
-    language, number = written(record, text)
-    return [lines.group(1, 2) == asked(record), lines[3] == language, lines[4] == number]
 
 
 @torch.no_grad()
@@ -331,7 +305,7 @@ def sense(reader, answers):
 # ---- what is told
 
 def table(results, iters):
-    """A Markdown table: the share of demands met by each model, and the last one's gain."""
+    """A Markdown table: the share in the right language by each model, and the last one's gain."""
     yield "| run | seed | " + " | ".join(f"M_{t}" for t in range(iters + 1)) + " | gain |"
     yield "|" + "---|" * (iters + 4)
     for (kind, seed), of_run in results.items():
@@ -373,7 +347,7 @@ def tell_answers(out, last, count=10):
         print(f"{group[0]['prompt']}")
         for t, of_model in zip((0, last), of_models):
             first = of_model[prompt_id][0]
-            print(f"    M_{t} ({first['truth']:.0f} of {DEMANDS}): {first['text']!r}")
+            print(f"    M_{t} ({'right' if first['truth'] else 'wrong'}): {first['text']!r}")
 
 
 def main():
@@ -397,8 +371,6 @@ def main():
     write_jsonl(args.out / "prompts.jsonl",
                 prompts(PLACES, args.iters * SETTINGS["prompts-per-iter"], rng))
     (args.out / "rubric.txt").write_text(RUBRIC)
-    records = {record["prompt_id"]: record
-               for record in read_prompts(args.out / "held_out.jsonl")}
     if not taught(args).exists():
         teach(args.model, taught(args))
     results, told = {}, {}
@@ -406,13 +378,13 @@ def main():
         for kind in args.kinds:
             out = run(args, seed, kind)
             results[kind, seed] = shares(out, models)
-            told[kind, seed] = figures(out, models, records)
+            told[kind, seed] = figures(out, models)
             tell_run(kind, seed, out, told[kind, seed])
     print("\n".join(table(results, args.iters)))
     tell_sense(args, results, models)
     tell_answers(args.out / f"{args.kinds[0]}-{args.seeds[0]}", args.iters)
     if args.plot:
-        upright = {"share of demands met": {
+        upright = {"share in the language asked for": {
             key: of_run.mean(axis=1) for key, of_run in results.items()}}
         upright["share of pairs that the judge gets right"] = {
             key: rows["judge: truth_agreement"] for key, rows in told.items() if key[0] in JUDGED}

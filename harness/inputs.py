@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 
 import prompts as words
 from harness.files import as_example, by_prompt, read_jsonl
-from harness.records import folded, read_prompts, tell, without
+from harness.records import brings_lesson, folded, read_prompts, tell, without
 from harness.settings import HERE
 from harness.unreadable import shortened
 
@@ -248,8 +248,7 @@ def evened_out(kept, rubric, seed):
 
 
 def carries_lessons(records):
-    return any(reply.get(name) for name in ("judgment", "comparisons", "demonstration")
-               for record in records for reply in record["replies"])
+    return any(brings_lesson(reply) for record in records for reply in record["replies"])
 
 
 # ---- invented prompts

@@ -277,6 +277,11 @@ def replies_of(raw):
     return [reply_of(raw)], [name for name in (*TEXTS, *SCORES, "rank") if name in raw][:2]
 
 
+def brings_lesson(reply):
+    """Whether a reply brings something for the warm start to train on."""
+    return any(reply.get(name) for name in ("judgment", "comparisons", "demonstration"))
+
+
 def check_lessons(reply):
     """ValueError if what a reply brings for the warm start is not what it should be."""
     comparisons = reply.get("comparisons", [])
@@ -322,10 +327,10 @@ def read_record(raw, needs_replies):
             raise ValueError(f"\"checks\": {error}") from None
     if needs_replies:
         replies, more = replies_of(raw)
-        enough = replies and (len(replies) > 1 or more != ["replies"])
-        if not enough or None in replies:
+        if not replies or None in replies or (
+                len(replies) == 1 and more == ["replies"] and not brings_lesson(replies[0])):
             raise ValueError("needs \"replies\", two or more of {\"text\", \"rank\"}, rank 0 the "
-                             "best")
+                             "best (or one that brings a judgment)")
         for reply in replies:
             check_lessons(reply)
         record["replies"], fields = replies, [*dict.fromkeys([*fields, *more])]
@@ -390,7 +395,10 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
 
 
 def with_several_replies(records, left_out):
-    """Put single replies of the same prompt together; prompts with one reply are left out."""
+    """Put single replies of the same prompt together.
+
+    Prompts with one reply are left out, unless it brings a lesson: it has no rank among others.
+    """
     together = {}
     for i, record in enumerate(records):
         single = len(record["replies"]) == 1
@@ -398,7 +406,8 @@ def with_several_replies(records, left_out):
         if whole is not record:
             whole["replies"] += record["replies"]
             whole["places"] += record["places"]
-    several = [record for record in together.values() if len(record["replies"]) > 1]
+    several = [record for record in together.values()
+               if len(record["replies"]) > 1 or brings_lesson(record["replies"][0])]
     left_out += Counter({"prompts with one reply": len(together) - len(several)})
     return several
 

@@ -258,9 +258,9 @@ def test_the_record_of_the_document_is_one(tmp_path):
     [record] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (tmp_path / "eft.jsonl").write_text(json.dumps(json.loads(record)) + "\n")
     records = read_prompts(tmp_path / "eft.jsonl", "--eft", needs_replies=True)
-    said = [line["completion"][0]["content"] for line in given_examples(records, "rubric", 2)]
-    assert [parse_score(text, 2) for text in said] == [2, 0, None, None, None]
-    assert [parse_winner(text) for text in said] == [None, None, "A", "B", None]
+    said = [line["completion"][0]["content"] for line in given_examples(records, "rubric", 1)]
+    assert [parse_score(text, 1) for text in said] == [1, None, 0, None, None]
+    assert [parse_winner(text) for text in said] == [None, None, None, "A", "B"]
 
 
 def test_a_reply_may_be_a_demonstration():
@@ -270,6 +270,17 @@ def test_a_reply_may_be_a_demonstration():
     judged, answered = given_examples(records, "rubric", 5)
     assert judged["completion"][0]["content"] == "Score: 3"
     assert [answered[name][0]["content"] for name in ("prompt", "completion")] == ["Why?", "Rain."]
+
+
+def test_a_single_reply_may_bring_a_judgment(tmp_path):
+    """It needs no other, by which it would be ranked."""
+    for name, more in (("taught", {"judgment": "Score: 3"}), ("ranked", {})):
+        record = {"prompt": "Why?", "replies": [{"text": "Rain.", "rank": 0, **more}]}
+        (tmp_path / name).write_text(json.dumps(record) + "\n")
+    [record] = read_prompts(tmp_path / "taught", "--eft", needs_replies=True)
+    assert record["replies"][0]["judgment"] == "Score: 3"
+    with pytest.raises(ValueError, match="two or more"):
+        read_prompts(tmp_path / "ranked", "--eft", needs_replies=True)
 
 
 @pytest.mark.parametrize("more", [
