@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks.ablations import interval as t_interval
 from benchmarks.ablations import plot
 from dpo import add_lora, answer_logps, train_sft
 from eval import bootstrap, by_prompt, read_jsonl
@@ -308,9 +309,32 @@ def table(results, iters):
     """A Markdown table: the share in the right language by each model, and the last one's gain."""
     yield "| run | seed | " + " | ".join(f"M_{t}" for t in range(iters + 1)) + " | gain |"
     yield "|" + "---|" * (iters + 4)
-    for (kind, seed), of_run in results.items():
+    for (kind, seed), of_run in {**results, **over_seeds(results)}.items():
         cells = [interval(share) for share in [*of_run, of_run[-1] - of_run[0]]]
         yield f"| {kind} | {seed} | " + " | ".join(cells) + " |"
+
+
+def over_seeds(results):
+    """The means of the seeds of each kind, and their differences to the control of these seeds."""
+    means = {}
+    for kind in dict.fromkeys(kind for kind, _ in results):
+        runs = {seed: of_run for (of, seed), of_run in results.items() if of == kind}
+        both = [seed for seed in runs if kind != "control" and ("control", seed) in results]
+        if len(runs) > 1:
+            means[kind, "mean"] = np.mean([*runs.values()], axis=0)
+        if both:
+            means[f"{kind} - control", "mean"] = np.mean(
+                [runs[seed] - results["control", seed] for seed in both], axis=0)
+    return means
+
+
+def tell_gains(results):
+    """Each kind's gain, the mean of its seeds, with a 95 % t-interval over these."""
+    for kind in dict.fromkeys(kind for kind, _ in results):
+        gains = [np.mean(of_run[-1] - of_run[0])
+                 for (of, _), of_run in results.items() if of == kind]
+        if len(gains) > 1:
+            print(f"{kind}: gain {t_interval(gains, '.3f')} over {len(gains)} seeds")
 
 
 def interval(values):
@@ -381,6 +405,7 @@ def main():
             told[kind, seed] = figures(out, models)
             tell_run(kind, seed, out, told[kind, seed])
     print("\n".join(table(results, args.iters)))
+    tell_gains(results)
     tell_sense(args, results, models)
     tell_answers(args.out / f"{args.kinds[0]}-{args.seeds[0]}", args.iters)
     if args.plot:

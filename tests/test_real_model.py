@@ -18,8 +18,10 @@ from benchmarks.real_model import (
     judgment,
     lessons,
     mistaken,
+    over_seeds,
     prompts,
     repeated,
+    table,
     written,
 )
 from harness.checks import meets
@@ -123,6 +125,17 @@ def test_figures_of_a_run(tmp_path):
         rows["judge: right where it is 1"][0])
     assert np.isnan(rows["meta-judge: right"][0]) and rows["meta-judge: right"][1] == 0.8
     assert rows["actor pairs"] == [3, 3]
+
+
+def test_means_over_seeds_and_what_is_more_than_by_chance():
+    results = {("judge", 0): np.array([[0, 0], [1, 1]]), ("judge", 1): np.array([[0, 1], [1, 1]]),
+               ("control", 0): np.array([[0, 0], [0, 1]]), ("checks", 1): np.array([[0, 1], [1, 1]])}
+    means = over_seeds(results)
+    assert {key: rows.tolist() for key, rows in means.items()} == {
+        ("judge", "mean"): [[0, 0.5], [1, 1]],
+        ("judge - control", "mean"): [[0, 0], [1, 0]]}
+    *_, last = table(results, 1)
+    assert last.startswith("| judge - control | mean | 0.000 (0.000 to 0.000) | 0.500 ")
 
 
 def test_the_plot_has_room_for_every_kind(tmp_path):
