@@ -128,8 +128,9 @@ def test_figures_of_a_run(tmp_path):
 
 
 def test_means_over_seeds_and_what_is_more_than_by_chance():
-    results = {("judge", 0): np.array([[0, 0], [1, 1]]), ("judge", 1): np.array([[0, 1], [1, 1]]),
-               ("control", 0): np.array([[0, 0], [0, 1]]), ("checks", 1): np.array([[0, 1], [1, 1]])}
+    results = {("judge", 0): [[0, 0], [1, 1]], ("judge", 1): [[0, 1], [1, 1]],
+               ("control", 0): [[0, 0], [0, 1]], ("checks", 1): [[0, 1], [1, 1]]}
+    results = {key: np.array(rows) for key, rows in results.items()}
     means = over_seeds(results)
     assert {key: rows.tolist() for key, rows in means.items()} == {
         ("judge", "mean"): [[0, 0.5], [1, 1]],
