@@ -16,9 +16,10 @@ answer is: that is the truth, which makes what the seed is taught, and then only
 
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
 such judgments, and some of its answers, so that it goes on answering. A judgment names the language
-that was asked for, then that of the answer, then the score. It is a careless reader's, who is wrong
-in CARELESS of all cases, in both directions; the comparisons are right. So the judge has something
-to learn, and its meta-judge something to teach.
+that was asked for, then that of the answer, then the score. It is a careless reader's, who now and
+then takes the language asked for as English, and another one for that (CARELESS says how often).
+The comparisons are right. So the judge has something to learn, and its meta-judge something to
+teach.
 
 Measured is the share of answers in the language asked for, on held-out prompts about other places,
 four answers each, and how far the answers stay sense: the log-probability of their tokens by the
@@ -72,7 +73,7 @@ a classroom|a mill|a prison|a ship's deck|a park bench|a tunnel|a wedding|a vine
 HELD_OUT = 24  # prompts
 TAUGHT = 48    # prompts of what is taught
 TEACHING = {"epochs": 1, "batch_size": 8, "lr": 4e-4}
-CARELESS = 0.1  # the share of what is taught to the judge in which the language is named wrongly
+CARELESS = {"right": 0.25, "wrong": 0.05}  # the share of what is taught that is judged wrongly
 RUBRIC = """\
 Write "Asked: " and the language that the question wants, then "Written: " and the language in \
 which the answer is written. The score is 1 if the two are the same, else 0."""
@@ -114,16 +115,15 @@ def judgment(wanted, seen):
     return f"Asked: {wanted}\nWritten: {seen}\nScore: {int(wanted == seen)}"
 
 
-def mistaken(wanted, there, rng):
+def mistaken(wanted, there):
     """What a careless reader sees who is wrong about the score."""
-    return (wanted if there != wanted else
-            rng.choice([name for name in NAMES.values() if name != there]))
+    return "English" if there == wanted else wanted
 
 
-def comparison(wanted, text, rng):
+def comparison(wanted, text):
     """A right judgment of an answer and a wrong one, as --eft has them."""
     there = written(text)
-    wrong = mistaken(wanted, there, rng)
+    wrong = mistaken(wanted, there)
     return {"judgments": [judgment(wanted, there), judgment(wanted, wrong)], "better": 0,
             "reason": f"The text is in {there}."}
 
@@ -142,14 +142,15 @@ def lessons(records, answers, rng):
     """
     def judged(wanted, text):
         there = written(text)
-        seen = mistaken(wanted, there, rng) if rng.random() < CARELESS else there
+        careless = rng.random() < CARELESS["right" if there == wanted else "wrong"]
+        seen = mistaken(wanted, there) if careless else there
         return {"text": text, "score": int(there == wanted), "judgment": judgment(wanted, seen)}
 
     for record, group in zip(records, answers, strict=True):
         wanted, texts = asked(record), [one.text for one in group]
         replies = [judged(wanted, text) for text in texts[:2]]
         replies += [{"text": text, "score": int(written(text) == wanted),
-                     "comparisons": [comparison(wanted, text, rng)]} for text in texts[2:]]
+                     "comparisons": [comparison(wanted, text)]} for text in texts[2:]]
         ended = [m for m in range(len(group)) if group[m].finished]
         if ended:
             replies[max(ended, key=lambda m: replies[m]["score"])]["demonstration"] = True

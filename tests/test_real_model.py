@@ -59,16 +59,14 @@ def test_a_judgment_says_what_was_asked_and_what_is_there():
 
 
 def test_a_careless_reader_errs_in_both_directions():
-    rng = random.Random(1)
-    assert mistaken("German", "English", rng) == "German"
-    assert {mistaken("German", "German", rng) for _ in range(200)} == {
-        "English", "French", "Spanish", "Italian", "Portuguese", "Dutch"}
+    assert mistaken("German", "English") == mistaken("German", "Dutch") == "German"
+    assert mistaken("German", "German") == "English"
 
 
 def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
     for wanted, text, there, score in (("German", ENGLISH, "English", 0),
                                        ("German", GERMAN, "German", 1)):
-        two = comparison(wanted, text, random.Random(0))
+        two = comparison(wanted, text)
         right, wrong = two["judgments"]
         assert two["better"] == 0 and right == judgment(wanted, there)
         assert parse_score(right, 1) == score and parse_score(wrong, 1) == 1 - score
@@ -77,8 +75,8 @@ def test_one_judgment_of_a_comparison_is_right_and_the_other_is_not():
 
 def test_what_is_taught(tmp_path):
     """Of each prompt three judgments, two comparisons in both orders, and an answer that has ended,
-    in the language asked for if there is one, in a file that --eft takes. A fifth of the judgments
-    is wrong, no verdict is.
+    in the language asked for if there is one, in a file that --eft takes. Some of the judgments are
+    wrong, no verdict is.
     """
     records = [{**record, "prompt_id": f"{i}"} for i, record in enumerate(RECORDS)]
     answers = [[Sample(GERMAN, [1], False), Sample(ENGLISH, [1], True),
@@ -88,9 +86,12 @@ def test_what_is_taught(tmp_path):
     said = [line["completion"][0]["content"] for line in given_examples(taught, "", 1)]
     german = sum(asked(record) == "German" for record in RECORDS)
     assert (said.count(GERMAN), said.count(ENGLISH)) == (german, 60 - german)
-    wrong = [f"Written: {written(reply['text'])}\n" not in reply["judgment"]
-             for record in taught for reply in record["replies"] if "judgment" in reply]
-    assert len(wrong) == 180 and abs(np.mean(wrong) - CARELESS) < 0.1
+    judged = [(-reply["rank"], -reply["rank"] != parse_score(reply["judgment"], 1))
+              for record in taught for reply in record["replies"] if "judgment" in reply]
+    assert len(judged) == 180
+    for score, name in enumerate(("wrong", "right")):
+        off = np.mean([wrong for of, wrong in judged if of == score]) - CARELESS[name]
+        assert abs(off) < 0.15
     verdicts = [text for text in said if parse_winner(text)]
     assert len(verdicts) == 240 and sum(parse_winner(text) == "A" for text in verdicts) == 120
     assert {text.splitlines()[0] for text in verdicts} == {
