@@ -9,7 +9,8 @@ answer is: that is the truth, which makes what the seed is taught, and then only
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
-    ideal            the same with a meta-judge that always prefers the score nearer to the truth
+    balanced         the whole method with a meta-judge that is always right, on as many answers
+                     that are in the language asked for as others
     checks           the reward is the truth (`--reward checks`)
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: it must not rise
@@ -27,6 +28,7 @@ model as it was before all teaching, and by another that never trains (--reader)
 95 %, by bootstrap over prompts. Resumable: what is there is not run again.
 """
 import argparse
+import itertools
 import json
 import random
 import re
@@ -41,6 +43,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import metareward
 from benchmarks.ablations import interval as t_interval
 from benchmarks.ablations import plot
 from dpo import add_lora, answer_logps, train_sft
@@ -51,6 +54,7 @@ from harness.folder import Run, encoded
 from harness.inputs import given_examples
 from harness.loading import load
 from harness.whole import save_model
+from metareward import most_varied  # the one that `balanced` stands in for
 from sampling import Chat, sample
 
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
@@ -83,9 +87,9 @@ SETTINGS = {  # of the runs
     "max-judgment-tokens": 40, "max-verdict-tokens": 40, "max-score": 1, "max-judgment-chars": 0,
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
-         "ideal": ["--no-eft"],
+         "balanced": ["--no-eft"],
          "checks": ["--reward", "checks"], "control": ["--reward", "checks"]}
-JUDGED = ("judge", "no-meta-judge", "ideal")
+JUDGED = ("judge", "no-meta-judge", "balanced")
 
 
 def prompts(places, count, rng):
@@ -193,6 +197,17 @@ def chance(run, t, answers, label):
     """Stands in for Run.reward_scores: numbers that depend on nothing but the answer's place."""
     return [random.Random(f"{run.settings.seed}/{t}/{answer['id']}").random()
             for answer in answers]
+
+
+def balanced(answers, seed):
+    """Stands in for metareward.most_varied: of the answers whose scores differ as many that are in
+    the language asked for as others.
+    """
+    mixed = [answer for answer in answers if len(set(answer["scores"])) > 1]
+    random.Random(seed).shuffle(mixed)
+    sides = [[answer for answer in mixed if answer["truth"] == met] for met in (1, 0)]
+    for answer in itertools.chain(*zip(*sides)):
+        yield from most_varied([answer], seed)
 
 
 def ideal_meta_judge(run, t, varied):
@@ -421,10 +436,10 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
-        import metareward
         if sys.argv[2] == "control":
             Run.reward_scores = chance
-        if sys.argv[2] == "ideal":
+        if sys.argv[2] == "balanced":
+            metareward.most_varied = balanced
             metareward.meta_judge = ideal_meta_judge
         metareward.main(sys.argv[3:])
     else:
