@@ -101,7 +101,7 @@ def test_the_real_model_s_notebook_runs_with_the_tiny_one(tmp_path):
     assert run_notebook("real_model.ipynb",
                         model=('"Qwen/Qwen2.5-Coder-0.5B-Instruct"', repr(str(TINY))),
                         out=('OUT = "runs/real-notebook"', f"OUT = {str(tmp_path)!r}"),
-                        sizes=("RESPONSES = 60, 1, 32, 24, 6", "RESPONSES = 6, 1, 4, 3, 3"),
+                        sizes=("RESPONSES = 48, 1, 32, 24, 6", "RESPONSES = 6, 1, 4, 3, 3"),
                         threads=("import metareward\n",
                                  "import metareward; torch.set_num_threads(1)\n")) == 1
 
