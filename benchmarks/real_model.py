@@ -3,9 +3,9 @@
     python benchmarks/real_model.py --model M
 
 M is a model folder or a hub name. Each prompt asks for a sentence about a place in one of six
-languages, and the seed answers in English as often as not. A program tells in which language an
-answer is: that is the truth, which makes what the seed is taught, and then only measures.
-(langdetect: `pip install -r requirements-dev.txt`.) The kinds of runs:
+languages, and the seed often answers in English. A program tells in which language an answer is:
+that is the truth, which makes what the seed is taught, and then only measures. (langdetect: `pip
+install -r requirements-dev.txt`.) The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
@@ -13,7 +13,7 @@ answer is: that is the truth, which makes what the seed is taught, and then only
                      that are in the language asked for as others
     checks           the reward is the truth (`--reward checks`)
     control          the same, but that every answer's score is a random number, so that its pairs
-                     say nothing: it must not rise
+                     say nothing: what it gains, it gains by chance
 
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
 such judgments, and some of its answers, so that it goes on answering. A judgment names the language
@@ -345,12 +345,17 @@ def over_seeds(results):
 
 
 def tell_gains(results):
-    """Each kind's gain, the mean of its seeds, with a 95 % t-interval over these."""
+    """Each kind's gain, and what it is more than the control's of the same seeds: means of the
+    seeds, with 95 % t-intervals over these.
+    """
+    gains = {key: np.mean(of_run[-1] - of_run[0]) for key, of_run in results.items()}
     for kind in dict.fromkeys(kind for kind, _ in results):
-        gains = [np.mean(of_run[-1] - of_run[0])
-                 for (of, _), of_run in results.items() if of == kind]
-        if len(gains) > 1:
-            print(f"{kind}: gain {t_interval(gains, '.3f')} over {len(gains)} seeds")
+        own = [gain for (of, _), gain in gains.items() if of == kind]
+        more = [gain - gains["control", seed] for (of, seed), gain in gains.items()
+                if of == kind != "control" and ("control", seed) in gains]
+        for name, values in ((kind, own), (f"{kind} - control", more)):
+            if len(values) > 1:
+                print(f"{name}: gain {t_interval(values, '.3f')} over {len(values)} seeds")
 
 
 def interval(values):
