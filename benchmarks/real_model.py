@@ -18,9 +18,9 @@ install -r requirements-dev.txt`.) The kinds of runs:
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
 such judgments, and some of its answers, so that it goes on answering. A judgment names the language
 that was asked for, then that of the answer, then the score. It is a careless reader's, who now and
-then takes the language asked for as English, and another one for that (CARELESS says how often).
-The comparisons are right. So the judge has something to learn, and its meta-judge something to
-teach.
+then calls the language asked for English, or another language the one asked for (CARELESS says how
+often). The comparisons are right. So the judge has something to learn, and its meta-judge something
+to teach.
 
 Measured is the share of answers in the language asked for, on held-out prompts about other places,
 four answers each, and how far the answers stay sense: the log-probability of their tokens by the
@@ -124,12 +124,16 @@ def mistaken(wanted, there):
     return "English" if there == wanted else wanted
 
 
-def comparison(wanted, text):
+def careless(wanted, there, rng):
+    """A judgment as it is taught, wrong in CARELESS of all cases."""
+    wrong = rng.random() < CARELESS["right" if there == wanted else "wrong"]
+    return judgment(wanted, mistaken(wanted, there) if wrong else there)
+
+
+def comparison(wanted, there):
     """A right judgment of an answer and a wrong one, as --eft has them."""
-    there = written(text)
-    wrong = mistaken(wanted, there)
-    return {"judgments": [judgment(wanted, there), judgment(wanted, wrong)], "better": 0,
-            "reason": f"The text is in {there}."}
+    return {"judgments": [judgment(wanted, seen) for seen in (there, mistaken(wanted, there))],
+            "better": 0, "reason": f"The text is in {there}."}
 
 
 def taught(args):
@@ -144,25 +148,23 @@ def lessons(records, answers, rng):
 
     answers: the four Samples of each record.
     """
-    def judged(wanted, text):
-        there = written(text)
-        careless = rng.random() < CARELESS["right" if there == wanted else "wrong"]
-        seen = mistaken(wanted, there) if careless else there
-        return {"text": text, "score": int(there == wanted), "judgment": judgment(wanted, seen)}
-
     for record, group in zip(records, answers, strict=True):
-        wanted, texts = asked(record), [one.text for one in group]
-        replies = [judged(wanted, text) for text in texts[:2]]
-        replies += [{"text": text, "score": int(written(text) == wanted),
-                     "comparisons": [comparison(wanted, text)]} for text in texts[2:]]
-        ended = [m for m in range(len(group)) if group[m].finished]
+        wanted, languages = asked(record), [written(one.text) for one in group]
+        replies = [{"text": one.text, "score": int(there == wanted)}
+                   for one, there in zip(group, languages)]
+        for reply, there in zip(replies[:2], languages[:2]):
+            reply["judgment"] = careless(wanted, there, rng)
+        for reply, there in zip(replies[2:], languages[2:]):
+            reply["comparisons"] = [comparison(wanted, there)]
+        ended = [reply for reply, one in zip(replies, group) if one.finished]
         if ended:
-            replies[max(ended, key=lambda m: replies[m]["score"])]["demonstration"] = True
+            max(ended, key=lambda reply: reply["score"])["demonstration"] = True
         yield {**record, "replies": replies}
         other = rng.choice([name for name in LANGUAGES.values() if name != wanted])
         yield {"prompt_id": f"{record['prompt_id']}b",
                "prompt": record["prompt"].replace(wanted, other),
-               "replies": [judged(other, texts[0])]}
+               "replies": [{"text": group[0].text, "score": int(languages[0] == other),
+                            "judgment": careless(other, languages[0], rng)}]}
 
 
 def teach(model, folder, count=TAUGHT):
@@ -286,7 +288,8 @@ def figures(out, models):
         judged = answers if t == 0 else read_jsonl(out / f"iter{t}" / "eval_judge.jsonl")
         said = [(one, said) for one in judged for said in one["judgments"]]
         tell("judge: names the language", [
-            f"Written: {written(one['text'])}\n" in of_one["text"] for one, of_one in said])
+            f"Written: {there}\n" in of_one["text"] for one in judged
+            for there in [written(one["text"])] for of_one in one["judgments"]])
         for met in (1, 0):
             tell(f"judge: right where it is {met}", [
                 of_one["score"] == met for one, of_one in said if one["truth"] == met])
@@ -330,32 +333,30 @@ def table(results, iters):
         yield f"| {kind} | {seed} | " + " | ".join(cells) + " |"
 
 
+def by_kind(results):
+    """{name: its runs, one a seed} of each kind, and of its difference to the control's runs."""
+    groups = {}
+    for (kind, seed), of_run in results.items():
+        groups.setdefault(kind, []).append(of_run)
+        if kind != "control" and ("control", seed) in results:
+            groups.setdefault(f"{kind} - control", []).append(of_run - results["control", seed])
+    return groups
+
+
 def over_seeds(results):
     """The means of the seeds of each kind, and their differences to the control of these seeds."""
-    means = {}
-    for kind in dict.fromkeys(kind for kind, _ in results):
-        runs = {seed: of_run for (of, seed), of_run in results.items() if of == kind}
-        both = [seed for seed in runs if kind != "control" and ("control", seed) in results]
-        if len(runs) > 1:
-            means[kind, "mean"] = np.mean([*runs.values()], axis=0)
-        if both:
-            means[f"{kind} - control", "mean"] = np.mean(
-                [runs[seed] - results["control", seed] for seed in both], axis=0)
-    return means
+    return {(name, "mean"): np.mean(runs, axis=0) for name, runs in by_kind(results).items()
+            if len(runs) > 1 or name not in FLAGS}
 
 
 def tell_gains(results):
     """Each kind's gain, and what it is more than the control's of the same seeds: means of the
     seeds, with 95 % t-intervals over these.
     """
-    gains = {key: np.mean(of_run[-1] - of_run[0]) for key, of_run in results.items()}
-    for kind in dict.fromkeys(kind for kind, _ in results):
-        own = [gain for (of, _), gain in gains.items() if of == kind]
-        more = [gain - gains["control", seed] for (of, seed), gain in gains.items()
-                if of == kind != "control" and ("control", seed) in gains]
-        for name, values in ((kind, own), (f"{kind} - control", more)):
-            if len(values) > 1:
-                print(f"{name}: gain {t_interval(values, '.3f')} over {len(values)} seeds")
+    for name, runs in by_kind(results).items():
+        if len(runs) > 1:
+            gains = [np.mean(of_run[-1] - of_run[0]) for of_run in runs]
+            print(f"{name}: gain {t_interval(gains, '.3f')} over {len(gains)} seeds")
 
 
 def interval(values):
