@@ -25,16 +25,15 @@ models that one GPU cannot hold.
 import itertools
 import logging
 import math
-import re
 import sys
 import time
 import warnings
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
@@ -42,12 +41,14 @@ from torch.utils.checkpoint import checkpoint
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package nobody needs
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from peft.tuners.lora import LoraLayer
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from harness.architecture import changes_of_logits, rotation_limit, unadapted, windows_of
+from harness.passes import Budget, token_count, train_without_noise
+from harness.processes import add_up, add_up_gradients, collect_shares, share, world
 
 # cuDNN plans each shape of attention anew, and shapes hardly ever repeat here.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -55,7 +56,6 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing")
 
 LOGIT_ROWS = 256  # answer tokens whose vocabulary-wide logits exist at the same time
-PASS_TOKENS = {"cuda": 16384, "cpu": 512}  # most tokens per pass: more are not faster
 
 
 # ---- the losses
@@ -85,9 +85,29 @@ def sft_loss(answer_logps, answer_ids):
 @dataclass
 class Layout:
     """What stands where in a packed row."""
-    groups: list       # for each prompt its length and the lengths of its answers, in tokens
-    layers: int = 0    # how many have attended by it
-    windows: int = 0   # how many of these see a window of the last tokens only
+    groups: list           # for each prompt its length and the lengths of its answers, in tokens
+    device: torch.device
+    layers: int = 0        # how many have attended by it
+    windows: int = 0       # how many of these see a window of the last tokens only
+
+    @cached_property
+    def pieces(self):
+        """What `kernel_attention` is told of the prompts and answers, in order.
+
+        (at, seen, begin, most, longest): piece i is the tokens at[i] to at[i + 1], of which there
+        are `most` at most, and sees the tokens seen[begin[i]] to seen[begin[i + 1]], `longest` at
+        most. A prompt of 2 and an answer of 1: at 0 2 3, seen 0 1 0 1 2, begin 0 2 5.
+        """
+        at, seen, begin = [0], [], [0]
+        for prompt, *answers in self.groups:
+            first = range(at[-1], at[-1] + prompt)
+            for before, length in [((), prompt), *((first, answer) for answer in answers)]:
+                seen += [*before, *range(at[-1], at[-1] + length)]
+                at.append(at[-1] + length)
+                begin.append(len(seen))
+        tensors = (torch.tensor(x, dtype=torch.int32, device=self.device)
+                   for x in (at, seen, begin))
+        return *tensors, *(max(y - x for x, y in itertools.pairwise(ends)) for ends in (at, begin))
 
 
 class CannotPack(Exception):
@@ -113,17 +133,46 @@ def packed_attention(module, query, key, value, attention_mask, scaling, dropout
                          "model")
     layout.layers += 1
     layout.windows += bool(sliding_window)
+    see = kernel_attention if has_kernel(query, value) else piecewise_attention
+    return see(query, key, value, layout, scaling, sliding_window), None
+
+
+def has_kernel(query, value):
+    """Whether FlashAttention takes these: on Ampere and later, in 16 bits."""
+    width = query.shape[-1]
+    return (query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
+            and query.dtype.itemsize == 2 and value.shape[-1] == width
+            and width % 8 == 0 and width <= 256)
+
+
+def kernel_attention(query, key, value, layout, scaling, window):
+    """`packed_attention` in one call of FlashAttention's kernel.
+
+    It aligns the last query of a piece with its last key. It is called below
+    torch.nn.attention.varlen, some versions of which want as many heads of keys as of queries.
+    """
+    at, seen, begin, most, longest = layout.pieces
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))     # (T, H or Hkv, D)
+    key, value = (x.index_select(0, seen) for x in (key, value))
+    out, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, at, begin, most, longest, 0.0, False, False, scale=scaling,
+        window_size_left=window - 1 if window else -1, window_size_right=0)
+    return out[None]
+
+
+def piecewise_attention(query, key, value, layout, scaling, window):
+    """`packed_attention` in one call for each prompt and each answer."""
     lengths = list(itertools.chain(*layout.groups))  # of all pieces of the row, in order
     pieces = zip(*(x.split(lengths, 2) for x in (query, key, value)))
     out = []
     for _, *answers in layout.groups:
         q, prompt_k, prompt_v = next(pieces)  # (1, H or Hkv, length of the prompt, D)
-        out.append(causal_attention(q, prompt_k, prompt_v, scaling, sliding_window))
+        out.append(causal_attention(q, prompt_k, prompt_v, scaling, window))
         for _ in answers:
             q, k, v = next(pieces)            # (1, H or Hkv, length of the answer, D)
             k, v = torch.cat([prompt_k, k], 2), torch.cat([prompt_v, v], 2)
-            out.append(causal_attention(q, k, v, scaling, sliding_window))
-    return torch.cat(out, 2).transpose(1, 2), None  # (1, T, H, D)
+            out.append(causal_attention(q, k, v, scaling, window))
+    return torch.cat(out, 2).transpose(1, 2)
 
 
 def causal_attention(query, key, value, scaling, window):
@@ -169,14 +218,6 @@ def can_pack(model):
     return fits_packing[model]
 
 
-def windows_of(config):
-    """How many layers see a window of the last tokens; None: some do something else."""
-    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
-    known = set(kinds) <= {"full_attention", "sliding_attention"}
-    return kinds.count("sliding_attention") if known else None
-
-
 @torch.no_grad()
 def try_packing(model):
     """Raise CannotPack unless a row of a prompt and two answers gives a plain pass's logits."""
@@ -188,7 +229,7 @@ def try_packing(model):
     rounding = 0.03 if model.dtype.itemsize < 4 else 1e-3
     # One of five tries must agree: in 16 bits rounding alone moves the logits of some tokens far.
     for ids in config.vocab_size * torch.arange(1, 16).view(5, 1, 3) // 16:
-        layout, row = Layout([[1, 1, 1]]), ids.to(model.device)
+        layout, row = Layout([[1, 1, 1]], model.device), ids.to(model.device)
         positions = torch.tensor([[0, 1, 1]], device=model.device)
         hidden = packed_hidden(model, row, positions, layout)
         if layout.layers != config.num_hidden_layers:
@@ -250,7 +291,7 @@ def packed_logps(model, prompt_ids, answers):
     """`answer_logps` with all prompts and answers in one row."""
     packed = pack(prompt_ids, answers)
     layout = Layout([[len(prompt), *map(len, group)]
-                     for prompt, group in zip(prompt_ids, answers)])
+                     for prompt, group in zip(prompt_ids, answers)], model.device)
     ids, positions, sources, targets, owners = (torch.tensor(x, device=model.device)
                                                 for x in packed)  # (T,) (T,) (N,) (N,) (N,)
     if model.config._attn_implementation != "packed_answers":
@@ -280,14 +321,6 @@ def plain_logps(model, prompt_ids, answers):
             targets = torch.tensor(answer, device=model.device)[:, None]
             sums.append(normalized(logits).gather(-1, targets).double().sum())
     return torch.stack(sums)
-
-
-def rotation_limit(config):
-    """The longest sequence, in tokens, beside which the others of its pass rotate as alone."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in ("dynamic", "longrope"):
-        return math.inf
-    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
 def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
@@ -337,12 +370,6 @@ def final_logits(model, hidden):
     return cap * (logits / cap).tanh() if cap else logits
 
 
-def changes_of_logits(config):
-    """What a model does to its head's output: (soft cap, divisor, factor), None where nothing."""
-    return [getattr(config, name, None)
-            for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")]
-
-
 def normalized(logits):
     """Log-probabilities of all tokens, (N, V), in fp32 or better."""
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
@@ -386,14 +413,7 @@ def add_lora(model, rank):
     A fresh adapter changes nothing yet. Left out are what sees pictures or hears, routers, which
     return more than a product, and matrices that Mamba's kernels read themselves.
     """
-    left_out = []
-    for name, module in model.named_modules():
-        parent, _, own = name.rpartition(".")
-        mixer = re.search("Mamba|Mixer", type(model.get_submodule(parent)).__name__)
-        if (re.search("vision|visual|image|audio|multi_modal", name)
-                or type(module).__name__.endswith("Router")
-                or mixer and own in ("out_proj", "dt_proj")):
-            left_out.append(name)
+    left_out = unadapted(model)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0,
                         target_modules="all-linear", task_type="CAUSAL_LM",
                         exclude_modules=left_out or None)
@@ -407,147 +427,6 @@ def trainable(model):
     """The LoRA weights by name, in a fixed order, set to require gradients."""
     return {name: weight.requires_grad_(True) for name, weight in model.named_parameters()
             if "lora_" in name}
-
-
-# ---- several processes, as torchrun starts them
-
-def rank():
-    """This process's number, 0 for the one that writes the files."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world():
-    """How many processes work together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def share(items):
-    """Those of a list that fall to this process."""
-    return items[rank()::world()]
-
-
-def collect(mine):
-    """What every process has, a list in the order of their numbers; all wait for the last one."""
-    everyone = [mine] * world()
-    if world() > 1:
-        dist.all_gather_object(everyone, mine)
-    return everyone
-
-
-def collect_shares(mine):
-    """The list of which `mine` is what `share` left to this process, with all processes' parts."""
-    everyone = collect(mine)
-    return [everyone[i % world()][i // world()] for i in range(sum(map(len, everyone)))]
-
-
-def add_up(figures):
-    """The sums of all processes' figures, dicts from names to numbers."""
-    everyone = collect(figures)
-    names = dict.fromkeys(itertools.chain(*everyone))
-    return {name: sum(part.get(name, 0) for part in everyone) for name in names}
-
-
-def add_up_gradients(weights):
-    """Give each weight the sum of all processes' gradients."""
-    if world() == 1:
-        return
-    flat = torch.cat([weight.grad.flatten() for weight in weights])
-    dist.all_reduce(flat)
-    for weight, gradient in zip(weights, flat.split([weight.numel() for weight in weights])):
-        weight.grad = gradient.view_as(weight)
-
-
-# ---- passes: as much of a batch as fits into memory at once
-
-class Budget:
-    """How many tokens a pass may have.
-
-    On CUDA it is what free memory seems to hold, and half of that where it did not.
-    """
-
-    def __init__(self, model, examples):
-        self.model, self.recomputing = model, False
-        self.tokens = PASS_TOKENS[model.device.type]
-        if model.device.type == "cuda":
-            model.gradient_checkpointing_disable()
-            fits = int(0.8 * free_memory() / activation_bytes(model))
-            if fits < max(map(token_count, examples), default=0):
-                self.recompute()
-            else:
-                self.tokens = min(self.tokens, fits)
-
-    def recompute(self):
-        """Gradient checkpointing: the backward pass computes each layer again from its input."""
-        self.recomputing = True
-        self.model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False})
-
-    def passes(self, work, examples):
-        """Split examples, in order, into parts that fit; yield (part, work(part)) for each."""
-        done = 0
-        while done < len(examples):
-            part, result = self.next_part(examples[done:]), None
-            try:
-                result = work(part)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            if result is None:  # outside of `except`: the error holds on to its tensors
-                self.shrink(part)
-            else:
-                done += len(part)
-                yield part, result
-
-    def next_part(self, examples):
-        """The first of the examples that are no more than a pass's tokens: at least one."""
-        totals = itertools.accumulate(map(token_count, examples))
-        fitting = sum(1 for _ in itertools.takewhile(lambda total: total <= self.tokens, totals))
-        return examples[:max(1, fitting)]
-
-    def shrink(self, part):
-        """After a pass ran out of memory: smaller ones, or for a single example recomputing."""
-        total = sum(map(token_count, part))
-        torch.cuda.empty_cache()
-        if len(part) > 1:
-            self.tokens = min(self.tokens, total) // 2
-            print("out of memory: training goes on with passes half as large, "
-                  f"{self.tokens} tokens", file=sys.stderr)
-        elif self.model.training and not self.recomputing:
-            self.recompute()
-            train_without_noise(self.model)
-            print("out of memory: training goes on with gradient checkpointing, which is slower",
-                  file=sys.stderr)
-        else:
-            raise ValueError(f"an example of {total} tokens does not fit into the GPU's memory: "
-                             "use --bits 4, or lower the limits on tokens")
-
-
-def token_count(example):
-    """Tokens of a pair or of an SFT example, the prompt counted once."""
-    return sum(len(ids) for name, ids in example.items() if name.endswith("_ids"))
-
-
-def out_of_memory(error):
-    """Whether this is CUDA's want of memory, which libraries report in their own ways."""
-    signs = ("out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in signs)
-
-
-def activation_bytes(model):
-    """Roughly what the backward pass needs of each token of a training pass.
-
-    That is what goes into and comes out of the adapted layers, and three quarters more for norms,
-    rotations and gates.
-    """
-    features = sum(layer.in_features + layer.out_features
-                   for layer in model.modules() if isinstance(layer, LoraLayer))
-    return 1.75 * features * model.get_input_embeddings().weight.element_size()
-
-
-def free_memory():
-    """Bytes of CUDA memory that are free, those included that PyTorch holds and does not use."""
-    return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-            - torch.cuda.memory_allocated())
 
 
 # ---- training
@@ -647,18 +526,6 @@ def learning_rate(step, total, peak, warmup=0.1):
         return peak * (step + 1) / start
     progress = (step - start) / max(1, total - start)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def train_without_noise(model):
-    """Training mode with neither dropout nor jitter, so that the policy begins as its reference.
-
-    Layers ask for these where they are in training mode. So none is, but those that are computed
-    again in the backward pass, which they would not be otherwise. (Falcon's drop out by themselves
-    then, if their configuration says so.)
-    """
-    for module in model.modules():
-        module.training = module is model or (isinstance(module, GradientCheckpointingLayer)
-                                              and module.gradient_checkpointing)
 
 
 def train(model, examples, held_out, compute, *, epochs, batch_size, lr, seed=0, state=None):

@@ -45,7 +45,9 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a pac
 from peft import PeftModel
 from transformers import AttentionInterface
 
+from harness.architecture import rotation_limit, windows_of
 from harness.chat import Chat
+from harness.passes import out_of_memory
 from harness.plain_attention import plain_attention
 from harness.weights import prepared
 
@@ -414,12 +416,6 @@ def end_capture(device, pool):
         torch.zeros(1, device=device)
 
 
-def out_of_memory(error):
-    """Whether this is CUDA's want of memory, which libraries report in their own ways."""
-    signs = ("out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in signs)
-
-
 # ---- drawing
 
 def uniforms(seed, key, number, count):
@@ -659,14 +655,6 @@ def shared_bytes(model):
     return token_bytes[model]
 
 
-def windows_of(config):
-    """How many layers see a window of the last tokens; None: some do something else."""
-    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
-    known = set(kinds) <= {"full_attention", "sliding_attention"}
-    return kinds.count("sliding_attention") if known else None
-
-
 @torch.no_grad()
 def try_layers(model):
     """Bytes of a token's keys and values, after a step of a few rows as in `decode`, whose logits
@@ -798,14 +786,6 @@ def too_long_prompts(model, prompts, max_new_tokens, skip):
                             f"the model's context of {context}: shorten the prompts or the "
                             "answers", too_long)
     return too_long
-
-
-def rotation_limit(config):
-    """The longest sequence, in tokens, beside which the others of its pass rotate as alone."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in ("dynamic", "longrope"):
-        return math.inf
-    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
 @torch.no_grad()

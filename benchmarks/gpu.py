@@ -28,10 +28,11 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 import transformers.utils
@@ -52,6 +53,7 @@ import dpo
 import sampling
 from benchmarks.dpo import trl_trainer
 from benchmarks.sampling import continuous, generate, ours
+from harness import passes
 from harness.weights import expanded_bytes
 from sampling import (
     Batch,
@@ -270,7 +272,11 @@ def correct(note, args):
             else:
                 figures["draws as on a CPU in float32"] = same(drawn, on_cpu)
                 logps, gradient = answer_figures(model, examples)
+                with piecewise():
+                    by_pieces = answer_figures(model, examples)[1]
                 figures |= {
+                    "gradient off that of attention piece by piece, of its norm":
+                        ((gradient - by_pieces).norm() / by_pieces.norm()).item(),
                     "log-probabilities off, nats": (logps - reference[0]).abs().max().item(),
                     "gradient off, of its norm":
                         ((gradient - reference[1]).norm() / reference[1].norm()).item()}
@@ -316,6 +322,11 @@ def kernel_figures():
             "blind alike": bool((total.isinf()[..., 0] == blind).all()),
             "finite": bool(out.isfinite().all())}
     return figures
+
+
+def piecewise():
+    """Training attends to a row's prompts and answers one after the other, without the kernel."""
+    return mock.patch.object(dpo, "has_kernel", lambda query, value: False)
 
 
 @contextmanager
@@ -384,16 +395,16 @@ def smaller_passes():
     model = with_adapter(small_models()["Llama"].to(DEVICE, torch.bfloat16)
                          .requires_grad_(False), 4)
     examples, figures = pairs(model, 400, 300, 16), {}
-    before = dpo.free_memory
+    before = passes.free_memory
     for name, free in {"as planned": before, "too hopeful": lambda: 10**12}.items():
-        dpo.free_memory, said = free, io.StringIO()
+        passes.free_memory, said = free, io.StringIO()
         with card_of(free=0.35), contextlib.redirect_stderr(said):
             records = list(dpo.train_dpo(model, [dict(e) for e in examples], beta=0.1, epochs=1,
                                          batch_size=16, lr=0.0))
         figures[f"loss, {name}"] = records[0]["loss"]
         figures[f"said, {name}"] = [line for line in said.getvalue().splitlines()
                                     if line.startswith("out of")]
-    dpo.free_memory = before
+    passes.free_memory = before
     return figures
 
 
@@ -645,19 +656,20 @@ def train(note, args, model, rate):
     flops = matrix_flops(model, without=("lora", "lm_head"))
     head = 2 * model.config.vocab_size * model.config.hidden_size
     works, a_step = pair_works(args)
-    for size in (None, 24) if CUDA else (None,):
-        for name, (prompt, answer) in works.items():
+    for size, way in ((None, nullcontext), (None, piecewise), (24, nullcontext))[:3 if CUDA else 1]:
+        for kind, (prompt, answer) in works.items():
+            name = f"{kind} pairs, {size or 'all'} GB{', piece by piece' * (way is piecewise)}"
             examples = pairs(model, prompt, answer, a_step)
             answers = sum(len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in examples)
             try:
-                with card_of(size) as taken:
+                with card_of(size) as taken, way():
                     took, count = steps(model, examples)
             except (RuntimeError, ValueError, MemoryError) as error:
-                note(f"{name} pairs, {size or 'all'} GB", error=str(error).splitlines()[0])
+                note(name, error=str(error).splitlines()[0])
                 continue
             # forward, and backward to what goes into frozen weights
             useful = 2 * (count * flops + answers * head)
-            note(f"{name} pairs, {size or 'all'} GB", pairs_s=round(a_step / took, 2),
+            note(name, pairs_s=round(a_step / took, 2),
                  tokens_s=round(count / took), of_matrix_rate=round(useful / took / rate, 3),
                  peak_GB=peak(taken))
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 from safetensors import SafetensorError
 
-from dpo import collect, rank, world
+from harness.processes import collect, rank, world
 from harness.report import untrained
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}

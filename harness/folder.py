@@ -21,7 +21,7 @@ import transformers
 from tqdm import tqdm
 
 import prompts as words
-from dpo import add_lora, collect, rank, share, world
+from dpo import add_lora
 from harness.card import write_card
 from harness.chat import Chat
 from harness.clock import after_iteration, after_stage, expected
@@ -38,6 +38,7 @@ from harness.files import (
 )
 from harness.inputs import SEEDS, evaluation_prompts, ranked_replies, training_prompts
 from harness.loading import fingerprint, load, load_tokenizer
+from harness.processes import collect, rank, share, world
 from harness.records import read_text
 from harness.report import cut_short, drifts, glance, report, unscored
 from harness.reward import RewardModel, reward_chat

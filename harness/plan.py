@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from dpo import world
 from harness.clock import duration, end_of
 from harness.folder import Run
 from harness.loading import read_record
+from harness.processes import world
 from harness.report import untrained
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter

@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save
 from tqdm import tqdm
 
-from dpo import State, rank, reference
+from dpo import State, reference
 from harness.command import barrier
 from harness.files import digest, read_jsonl, write_jsonl, write_whole
+from harness.processes import rank
 
 SAVE_EVERY = 20  # steps between checkpoints; there is one after each epoch as well
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each weight

@@ -28,12 +28,12 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
 )
 from trl import DPOConfig, DPOTrainer
 
 import dpo
 from dpo import (
-    Budget,
     State,
     answer_logps,
     can_pack,
@@ -41,12 +41,13 @@ from dpo import (
     learning_rate,
     pair_logps,
     sft_loss,
-    token_count,
     train_dpo,
     train_sft,
     trainable,
 )
+from harness import passes
 from harness.loading import load
+from harness.passes import Budget, token_count
 from sampling import Chat
 
 ONE = {"answer_ids": [1]}  # an example of one token
@@ -219,6 +220,26 @@ def separate(model, prompts, answers):
     return plain_logps(model, *zip(*apart))
 
 
+def kernel(query, key, value, at, begin, most, longest, dropout, causal, debug, *, scale,
+           window_size_left, window_size_right):
+    """torch.ops.aten._flash_attention_forward of sequences of several lengths, in a loop: the last
+    query of each stands at its last key, and sees that and window_size_left before it, or all.
+    """
+    assert at.dtype == begin.dtype == torch.int32
+    assert (at.diff().max(), begin.diff().max()) == (most, longest)
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1] and query.stride(-1) == 1
+    assert (dropout, causal, window_size_right) == (0.0, False, 0)
+    out = []
+    for q, k, v in zip(query.split(at.diff().tolist()), *(
+            x.split(begin.diff().tolist()) for x in (key, value)), strict=True):
+        before = torch.arange(len(k))[-len(q):, None] - torch.arange(len(k))
+        seen = (before >= 0) & ((window_size_left < 0) | (before <= window_size_left))
+        out.append(F.scaled_dot_product_attention(
+            *(x.transpose(0, 1)[None] for x in (q, k, v)), attn_mask=seen, scale=scale,
+            enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(out), None, None, None, None
+
+
 def norms_in_float64(model):
     """transformers' norms round to float32 in any model, and a gradient that is summed before them
     rounds otherwise than its parts.
@@ -234,14 +255,19 @@ def norms_in_float64(model):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("logit_rows", [256, 5])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_packed_pairs_are_separate_sequences(tiny, name, dtype, tolerance, logit_rows, monkeypatch):
+@pytest.mark.parametrize("logit_rows, on_a_card", [(256, False), (5, True)])
+@pytest.mark.parametrize("name", [*FAMILIES, "mistral with windows"])
+def test_packed_pairs_are_separate_sequences(tiny, name, dtype, tolerance, logit_rows, on_a_card,
+                                             monkeypatch):
     """Seven ragged pairs in one row: log-probabilities and LoRA gradients, relative to the largest;
     one sequence that saw another's token would be off by more than 0.01.
     """
     monkeypatch.setattr(dpo, "LOGIT_ROWS", logit_rows)
-    config_class, settings = FAMILIES[name]
+    if on_a_card:
+        monkeypatch.setattr(dpo, "has_kernel", lambda query, value: True)
+        monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", kernel)
+    config_class, settings = {**FAMILIES, "mistral with windows": (
+        MistralConfig, {"sliding_window": 7})}[name]
     model, plain = (with_lora(random_model(config_class, tiny[1], dtype=dtype, **settings),
                               fresh=False) for _ in range(2))
     if dtype == torch.float64:
@@ -557,7 +583,7 @@ def test_dpo_in_four_bits_learns_and_comes_back(tiny, tmp_path):
 
 def test_passes_keep_order_and_limit(tiny, monkeypatch):
     sizes = [3, 3, 5, 1, 9, 2]
-    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 7)
+    monkeypatch.setitem(passes.PASS_TOKENS, "cpu", 7)
     runs = Budget(tiny[0], []).passes(len, [{"answer_ids": [0] * size} for size in sizes])
     assert [([len(example["answer_ids"]) for example in run], count)
             for run, count in runs] == [([3, 3], 2), ([5, 1], 2), ([9], 1), ([2], 1)]
@@ -591,7 +617,7 @@ def test_a_step_that_ran_out_of_memory_has_the_same_gradient(tiny, monkeypatch, 
     float64, and the log is the same too.
     """
     gradients, logs = recorded_gradients(monkeypatch), []
-    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 300)
+    monkeypatch.setitem(passes.PASS_TOKENS, "cpu", 300)
     for number, when in enumerate([(), (2, 4)]):  # the first call is the reference's
         calls = out_of_memory(monkeypatch, *when)
         model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
@@ -608,7 +634,7 @@ def test_a_step_that_ran_out_of_memory_has_the_same_gradient(tiny, monkeypatch, 
 
 def test_when_one_pair_is_too_much_layers_are_computed_again_and_then_it_is_refused(
         fresh_tiny, tiny, monkeypatch, capsys):
-    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", 1)
+    monkeypatch.setitem(passes.PASS_TOKENS, "cpu", 1)
     model = with_lora(fresh_tiny)
     examples = tokenized(tiny[1], TEXTS[:1])
     out_of_memory(monkeypatch, 2)
@@ -661,8 +687,8 @@ def test_the_budget_comes_from_free_memory(monkeypatch, free, tokens, recomputed
     """A megabyte a token, and 80 % of what is free: where the largest example does not fit, layers
     are computed again.
     """
-    monkeypatch.setattr(dpo, "free_memory", lambda: free)
-    monkeypatch.setattr(dpo, "activation_bytes", lambda model: 10**6)
+    monkeypatch.setattr(passes, "free_memory", lambda: free)
+    monkeypatch.setattr(passes, "activation_bytes", lambda model: 10**6)
     model = OnCuda()
     budget = Budget(model, [{"answer_ids": [0] * 200}, {"answer_ids": [0] * 500}])
     assert (budget.tokens, model.recomputed) == (tokens, recomputed)
@@ -687,7 +713,7 @@ def test_what_a_token_keeps_is_estimated_well(tiny, name, dtype):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logps = pair_logps(model, [[5] * 300], [[6] * 50], [[7] * 50])
     measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / 400
-    assert logps[0].requires_grad and 1 < dpo.activation_bytes(model) / measured < 2
+    assert logps[0].requires_grad and 1 < passes.activation_bytes(model) / measured < 2
 
 
 def recorded_gradients(monkeypatch):
@@ -707,7 +733,7 @@ def test_the_gradient_does_not_depend_on_the_passes(tiny, monkeypatch, limit):
     """One example a pass, some, or all five at once, of different lengths: always the gradient of
     the batch's mean loss, in float64.
     """
-    monkeypatch.setitem(dpo.PASS_TOKENS, "cpu", limit)
+    monkeypatch.setitem(passes.PASS_TOKENS, "cpu", limit)
     gradients = recorded_gradients(monkeypatch)
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False)
     prompts, answers, _ = columns(tokenized(tiny[1]))

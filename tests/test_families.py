@@ -25,6 +25,7 @@ import dpo
 import sampling
 from benchmarks.families import COMMON, FAMILIES, VOCABULARY, random_family, row
 from dpo import answer_logps, can_pack, pair_logps, trainable
+from harness import passes
 from harness.loading import load
 from sampling import sample_tokens
 
@@ -183,7 +184,7 @@ def test_windows_with_gradient_checkpointing_and_in_bfloat16(dtype, tolerance):
     slopes = [torch.autograd.grad(plain.sum(), weights)]
     for recomputing in (False, True):
         if recomputing:
-            dpo.Budget(model, []).recompute()
+            passes.Budget(model, []).recompute()
         logps = answer_logps(model, PROMPTS, [[ids] for ids in CHOSEN])
         assert (logps - plain).norm() < tolerance * plain.norm()
         slopes.append(torch.autograd.grad(logps.sum(), weights))
@@ -267,7 +268,7 @@ def test_the_policy_begins_as_its_reference(name, recomputing, monkeypatch):
         pytest.skip("drops out in the layer itself, which is recomputed; see train_without_noise")
     model = with_lora(random_family(name, **NOISY[name]), fresh=False)
     if recomputing:
-        monkeypatch.setattr(dpo.Budget, "__init__", lambda self, model, examples: (
+        monkeypatch.setattr(passes.Budget, "__init__", lambda self, model, examples: (
             vars(self).update(model=model, tokens=512), self.recompute())[0])
     examples = [{"prompt_ids": ids, "chosen_ids": chosen, "rejected_ids": rejected}
                 for ids, chosen, rejected in zip(PROMPTS, CHOSEN, REJECTED)]
