@@ -46,7 +46,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from harness.architecture import changes_of_logits, rotation_limit, unadapted, windows_of
+from harness.adapters import unadapted
+from harness.architecture import changes_of_logits, rotation_limit, windows_of
 from harness.passes import Budget, token_count, train_without_noise
 from harness.processes import add_up, add_up_gradients, collect_shares, share, world
 

@@ -47,7 +47,7 @@ from transformers import AttentionInterface
 
 from harness.architecture import rotation_limit, windows_of
 from harness.chat import Chat
-from harness.passes import out_of_memory
+from harness.memory import out_of_memory
 from harness.plain_attention import plain_attention
 from harness.weights import prepared
 

@@ -1,7 +1,6 @@
 """What differs between models, as sampling and training ask for it.
 """
 import math
-import re
 
 
 def windows_of(config):
@@ -24,18 +23,3 @@ def changes_of_logits(config):
     """What a model does to its head's output: (soft cap, divisor, factor), None where nothing."""
     return [getattr(config, name, None)
             for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")]
-
-
-def unadapted(model):
-    """The names of modules that get no adapter: what sees pictures or hears, routers, which return
-    more than a product, and matrices that Mamba's kernels read themselves.
-    """
-    left_out = []
-    for name, module in model.named_modules():
-        parent, _, own = name.rpartition(".")
-        mixer = re.search("Mamba|Mixer", type(model.get_submodule(parent)).__name__)
-        if (re.search("vision|visual|image|audio|multi_modal", name)
-                or type(module).__name__.endswith("Router")
-                or mixer and own in ("out_proj", "dt_proj")):
-            left_out.append(name)
-    return left_out

@@ -7,6 +7,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from harness.adapters import lean_adapters
+from harness.memory import free_memory, out_of_memory
+
 PASS_TOKENS = {"cuda": 16384, "cpu": 512}  # most tokens per pass: more are not faster
 
 
@@ -17,15 +20,17 @@ class Budget:
     """
 
     def __init__(self, model, examples):
-        self.model, self.recomputing = model, False
+        self.model, self.recomputing, self.spare = model, False, 0
         self.tokens = PASS_TOKENS[model.device.type]
         if model.device.type == "cuda":
             model.gradient_checkpointing_disable()
-            fits = int(0.8 * free_memory() / activation_bytes(model))
+            room, a_token = 0.8 * free_memory(), activation_bytes(model)
+            fits = int(room / a_token)
             if fits < max(map(token_count, examples), default=0):
                 self.recompute()
             else:
                 self.tokens = min(self.tokens, fits)
+                self.spare = room - self.tokens * a_token  # bytes, for expanded weights
 
     def recompute(self):
         """Gradient checkpointing: the backward pass computes each layer again from its input."""
@@ -36,18 +41,19 @@ class Budget:
     def passes(self, work, examples):
         """Split examples, in order, into parts that fit; yield (part, work(part)) for each."""
         done = 0
-        while done < len(examples):
-            part, result = self.next_part(examples[done:]), None
-            try:
-                result = work(part)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            if result is None:  # outside of `except`: the error holds on to its tensors
-                self.shrink(part)
-            else:
-                done += len(part)
-                yield part, result
+        with lean_adapters(self.model, self.spare):
+            while done < len(examples):
+                part, result = self.next_part(examples[done:]), None
+                try:
+                    result = work(part)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                if result is None:  # outside of `except`: the error holds on to its tensors
+                    self.shrink(part)
+                else:
+                    done += len(part)
+                    yield part, result
 
     def next_part(self, examples):
         """The first of the examples that are no more than a pass's tokens: at least one."""
@@ -57,7 +63,7 @@ class Budget:
 
     def shrink(self, part):
         """After a pass ran out of memory: smaller ones, or for a single example recomputing."""
-        total = sum(map(token_count, part))
+        total, self.spare = sum(map(token_count, part)), 0
         torch.cuda.empty_cache()
         if len(part) > 1:
             self.tokens = min(self.tokens, total) // 2
@@ -78,12 +84,6 @@ def token_count(example):
     return sum(len(ids) for name, ids in example.items() if name.endswith("_ids"))
 
 
-def out_of_memory(error):
-    """Whether this is CUDA's want of memory, which libraries report in their own ways."""
-    signs = ("out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in signs)
-
-
 def activation_bytes(model):
     """Roughly what the backward pass needs of each token of a training pass.
 
@@ -93,12 +93,6 @@ def activation_bytes(model):
     features = sum(layer.in_features + layer.out_features
                    for layer in model.modules() if isinstance(layer, LoraLayer))
     return 1.75 * features * model.get_input_embeddings().weight.element_size()
-
-
-def free_memory():
-    """Bytes of CUDA memory that are free, those included that PyTorch holds and does not use."""
-    return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-            - torch.cuda.memory_allocated())
 
 
 def train_without_noise(model):
