@@ -329,6 +329,11 @@ def piecewise():
     return mock.patch.object(dpo, "has_kernel", lambda query, value: False)
 
 
+def by_peft():
+    """Training takes LoRA layers as PEFT computes them."""
+    return mock.patch.object(passes, "lean_adapters", lambda model, spare: nullcontext())
+
+
 @contextmanager
 def not_expanded():
     """4-bit weights stay as they are."""
@@ -545,16 +550,21 @@ def step_figures(model, work):
     uniform = torch.rand(len(logits), device=DEVICE)
     took, _ = seconds(lambda: [sampling.draw(logits, uniform, 0.8, 0.95) for _ in range(10)])
     figures["drawing"] = round(took * 100, 2)
+    figures["ms of the whole, prompts included, by kernel"] = by_kernel(
+        lambda: ours(model, prompts, n, new, ()))
+    return figures
+
+
+def by_kernel(work, most=12):
+    """Milliseconds of the kernels that take the most time of a piece of work."""
     kinds = [torch.profiler.ProfilerActivity.CUDA if CUDA else torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds) as profile:
-        ours(model, prompts, n, new, ())
+        work()
     spent = {}
     for event in profile.key_averages():
         took = event.self_device_time_total if CUDA else event.self_cpu_time_total
         spent[event.key[:60]] = round(took / 1e3, 1)
-    figures["ms of the whole, prompts included, by kernel"] = dict(
-        sorted(spent.items(), key=lambda item: -item[1])[:12])
-    return figures
+    return dict(sorted(spent.items(), key=lambda item: -item[1])[:most])
 
 
 def draw_by(note, peer, work, draw):
@@ -656,13 +666,14 @@ def train(note, args, model, rate):
     flops = matrix_flops(model, without=("lora", "lm_head"))
     head = 2 * model.config.vocab_size * model.config.hidden_size
     works, a_step = pair_works(args)
-    for size, way in ((None, nullcontext), (None, piecewise), (24, nullcontext))[:3 if CUDA else 1]:
+    ways = {"": nullcontext, ", piece by piece": piecewise, ", PEFT's adapters": by_peft}
+    for size, label in [*((None, label) for label in ways), *[(24, "")] * CUDA]:
         for kind, (prompt, answer) in works.items():
-            name = f"{kind} pairs, {size or 'all'} GB{', piece by piece' * (way is piecewise)}"
+            name = f"{kind} pairs, {size or 'all'} GB{label}"
             examples = pairs(model, prompt, answer, a_step)
             answers = sum(len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in examples)
             try:
-                with card_of(size) as taken, way():
+                with card_of(size) as taken, ways[label]():
                     took, count = steps(model, examples)
             except (RuntimeError, ValueError, MemoryError) as error:
                 note(name, error=str(error).splitlines()[0])
@@ -672,6 +683,8 @@ def train(note, args, model, rate):
             note(name, pairs_s=round(a_step / took, 2),
                  tokens_s=round(count / took), of_matrix_rate=round(useful / took / rate, 3),
                  peak_GB=peak(taken))
+    examples = pairs(model, *works["judge"], a_step)
+    note("judge pairs, ms of three steps by kernel", **by_kernel(lambda: steps(model, examples)))
 
 
 def train_by_trl(note, args, model):

@@ -1,96 +1,99 @@
-"""What a DPO step of an 8B model asks of a card, counted and not computed:
+"""What a DPO step asks of a card, counted and not computed: `python benchmarks/step_count.py`
 
-    python benchmarks/step_count.py
-
-A pass of judge pairs goes through Llama-3-8B's layer, forward and backward, with tensors that have
-shapes and no numbers. Told are, layer by layer, how many operations that is (on a card each is a
-kernel, or a few), how many bytes these read and write, how many products they add up, and how long
-the card of docs/gpu.md would take if each were as fast as its bandwidth or its matrix rate allows,
-and none waited for another. What a layer of 4 bits does besides is added by hand: its weights are
-expanded twice a pass.
+A pass of judge pairs goes through one of Llama-3-8B's layers in bfloat16, forward and backward,
+with tensors that have a shape and no numbers. Told are the operations (on a card each is a kernel
+or two), the bytes that they read and write, and how long the card of docs/gpu.md would take if each
+were as fast as its bandwidth or its matrix rate allows, and none waited for another. So it is a
+bound, and says what is worth taking away. What 4 bits cost besides is reckoned from their layout.
 """
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import dpo
+from harness.adapters import lean_adapters
 from harness.passes import PASS_TOKENS
 
 BANDWIDTH, RATE = 3.0e12, 770e12  # bytes and operations a second of the H100 in docs/gpu.md
-PROMPT, ANSWER = 900, 200         # tokens of a judge pair
+RANK, PROMPT, ANSWER = 16, 900, 200  # of the adapter; tokens of a judge pair
+PAIRS = PASS_TOKENS["cuda"] // (PROMPT + 2 * ANSWER)  # in a pass
 SHAPE = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
          "num_key_value_heads": 8, "vocab_size": 1024, "max_position_embeddings": 8192}
+FREE = ("detach", "_unsafe_view", "empty_like", "new_empty")  # nothing is read or written
+KINDS = ("products with the weights", "the adapter's products", "attention", "all else")
 
 
 class Count(TorchDispatchMode):
-    """Counts what lies below autograd: {kind: Counter of operations, bytes, flops, seconds}."""
+    """Counts what lies below autograd: {kind: Counter of operations, bytes, seconds}."""
 
     def __init__(self):
         super().__init__()
-        self.kinds = {}
+        self.kinds = {kind: Counter() for kind in KINDS}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs, out))
-                   if isinstance(x, torch.Tensor)]
-        name = func._schema.name.removeprefix("aten::")
-        if not func.is_view and name not in ("detach", "empty_like", "new_empty"):
-            size, flops = sum(x.nbytes for x in tensors), products(name, args)
-            self.kinds.setdefault(kind_of(name, args), Counter()).update(
-                operations=1, bytes=size, flops=flops,
-                seconds=max(size / BANDWIDTH, flops / RATE))
+        space, name = func._schema.name.split("::")
+        if space == "aten" and name not in FREE and not func.is_view:
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+            size, product = sum(x.nbytes for x in tensors), name in ("mm", "addmm", "addmm_")
+            seconds = size / BANDWIDTH
+            if product:
+                left, right = tensors[-3:-1]
+                seconds = max(seconds, 2 * left.shape[0] * right.numel() / RATE)
+                slim = RANK in (*left.shape, *right.shape)
+            kind = KINDS[slim] if product else KINDS[2 if "attention" in name else 3]
+            self.kinds[kind].update(operations=1, bytes=size, seconds=seconds)
         return out
 
 
-def products(name, args):
-    """Twice the numbers that a product of two matrices multiplies."""
-    if name not in ("mm", "addmm"):
-        return 0
-    left, right = [x for x in args if isinstance(x, torch.Tensor)][-2:]
-    return 2 * left.shape[0] * left.shape[1] * right.shape[1]
-
-
-def kind_of(name, args):
-    if name in ("mm", "addmm"):
-        slim = min(n for x in args if isinstance(x, torch.Tensor) for n in x.shape) <= 16
-        return "the adapter's products" if slim else "products with the weights"
-    if "attention" in name or name in ("index_select", "index_add", "cat", "split"):
-        return f"attention: {name.replace('_', ' ').strip()}"
-    return name
-
-
-def count(layers):
+def count(layers, lean):
     """What a pass through a model of so many layers counts."""
     config = LlamaConfig(num_hidden_layers=layers, **SHAPE)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
-    model = dpo.add_lora(model, rank=16)
+    model = dpo.add_lora(model, RANK)
     weights = list(dpo.trainable(model).values())
-    pairs = PASS_TOKENS["cuda"] // (PROMPT + 2 * ANSWER)
-    prompts, answers = [[5] * PROMPT] * pairs, [[6] * ANSWER] * pairs
+    prompts, answers = [[5] * PROMPT] * PAIRS, [[6] * ANSWER] * PAIRS
     with mock.patch.object(dpo, "can_pack", lambda model: True), \
             mock.patch.object(dpo, "causal_lower_right", lambda Q, K: None), \
+            lean_adapters(model) if lean else nullcontext(), \
             FakeTensorMode(allow_non_fake_inputs=True), Count() as counted:
         chosen, rejected = dpo.pair_logps(model, prompts, answers, answers)
         torch.autograd.grad((chosen - rejected).sum(), weights)
-    return counted.kinds, pairs * (PROMPT + 2 * ANSWER)
+    return counted.kinds
 
 
 def main():
-    for way in ("piece by piece", "in one call"):
-        with mock.patch.object(dpo, "has_kernel", lambda query, value: way == "in one call"):
-            (two, tokens), (one, _) = count(2), count(1)
-        print(f"\n{tokens} tokens, attention {way}")
-        for kind in sorted(two, key=lambda kind: -two[kind]["seconds"]):
-            row = {name: value - one.get(kind, Counter())[name]
-                   for name, value in two[kind].items()}
-            print(f"{kind:40} {row}")
+    tokens = PAIRS * (PROMPT + 2 * ANSWER)
+    print(f"A layer, {PAIRS} judge pairs, {tokens:,} tokens:\n")
+    print("| attention, adapters | of it | operations | GB | ms at least |\n|---|---|---|---|---|")
+    for attention, adapters in (("piece by piece", "PEFT's"), ("in one call", "PEFT's"),
+                                ("in one call", "lean")):
+        with mock.patch.object(dpo, "has_kernel", lambda *_: attention == "in one call"):
+            two, one = (count(layers, adapters == "lean") for layers in (2, 1))
+        rows = {kind: [two[kind][name] - one[kind][name] for name in
+                       ("operations", "bytes", "seconds")] for kind in KINDS}
+        # Forward two products with the pairs of tokens that see each other, backward five.
+        seen = PROMPT**2 / 2 + 2 * ANSWER * (PROMPT + ANSWER / 2)
+        rows["attention"][2] += 7 * 2 * SHAPE["hidden_size"] * PAIRS * seen / RATE
+        rows["together"] = [sum(column) for column in zip(*rows.values())]
+        for kind, (operations, size, seconds) in rows.items():
+            print(f"| {attention}, {adapters} | {kind} | {operations} | {size / 1e9:.1f} | "
+                  f"{1000 * seconds:.1f} |")
+    layer = AutoModelForCausalLM.from_config(LlamaConfig(num_hidden_layers=1, **SHAPE)).model.layers
+    linear = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+    expand = sum(module.weight.numel() for module in linear) * (0.5 + 2) / BANDWIDTH
+    copy = tokens * sum(module.out_features for module in linear) * 2 * 2 / BANDWIDTH
+    print(f"\nIn 4 bits: its weights expanded once {1000 * expand:.1f} ms, PEFT's copy of what they"
+          f" give {1000 * copy:.1f} ms")
 
 
 if __name__ == "__main__":
