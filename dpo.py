@@ -85,10 +85,10 @@ def sft_loss(answer_logps, answer_ids):
 
 @dataclass
 class Layout:
-    """What stands where in a packed row."""
+    """What stands where in a packed row, and how many layers have attended by it."""
     groups: list           # for each prompt its length and the lengths of its answers, in tokens
     device: torch.device
-    layers: int = 0        # how many have attended by it
+    layers: int = 0
     windows: int = 0       # how many of these see a window of the last tokens only
 
     @cached_property
@@ -134,6 +134,9 @@ def packed_attention(module, query, key, value, attention_mask, scaling, dropout
                          "model")
     layout.layers += 1
     layout.windows += bool(sliding_window)
+    if torch.is_autocast_enabled(query.device.type):  # the kernel is not on autocast's list
+        query, key, value = (x.to(torch.get_autocast_dtype(x.device.type))
+                             for x in (query, key, value))
     see = kernel_attention if has_kernel(query, value) else piecewise_attention
     return see(query, key, value, layout, scaling, sliding_window), None
 
@@ -142,15 +145,14 @@ def has_kernel(query, value):
     """Whether FlashAttention takes these: on Ampere and later, in 16 bits."""
     width = query.shape[-1]
     return (query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
-            and query.dtype.itemsize == 2 and value.shape[-1] == width
-            and width % 8 == 0 and width <= 256)
+            and torch.backends.cuda.is_flash_attention_available() and query.dtype.itemsize == 2
+            and value.shape[-1] == width and width % 8 == 0 and width <= 256)
 
 
 def kernel_attention(query, key, value, layout, scaling, window):
     """`packed_attention` in one call of FlashAttention's kernel.
 
-    It aligns the last query of a piece with its last key. It is called below
-    torch.nn.attention.varlen, some versions of which want as many heads of keys as of queries.
+    It aligns the last query of a piece with its last key.
     """
     at, seen, begin, most, longest = layout.pieces
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))     # (T, H or Hkv, D)

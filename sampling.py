@@ -279,7 +279,7 @@ def kernel_attention(query, keys, values, pool, part, scaling, window):
     (T, H, 1), -inf where a query sees nothing. FlashAttention's kernel reads from the device where
     stretches begin and how long they are, so a graph serves others as well. Only without a window
     it takes the fast way for single queries. It is called below torch.nn.attention.varlen, which
-    has no seqused_k before PyTorch 2.13.
+    has no seqused_k in PyTorch 2.11.
     """
     at, most, begin, length = part
     h, left, right, own = query.shape[1] // keys.shape[1], -1, -1, part is pool.now.own

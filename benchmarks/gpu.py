@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
@@ -53,7 +54,7 @@ import dpo
 import sampling
 from benchmarks.dpo import trl_trainer
 from benchmarks.sampling import continuous, generate, ours
-from harness import passes
+from harness import adapters, passes
 from harness.weights import expanded_bytes
 from sampling import (
     Batch,
@@ -269,7 +270,10 @@ def correct(note, args):
             if form == "NF4":
                 with not_expanded():
                     figures["expanded and not"] = same(drawn, draws(model))
-            else:
+            if form != "float32":
+                figures["gradient by lean adapters off PEFT's, of its norm"] = lean_figure(
+                    model, examples)
+            if form != "NF4":
                 figures["draws as on a CPU in float32"] = same(drawn, on_cpu)
                 logps, gradient = answer_figures(model, examples)
                 with piecewise():
@@ -324,6 +328,13 @@ def kernel_figures():
     return figures
 
 
+def lean_figure(model, examples):
+    theirs = answer_figures(model, examples)[1]
+    with adapters.lean_adapters(model):
+        ours = answer_figures(model, examples)[1]
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
 def piecewise():
     """Training attends to a row's prompts and answers one after the other, without the kernel."""
     return mock.patch.object(dpo, "has_kernel", lambda query, value: False)
@@ -331,7 +342,7 @@ def piecewise():
 
 def by_peft():
     """Training takes LoRA layers as PEFT computes them."""
-    return mock.patch.object(passes, "lean_adapters", lambda model, spare: nullcontext())
+    return mock.patch.object(passes, "lean_adapters", lambda model: nullcontext())
 
 
 @contextmanager
@@ -560,11 +571,11 @@ def by_kernel(work, most=12):
     kinds = [torch.profiler.ProfilerActivity.CUDA if CUDA else torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds) as profile:
         work()
-    spent = {}
+    spent = Counter()
     for event in profile.key_averages():
         took = event.self_device_time_total if CUDA else event.self_cpu_time_total
-        spent[event.key[:60]] = round(took / 1e3, 1)
-    return dict(sorted(spent.items(), key=lambda item: -item[1])[:most])
+        spent[event.key.removeprefix("void ")[:110]] += took / 1e3
+    return {name: round(took, 1) for name, took in spent.most_common(most)}
 
 
 def draw_by(note, peer, work, draw):
@@ -684,7 +695,9 @@ def train(note, args, model, rate):
                  tokens_s=round(count / took), of_matrix_rate=round(useful / took / rate, 3),
                  peak_GB=peak(taken))
     examples = pairs(model, *works["judge"], a_step)
-    note("judge pairs, ms of three steps by kernel", **by_kernel(lambda: steps(model, examples)))
+    dpo.reference(model, examples)
+    note("judge pairs, ms of three steps by kernel",
+         **by_kernel(lambda: steps(model, examples), 20))
 
 
 def train_by_trl(note, args, model):

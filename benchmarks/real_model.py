@@ -9,8 +9,6 @@ install -r requirements-dev.txt`.) The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
-    balanced         the whole method with a meta-judge that is always right, on as many answers
-                     that are in the language asked for as others
     checks           the reward is the truth (`--reward checks`)
     control          the same, but that every answer's score is a random number, so that its pairs
                      say nothing: what it gains, it gains by chance
@@ -19,8 +17,8 @@ All start from the same seed. What it is taught are judgments of its own answers
 such judgments, and some of its answers, so that it goes on answering. A judgment names the language
 that was asked for, then that of the answer, then the score. It is a careless reader's, who now and
 then calls the language asked for English, or another language the one asked for (CARELESS says how
-often). The comparisons are right. So the judge has something to learn, and its meta-judge something
-to teach.
+often: so often that the judge which comes of it errs about as much in either direction, which the
+meta-judge can mend). The comparisons are right.
 
 Measured is the share of answers in the language asked for, on held-out prompts about other places,
 four answers each, and how far the answers stay sense: the log-probability of their tokens by the
@@ -28,7 +26,6 @@ model as it was before all teaching, and by another that never trains (--reader)
 95 %, by bootstrap over prompts. Resumable: what is there is not run again.
 """
 import argparse
-import itertools
 import json
 import random
 import re
@@ -54,7 +51,6 @@ from harness.folder import Run, encoded
 from harness.inputs import given_examples
 from harness.loading import load
 from harness.whole import save_model
-from metareward import most_varied  # the one that `balanced` stands in for
 from sampling import Chat, sample
 
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
@@ -77,7 +73,7 @@ a classroom|a mill|a prison|a ship's deck|a park bench|a tunnel|a wedding|a vine
 HELD_OUT = 24  # prompts
 TAUGHT = 48    # prompts of what is taught
 TEACHING = {"epochs": 1, "batch_size": 8, "lr": 4e-4}
-CARELESS = {"right": 0.25, "wrong": 0.05}  # the share of what is taught that is judged wrongly
+CARELESS = {"right": 0.20, "wrong": 0.07}  # the share of what is taught that is judged wrongly
 RUBRIC = """\
 Write "Asked: " and the language that the question wants, then "Written: " and the language in \
 which the answer is written. The score is 1 if the two are the same, else 0."""
@@ -87,9 +83,8 @@ SETTINGS = {  # of the runs
     "max-judgment-tokens": 40, "max-verdict-tokens": 40, "max-score": 1, "max-judgment-chars": 0,
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
-         "balanced": ["--no-eft"],
          "checks": ["--reward", "checks"], "control": ["--reward", "checks"]}
-JUDGED = ("judge", "no-meta-judge", "balanced")
+JUDGED = ("judge", "no-meta-judge")
 
 
 def prompts(places, count, rng):
@@ -201,30 +196,8 @@ def chance(run, t, answers, label):
             for answer in answers]
 
 
-def balanced(answers, seed):
-    """Stands in for metareward.most_varied: of the answers whose scores differ as many that are in
-    the language asked for as others.
-    """
-    mixed = [answer for answer in answers if len(set(answer["scores"])) > 1]
-    random.Random(seed).shuffle(mixed)
-    sides = [[answer for answer in mixed if answer["truth"] == met] for met in (1, 0)]
-    for answer in itertools.chain(*zip(*sides)):
-        yield from most_varied([answer], seed)
-
-
-def ideal_meta_judge(run, t, varied):
-    """Stands in for metareward.meta_judge: the judgment wins whose score is nearer to the truth."""
-    compared = []
-    for item in varied:
-        off = np.abs(np.subtract(item["scores"], item["truth"]))
-        verdicts = np.sign(off[None, :] - off[:, None]).astype(int)
-        compared.append({**item, "verdicts": verdicts.tolist(), "said": []})
-    run.save(t, "battles.jsonl", compared)
-    return compared
-
-
-def borrow(args, seed, kind, out):
-    """Begin a run of another kind where that of "judge" was before the first meta-judgment.
+def borrow(args, seed, out):
+    """Begin a run without the meta-judge where that of "judge" was before it first met one.
 
     Up to there they are the same: M_0's figures, its answers and its judgments.
     """
@@ -236,7 +209,7 @@ def borrow(args, seed, kind, out):
     for name in ("prompts", "responses", "judgments"):
         shutil.copy(other / "iter1" / f"{name}.jsonl", out / "iter1")
     config = json.loads((other / "config.json").read_text())
-    config["settings"] |= {"no_meta_judge": kind == "no-meta-judge", "out": str(out)}
+    config["settings"] |= {"no_meta_judge": True, "out": str(out)}
     (out / "config.json").write_text(json.dumps(config))
 
 
@@ -246,8 +219,8 @@ def run(args, seed, kind):
     flags = {"model": taught(args), "out": out, "seed": seed, "iters": args.iters,
              "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
              "rubric": args.out / "rubric.txt", **SETTINGS}
-    if kind in JUDGED[1:]:
-        borrow(args, seed, kind, out)
+    if kind == "no-meta-judge":
+        borrow(args, seed, out)
     command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
@@ -293,7 +266,8 @@ def figures(out, models):
         for met in (1, 0):
             tell(f"judge: right where it is {met}", [
                 of_one["score"] == met for one, of_one in said if one["truth"] == met])
-        for name, path in (("right", "truth_accuracy"), ("says the first", "first_position_rate")):
+        for name, path in (("right", "truth_accuracy"), ("says the first", "first_position_rate"),
+                           ("prefers the higher score", "higher_score_rate")):
             tell(f"meta-judge: {name}", [(summary[t]["meta_judge"] or {}).get(path)])
         for name in ("actor", "judge"):
             tell(f"{name} pairs", [summary[t]["pairs"][name]])
@@ -444,9 +418,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         if sys.argv[2] == "control":
             Run.reward_scores = chance
-        if sys.argv[2] == "balanced":
-            metareward.most_varied = balanced
-            metareward.meta_judge = ideal_meta_judge
         metareward.main(sys.argv[3:])
     else:
         main()

@@ -5,7 +5,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
+from peft.tuners.lora.bnb import Linear4bit
 from peft.utils.integrations import dequantize_module_weight
 
 from harness.weights import expanded_bytes
@@ -27,36 +28,64 @@ def unadapted(model):
 
 
 @contextmanager
-def lean_adapters(model, spare=0):
-    """Let plain LoRA layers of 16 bits compute as AdaptedProduct does, and as PEFT does after.
+def lean_adapters(model):
+    """Let plain LoRA layers of a bfloat16 model compute as AdaptedProduct does, and as PEFT does
+    again after.
 
     PEFT writes the adapter's part, scales it and adds it, each a pass over memory of the layer's
-    whole output; the gradient takes as many. 4-bit weights are expanded here as well, as many
-    layers as `spare` bytes hold: once, and not twice a pass.
+    whole output; the gradient takes as many.
     """
-    half = model.dtype == torch.bfloat16  # in 32 bits a step waits for its products alone
     with ExitStack() as undo:
         for layer in model.modules():
-            if half and isinstance(layer, LoraLayer) and is_plain(layer, model.dtype):
-                base = layer.get_base_layer()
-                weight, size = functools.partial(weight_of, base), expanded_bytes(base, model.dtype)
-                if 0 < size <= spare:
-                    weight = functools.partial(torch.Tensor.detach, weight())
-                    spare -= size
+            if model.dtype == torch.bfloat16 and is_plain(layer, model.dtype):
                 undo.callback(vars(layer).pop, "forward", None)
-                layer.forward = functools.partial(product, layer, weight)
+                layer.forward = functools.partial(product, layer)
         yield
 
 
 def is_plain(layer, dtype):
     """Whether a layer adds to a frozen matrix's product that of one adapter, and nothing else."""
+    if type(layer) not in (Linear, Linear4bit) or "forward" in vars(layer):
+        return False
     base = layer.get_base_layer()
     full = type(base) is torch.nn.Linear and base.weight.dtype == dtype
     return ((full or expanded_bytes(base, dtype)) and not base.weight.requires_grad
-            and len(layer.active_adapters) == len(layer.lora_A) == 1
+            and list(layer.active_adapters) == list(layer.lora_A) and len(layer.lora_A) == 1
             and not (layer.merged or layer.disable_adapters or layer.lora_variant)
             and not any(layer.lora_bias.values())
             and all(type(dropout) is torch.nn.Identity for dropout in layer.lora_dropout.values()))
+
+
+def product(layer, x):
+    """A plain LoRA layer's output, (..., features in) -> (..., features out)."""
+    (name,) = layer.active_adapters
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    A, B = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
+    return AdaptedProduct.apply(x, A, B * layer.scaling[name], layer.get_base_layer())
+
+
+class AdaptedProduct(torch.autograd.Function):
+    """x W^T + b + (x A^T) B^T of a frozen base: x (..., I), A (r, I), B (O, r) -> (..., O)."""
+
+    @staticmethod
+    def forward(ctx, x, A, B, base):
+        rows = x.reshape(-1, A.shape[1])                     # (T, I)
+        low = rows @ A.T                                     # (T, r)
+        ctx.save_for_backward(rows, low, A, B)
+        ctx.base = base
+        out = F.linear(rows, weight_of(base), base.bias).addmm_(low, B.T)
+        return out.view(*x.shape[:-1], B.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        rows, low, A, B = ctx.saved_tensors
+        shape, grad = grad.shape, grad.reshape(-1, B.shape[0])  # (T, O)
+        of_low, of_x = grad @ B, None                        # (T, r)
+        if ctx.needs_input_grad[0]:
+            of_x = (grad @ weight_of(ctx.base)).addmm_(of_low, A).view(*shape[:-1], A.shape[1])
+        return of_x, of_low.T @ rows, grad.T @ low, None
 
 
 def weight_of(base):
@@ -64,38 +93,3 @@ def weight_of(base):
     if type(base) is torch.nn.Linear:
         return base.weight
     return dequantize_module_weight(base).to(base.compute_dtype)
-
-
-def product(layer, weight, x):
-    """A plain LoRA layer's output, (..., features in) -> (..., features out)."""
-    (name,) = layer.active_adapters
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    A, B = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
-    return AdaptedProduct.apply(x, A, B * layer.scaling[name], weight, layer.get_base_layer().bias)
-
-
-class AdaptedProduct(torch.autograd.Function):
-    """x W^T + b + (x A^T) B^T of frozen W and b: x (..., I), A (r, I), B (O, r) -> (..., O).
-
-    weight() returns W, (O, I), forward and again backward. b (O,) may be None.
-    """
-
-    @staticmethod
-    def forward(ctx, x, A, B, weight, bias):
-        rows = x.flatten(0, -2)                              # (T, I)
-        low = rows @ A.T                                     # (T, r)
-        ctx.save_for_backward(rows, low, A, B)
-        ctx.weight = weight
-        return F.linear(rows, weight(), bias).addmm_(low, B.T).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        rows, low, A, B = ctx.saved_tensors
-        shape, grad = grad.shape, grad.flatten(0, -2)        # (T, O)
-        of_low = grad @ B                                    # (T, r)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = (grad @ ctx.weight()).addmm_(of_low, A).view(*shape[:-1], -1)
-        return of_x, of_low.T @ rows, grad.T @ low, None, None

@@ -20,17 +20,15 @@ class Budget:
     """
 
     def __init__(self, model, examples):
-        self.model, self.recomputing, self.spare = model, False, 0
+        self.model, self.recomputing = model, False
         self.tokens = PASS_TOKENS[model.device.type]
         if model.device.type == "cuda":
             model.gradient_checkpointing_disable()
-            room, a_token = 0.8 * free_memory(), activation_bytes(model)
-            fits = int(room / a_token)
+            fits = int(0.8 * free_memory() / activation_bytes(model))
             if fits < max(map(token_count, examples), default=0):
                 self.recompute()
             else:
                 self.tokens = min(self.tokens, fits)
-                self.spare = room - self.tokens * a_token  # bytes, for expanded weights
 
     def recompute(self):
         """Gradient checkpointing: the backward pass computes each layer again from its input."""
@@ -41,7 +39,7 @@ class Budget:
     def passes(self, work, examples):
         """Split examples, in order, into parts that fit; yield (part, work(part)) for each."""
         done = 0
-        with lean_adapters(self.model, self.spare):
+        with lean_adapters(self.model):
             while done < len(examples):
                 part, result = self.next_part(examples[done:]), None
                 try:
@@ -63,7 +61,7 @@ class Budget:
 
     def shrink(self, part):
         """After a pass ran out of memory: smaller ones, or for a single example recomputing."""
-        total, self.spare = sum(map(token_count, part)), 0
+        total = sum(map(token_count, part))
         torch.cuda.empty_cache()
         if len(part) > 1:
             self.tokens = min(self.tokens, total) // 2

@@ -12,10 +12,8 @@ from benchmarks.real_model import (
     OTHER_PLACES,
     PLACES,
     asked,
-    balanced,
     comparison,
     figures,
-    ideal_meta_judge,
     judgment,
     lessons,
     mistaken,
@@ -96,25 +94,6 @@ def test_what_is_taught(tmp_path):
     assert len(verdicts) == 240 and sum(parse_winner(text) == "A" for text in verdicts) == 120
     assert {text.splitlines()[0] for text in verdicts} == {
         "The text is in German.", "The text is in English."}
-
-
-def test_the_ideal_meta_judge_goes_by_the_truth(tmp_path):
-    class Saved:
-        def save(self, t, name, records):
-            assert (t, name, len(records)) == (1, "battles.jsonl", 1)
-    record, = ideal_meta_judge(Saved(), 1, [{"scores": [2, 1, 0], "truth": 1}])
-    assert record["verdicts"] == [[0, -1, 0], [1, 0, 1], [0, -1, 0]]
-
-
-def test_balanced_are_as_many_of_either_kind():
-    def judged(i, truth, *scores):
-        return {"id": f"{i}", "prompt_id": "0", "prompt": "?", "text": "!", "truth": truth,
-                "scores": [*scores], "judgments": [{"text": "", "score": s} for s in scores]}
-    answers = [judged(0, 1, 1, 1), judged(1, 1, 0, 1), judged(2, 0, 0, 1), judged(3, 1, 1, 0),
-               judged(4, 0, 0, 0)]
-    chosen = list(balanced(answers, 0))
-    assert [record["truth"] for record in chosen] == [1, 0] and chosen[1]["id"] == "2"
-    assert chosen[0]["id"] in "13" and chosen[0]["texts"] == ["", ""]
 
 
 def test_figures_of_a_run(tmp_path):
