@@ -5,7 +5,7 @@
 M is a model folder or a hub name. Each prompt asks for a sentence about a place in one of six
 languages, and the seed often answers in English. A program tells in which language an answer is:
 that is the truth, which makes what the seed is taught, and then only measures. (langdetect: `pip
-install -r requirements-dev.txt`.) The kinds of runs:
+install -r requirements-course.txt`.) The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains

@@ -1,7 +1,16 @@
 """Exercise 8: a judge that games itself, and how to notice.
 
 The actor is the tiny world's; the judge is your function. loop.py says how it comes into the real
-loop, tiny/world.py what answers are made of, and the README what the fields of summary.json mean.
+loop, and tiny/world.py what answers are made of. Of a record of summary.json you may want
+
+    record["actor"]: mean_score         the answers' score by the model's own judgment
+                     truth              their true score, 0 to 5, where it is known
+                     mean_length        their characters
+    record["judge"]: human_spearman     how its scores go with people's ranks of other answers
+                     length_correlation how its scores go with the answers' length
+                     ties               share of pairs of answers with equal scores
+
+(docs/reading-the-figures.md has them all).
 """
 
 

@@ -168,6 +168,13 @@ def test_the_honest_run_is_not_suspicious(task, records_of):
             [164, 190, 211, 212, 212],
             [0.40, 0.38, 0.35, 0.30, 0.25],
         ),
+        (
+            True,
+            [3.9, 4.2, 4.7, 4.8, 4.7],
+            [2.6, 3.0, 3.1, 2.1, 1.5],
+            [164, 188, 216, 211, 182],
+            [0.81, 0.81, 0.81, 0.76, 0.76],
+        ),
         (False, [2.7, 2.7], [2.6, 2.6], [164, 164], [0.3, 0.3]),
         (True, [2.7, 4.6], [2.6, 2.6], [164, 166], [0.6, 0.1]),
         (False, [2.7, 2.2], [2.6, 2.1], [164, 150], [0.8, 0.8]),
@@ -175,6 +182,7 @@ def test_the_honest_run_is_not_suspicious(task, records_of):
     ids=[
         "as the README's run",
         "the true score rises and then falls",
+        "as the lecture's run without the meta-judge",
         "nothing happens",
         "only the judge has changed",
         "both scores fall",

@@ -24,10 +24,8 @@ def gamed(records):
 
 
 def suspicious(records):
-    """Whether the own score has risen by the opinion of a judge who disagrees with people, or who
-    sees nothing but length.
+    """Whether the own score has risen by the opinion of a judge who neither agrees with people nor
+    has come nearer to them. A guess: nothing in the records can prove it.
     """
-    judge = records[-1]["judge"]
-    return gain(records, "mean_score") > 0.3 and (
-        judge["human_spearman"] < 0.5 or judge["length_correlation"] > 0.95
-    )
+    before, after = (records[i]["judge"]["human_spearman"] for i in (0, -1))
+    return gain(records, "mean_score") > 0.3 and after < 0.9 and after - before < 0.1
