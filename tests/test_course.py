@@ -97,6 +97,10 @@ def test_the_notebook_runs_from_top_to_bottom():
                                                  '"epochs": 2}')) >= 6
 
 
+def test_the_playground_runs():
+    assert run_notebook("play.ipynb", iterations=("iterations=2", "iterations=1")) == 1
+
+
 def test_the_real_model_s_notebook_runs_with_the_tiny_one(tmp_path):
     assert run_notebook("real_model.ipynb",
                         model=('"Qwen/Qwen2.5-Coder-0.5B-Instruct"', repr(str(TINY))),
