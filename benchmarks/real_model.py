@@ -10,20 +10,21 @@ install -r requirements-course.txt`.) The kinds of runs:
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
     checks           the reward is the truth (`--reward checks`)
-    control          the same, but that every answer's score is a random number, so that its pairs
-                     say nothing: what it gains, it gains by chance
+    control          every answer's score is a random number, so that its pairs say nothing: what it
+                     gains, it gains by chance
 
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
 such judgments, and some of its answers, so that it goes on answering. A judgment names the language
 that was asked for, then that of the answer, then the score. It is a careless reader's, who now and
 then calls the language asked for English, or another language the one asked for (CARELESS says how
-often: so often that the judge which comes of it errs about as much in either direction, which the
-meta-judge can mend). The comparisons are right.
+often: so that the judge which comes of it errs about as much in either direction; where all its
+errors go one way, so do its pairs, and it breaks). The comparisons are right.
 
 Measured is the share of answers in the language asked for, on held-out prompts about other places,
 four answers each, and how far the answers stay sense: the log-probability of their tokens by the
 model as it was before all teaching, and by another that never trains (--reader). Intervals are
-95 %, by bootstrap over prompts. Resumable: what is there is not run again.
+95 %, by bootstrap over prompts, and "+-" a t-interval over seeds. Resumable: what is there is not
+run again.
 """
 import argparse
 import json
