@@ -48,6 +48,7 @@ from transformers.masking_utils import sdpa_mask
 
 from harness.adapters import unadapted
 from harness.architecture import changes_of_logits, rotation_limit, windows_of
+from harness.cuda import has_kernel
 from harness.passes import Budget, token_count, train_without_noise
 from harness.processes import add_up, add_up_gradients, collect_shares, share, world
 
@@ -137,16 +138,9 @@ def packed_attention(module, query, key, value, attention_mask, scaling, dropout
     if torch.is_autocast_enabled(query.device.type):  # the kernel is not on autocast's list
         query, key, value = (x.to(torch.get_autocast_dtype(x.device.type))
                              for x in (query, key, value))
-    see = kernel_attention if has_kernel(query, value) else piecewise_attention
+    fits = has_kernel(query) and value.shape[-1] == query.shape[-1]
+    see = kernel_attention if fits else piecewise_attention
     return see(query, key, value, layout, scaling, sliding_window), None
-
-
-def has_kernel(query, value):
-    """Whether FlashAttention takes these: on Ampere and later, in 16 bits."""
-    width = query.shape[-1]
-    return (query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
-            and torch.backends.cuda.is_flash_attention_available() and query.dtype.itemsize == 2
-            and value.shape[-1] == width and width % 8 == 0 and width <= 256)
 
 
 def kernel_attention(query, key, value, layout, scaling, window):

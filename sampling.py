@@ -47,7 +47,7 @@ from transformers import AttentionInterface
 
 from harness.architecture import rotation_limit, windows_of
 from harness.chat import Chat
-from harness.memory import out_of_memory
+from harness.cuda import has_kernel, out_of_memory
 from harness.plain_attention import plain_attention
 from harness.weights import prepared
 
@@ -264,12 +264,6 @@ def attend(query, key, value, pool, layer, scaling, window):
     # One softmax over both parts is (e^own_total own + e^common_total common) divided by
     # (e^own_total + e^common_total): the share of `own` is the sigmoid of the totals' difference.
     return common.lerp(own, (own_total - common_total).sigmoid().to(own.dtype))
-
-
-def has_kernel(query):
-    """Whether FlashAttention takes such queries: on Ampere and later, in 16 bits."""
-    return (query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
-            and query.dtype.itemsize == 2 and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256)
 
 
 def kernel_attention(query, keys, values, pool, part, scaling, window):

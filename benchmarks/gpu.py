@@ -249,6 +249,10 @@ def answer_figures(model, examples):
     return logps.detach().cpu().double(), gradient.cpu().double()
 
 
+def off(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
 def correct(note, args):
     for name, model in small_models().items():
         model = with_adapter(model.requires_grad_(False), 4)
@@ -267,23 +271,23 @@ def correct(note, args):
             figures = {"graphs and plain steps": same(drawn, plain),
                        "again": same(drawn, draws(model)),
                        "greedy until it differs from generate's": greedy_agreement(model)}
+            logps, gradient = answer_figures(model, examples)
+            if form != "float32":
+                with adapters.lean_adapters(model):
+                    figures["gradient by lean adapters off PEFT's, of its norm"] = off(
+                        answer_figures(model, examples)[1], gradient)
             if form == "NF4":
                 with not_expanded():
                     figures["expanded and not"] = same(drawn, draws(model))
-            if form != "float32":
-                figures["gradient by lean adapters off PEFT's, of its norm"] = lean_figure(
-                    model, examples)
-            if form != "NF4":
+            else:
                 figures["draws as on a CPU in float32"] = same(drawn, on_cpu)
-                logps, gradient = answer_figures(model, examples)
                 with piecewise():
                     by_pieces = answer_figures(model, examples)[1]
                 figures |= {
                     "gradient off that of attention piece by piece, of its norm":
-                        ((gradient - by_pieces).norm() / by_pieces.norm()).item(),
+                        off(gradient, by_pieces),
                     "log-probabilities off, nats": (logps - reference[0]).abs().max().item(),
-                    "gradient off, of its norm":
-                        ((gradient - reference[1]).norm() / reference[1].norm()).item()}
+                    "gradient off, of its norm": off(gradient, reference[1])}
             note(f"{name}, {form}", **figures)
     note("FlashAttention's kernel off plain attention", **kernel_figures())
     model = small_models()["Llama"].to(DEVICE, torch.bfloat16).requires_grad_(False)
@@ -328,16 +332,9 @@ def kernel_figures():
     return figures
 
 
-def lean_figure(model, examples):
-    theirs = answer_figures(model, examples)[1]
-    with adapters.lean_adapters(model):
-        ours = answer_figures(model, examples)[1]
-    return ((ours - theirs).norm() / theirs.norm()).item()
-
-
 def piecewise():
     """Training attends to a row's prompts and answers one after the other, without the kernel."""
-    return mock.patch.object(dpo, "has_kernel", lambda query, value: False)
+    return mock.patch.object(dpo, "has_kernel", lambda query: False)
 
 
 def by_peft():
@@ -411,16 +408,15 @@ def smaller_passes():
     model = with_adapter(small_models()["Llama"].to(DEVICE, torch.bfloat16)
                          .requires_grad_(False), 4)
     examples, figures = pairs(model, 400, 300, 16), {}
-    before = passes.free_memory
-    for name, free in {"as planned": before, "too hopeful": lambda: 10**12}.items():
-        passes.free_memory, said = free, io.StringIO()
-        with card_of(free=0.35), contextlib.redirect_stderr(said):
+    for name, free in {"as planned": passes.free_memory, "too hopeful": lambda: 10**12}.items():
+        said = io.StringIO()
+        with mock.patch.object(passes, "free_memory", free), card_of(free=0.35), \
+                contextlib.redirect_stderr(said):
             records = list(dpo.train_dpo(model, [dict(e) for e in examples], beta=0.1, epochs=1,
                                          batch_size=16, lr=0.0))
         figures[f"loss, {name}"] = records[0]["loss"]
         figures[f"said, {name}"] = [line for line in said.getvalue().splitlines()
                                     if line.startswith("out of")]
-    passes.free_memory = before
     return figures
 
 

@@ -87,8 +87,10 @@ def main():
         for kind, (operations, size, seconds) in rows.items():
             print(f"| {attention}, {adapters} | {kind} | {operations} | {size / 1e9:.1f} | "
                   f"{1000 * seconds:.1f} |")
-    layer = AutoModelForCausalLM.from_config(LlamaConfig(num_hidden_layers=1, **SHAPE)).model.layers
-    linear = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(num_hidden_layers=1, **SHAPE))
+    linear = [module for module in model.model.layers.modules()
+              if isinstance(module, torch.nn.Linear)]
     expand = sum(module.weight.numel() for module in linear) * (0.5 + 2) / BANDWIDTH
     copy = tokens * sum(module.out_features for module in linear) * 2 * 2 / BANDWIDTH
     print(f"\nIn 4 bits: its weights expanded once {1000 * expand:.1f} ms, PEFT's copy of what they"

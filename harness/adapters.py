@@ -5,11 +5,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear
-from peft.tuners.lora.bnb import Linear4bit
-from peft.utils.integrations import dequantize_module_weight
+from peft.tuners.lora import LoraLayer
 
-from harness.weights import expanded_bytes
+from harness.weights import expanded_bytes, full_weight
 
 
 def unadapted(model):
@@ -35,9 +33,10 @@ def lean_adapters(model):
     PEFT writes the adapter's part, scales it and adds it, each a pass over memory of the layer's
     whole output; the gradient takes as many.
     """
+    dtype = model.dtype
     with ExitStack() as undo:
-        for layer in model.modules():
-            if model.dtype == torch.bfloat16 and is_plain(layer, model.dtype):
+        for layer in model.modules() if dtype == torch.bfloat16 else ():
+            if is_plain(layer, dtype):
                 undo.callback(vars(layer).pop, "forward", None)
                 layer.forward = functools.partial(product, layer)
         yield
@@ -45,7 +44,9 @@ def lean_adapters(model):
 
 def is_plain(layer, dtype):
     """Whether a layer adds to a frozen matrix's product that of one adapter, and nothing else."""
-    if type(layer) not in (Linear, Linear4bit) or "forward" in vars(layer):
+    # By name: PEFT has the class of 4 bits only where bitsandbytes is installed.
+    known = isinstance(layer, LoraLayer) and type(layer).__name__ in ("Linear", "Linear4bit")
+    if not known or "forward" in vars(layer):
         return False
     base = layer.get_base_layer()
     full = type(base) is torch.nn.Linear and base.weight.dtype == dtype
@@ -74,7 +75,7 @@ class AdaptedProduct(torch.autograd.Function):
         low = rows @ A.T                                     # (T, r)
         ctx.save_for_backward(rows, low, A, B)
         ctx.base = base
-        out = F.linear(rows, weight_of(base), base.bias).addmm_(low, B.T)
+        out = F.linear(rows, full_weight(base), base.bias).addmm_(low, B.T)
         return out.view(*x.shape[:-1], B.shape[0])
 
     @staticmethod
@@ -84,12 +85,5 @@ class AdaptedProduct(torch.autograd.Function):
         shape, grad = grad.shape, grad.reshape(-1, B.shape[0])  # (T, O)
         of_low, of_x = grad @ B, None                        # (T, r)
         if ctx.needs_input_grad[0]:
-            of_x = (grad @ weight_of(ctx.base)).addmm_(of_low, A).view(*shape[:-1], A.shape[1])
+            of_x = (grad @ full_weight(ctx.base)).addmm_(of_low, A).view(*shape[:-1], A.shape[1])
         return of_x, of_low.T @ rows, grad.T @ low, None
-
-
-def weight_of(base):
-    """A frozen matrix, (features out, features in); of 4 bits, the numbers they multiply by."""
-    if type(base) is torch.nn.Linear:
-        return base.weight
-    return dequantize_module_weight(base).to(base.compute_dtype)

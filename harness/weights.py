@@ -33,7 +33,7 @@ def prepared(model, spare=0):
                 undo.callback(weight.copy_, weight.clone())
                 module.merge()
             elif 0 < size <= spare:
-                weight = dequantize_module_weight(module).to(model.dtype)
+                weight = full_weight(module)
                 undo.callback(vars(module).pop, "forward", None)
                 module.forward = functools.partial(F.linear, weight=weight, bias=module.bias)
                 spare -= size
@@ -58,3 +58,10 @@ def expanded_bytes(module, dtype):
     if state is None or getattr(module, "compute_dtype", None) != dtype:
         return 0
     return state.shape.numel() * dtype.itemsize
+
+
+def full_weight(layer):
+    """A linear layer's matrix, (features out, features in); of 4 bits, what they multiply by."""
+    if type(layer) is torch.nn.Linear:
+        return layer.weight
+    return dequantize_module_weight(layer).to(layer.compute_dtype)

@@ -1,4 +1,6 @@
 """harness/adapters.py against PEFT's own layers."""
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -106,3 +108,14 @@ def test_a_whole_model_in_16_bits(bits):
     train_without_noise(model)
     for a, b in zip(computed(lean_adapters(model)), (ours, slope), strict=True):
         assert torch.equal(a, b)
+
+
+def test_bitsandbytes_is_for_4_bits_alone():
+    """Where it cannot be imported, trainer and sampler can."""
+    without = ("import importlib.util as util, sys; find = util.find_spec; "
+               "util.find_spec = lambda name, *rest: "
+               "None if name.startswith('bitsandbytes') else find(name, *rest); "
+               "sys.modules['bitsandbytes'] = None; import dpo, sampling")
+    done = subprocess.run([sys.executable, "-c", without], cwd=TINY.parent, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr

@@ -782,8 +782,8 @@ def test_metareward_is_built_on_all_the_others():
 
 
 @pytest.mark.parametrize("module, files", [
-    ("sampling", {"chat", "plain_attention", "weights", "architecture", "memory"}),
-    ("dpo", {"adapters", "architecture", "memory", "passes", "processes", "weights"})])
+    ("sampling", {"chat", "plain_attention", "weights", "architecture", "cuda"}),
+    ("dpo", {"adapters", "architecture", "cuda", "passes", "processes", "weights"})])
 def test_the_sampler_and_the_step_can_be_taken_out(module, files):
     """They import a few files of the harness, and these none but each other."""
     taken, todo = set(), [module]

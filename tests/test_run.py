@@ -1251,8 +1251,8 @@ def test_a_model_folder_goes_through_the_loop(kind, chat_model, tmp_path, capsys
     ranked = [{"prompt": f"Is it late, number {i}?", "replies": replies} for i in range(6)]
     (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
     (tmp_path / "eval.txt").write_text("Shall I go?\nIs it late?\n")
-    run = tmp_path / "run"
-    metareward.main(["--model", str(chat_model(kind)), "--out", str(run), "--iters", "1",
+    run, iters = tmp_path / "run", 2 if kind == "llama-3" else 1
+    metareward.main(["--model", str(chat_model(kind)), "--out", str(run), "--iters", f"{iters}",
                      "--prompts", str(tmp_path / "prompts.txt"),
                      "--prompts-per-iter", "6", "--responses", "4", "--judgments", "3", "--eft",
                      str(tmp_path / "ranked.jsonl"),
@@ -1260,14 +1260,14 @@ def test_a_model_folder_goes_through_the_loop(kind, chat_model, tmp_path, capsys
                      "--max-judgment-tokens", "40",
                      "--max-verdict-tokens", "40", "--epochs", "1", "--eft-epochs", "1"])
     records = json.loads((run / "summary.json").read_text())
-    assert len(records) == 2
+    assert len(records) == iters + 1
     assert all(record["pairs"]["actor"] and record["pairs"]["judge"] for record in records[1:])
     # these prompts carry no checks
     assert "truth" not in records[1]["actor"] and "truth_agreement" not in records[1]["judge"]
-    texts = [record["text"] for record in read_jsonl(run / "iter1" / "eval.jsonl")]
+    texts = [record["text"] for record in read_jsonl(run / f"iter{iters}" / "eval.jsonl")]
     assert not any(mark in text for text in texts
                    for mark in ("<|", "<s", "[INST", "think", "turn>")), texts
-    model, tokenizer = load(str(run / "iter1"))
+    model, tokenizer = load(str(run / f"iter{iters}"))
     tokenizer.chat_template = tokenizer.chat_template.replace("strftime_now('%d %b %Y')",
                                                               "'26 Jul 2024'")
     turns = [{"role": "user", "content": "What now?"}]
