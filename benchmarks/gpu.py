@@ -273,8 +273,8 @@ def correct(note, args):
                        "greedy until it differs from generate's": greedy_agreement(model)}
             logps, gradient = answer_figures(model, examples)
             if form != "float32":
-                with adapters.lean_adapters(model):
-                    figures["gradient by lean adapters off PEFT's, of its norm"] = off(
+                with adapters.lean_layers(model, norms=True):
+                    figures["gradient by lean layers off PEFT's, of its norm"] = off(
                         answer_figures(model, examples)[1], gradient)
             if form == "NF4":
                 with not_expanded():
@@ -338,8 +338,8 @@ def piecewise():
 
 
 def by_peft():
-    """Training takes LoRA layers as PEFT computes them."""
-    return mock.patch.object(passes, "lean_adapters", lambda model: nullcontext())
+    """Training takes LoRA layers as PEFT computes them, and norms as transformers does."""
+    return mock.patch.object(passes, "lean_layers", lambda model, norms: nullcontext())
 
 
 @contextmanager
@@ -673,7 +673,7 @@ def train(note, args, model, rate):
     flops = matrix_flops(model, without=("lora", "lm_head"))
     head = 2 * model.config.vocab_size * model.config.hidden_size
     works, a_step = pair_works(args)
-    ways = {"": nullcontext, ", piece by piece": piecewise, ", PEFT's adapters": by_peft}
+    ways = {"": nullcontext, ", piece by piece": piecewise, ", PEFT's layers": by_peft}
     for size, label in [*((None, label) for label in ways), *[(24, "")] * CUDA]:
         for kind, (prompt, answer) in works.items():
             name = f"{kind} pairs, {size or 'all'} GB{label}"

@@ -9,6 +9,8 @@ install -r requirements-course.txt`.) The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
+    right-verdicts   the whole method, but the truth gives the verdicts: the most that a meta-judge
+                     can bring
     checks           the reward is the truth (`--reward checks`)
     control          every answer's score is a random number, so that its pairs say nothing: what it
                      gains, it gains by chance
@@ -84,8 +86,9 @@ SETTINGS = {  # of the runs
     "max-judgment-tokens": 40, "max-verdict-tokens": 40, "max-score": 1, "max-judgment-chars": 0,
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
-         "checks": ["--reward", "checks"], "control": ["--reward", "checks"]}
-JUDGED = ("judge", "no-meta-judge")
+         "right-verdicts": ["--no-eft"], "checks": ["--reward", "checks"],
+         "control": ["--reward", "checks"]}
+JUDGED = ("judge", "no-meta-judge", "right-verdicts")
 
 
 def prompts(places, count, rng):
@@ -197,8 +200,20 @@ def chance(run, t, answers, label):
             for answer in answers]
 
 
-def borrow(args, seed, out):
-    """Begin a run without the meta-judge where that of "judge" was before it first met one.
+def right_verdicts(run, t, varied):
+    """Stands in for metareward.meta_judge: of two judgments that whose score is nearer to the truth
+    wins, and none if both are as near.
+    """
+    compared = []
+    for item in varied:
+        off = np.abs(np.array(item["scores"]) - item["truth"])
+        compared.append({**item, "verdicts": np.sign(off[None, :] - off[:, None]).tolist()})
+    run.save(t, "battles.jsonl", compared)
+    return compared
+
+
+def borrow(args, seed, out, kind):
+    """Begin a judged run where that of "judge" was before its meta-judge first spoke.
 
     Up to there they are the same: M_0's figures, its answers and its judgments.
     """
@@ -210,7 +225,7 @@ def borrow(args, seed, out):
     for name in ("prompts", "responses", "judgments"):
         shutil.copy(other / "iter1" / f"{name}.jsonl", out / "iter1")
     config = json.loads((other / "config.json").read_text())
-    config["settings"] |= {"no_meta_judge": True, "out": str(out)}
+    config["settings"] |= {"no_meta_judge": kind == "no-meta-judge", "out": str(out)}
     (out / "config.json").write_text(json.dumps(config))
 
 
@@ -220,8 +235,8 @@ def run(args, seed, kind):
     flags = {"model": taught(args), "out": out, "seed": seed, "iters": args.iters,
              "prompts": args.out / "prompts.jsonl", "eval-prompts": args.out / "held_out.jsonl",
              "rubric": args.out / "rubric.txt", **SETTINGS}
-    if kind == "no-meta-judge":
-        borrow(args, seed, out)
+    if kind in JUDGED:
+        borrow(args, seed, out, kind)
     command = [sys.executable, __file__, "--work", kind, *FLAGS[kind]]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
@@ -419,6 +434,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
         if sys.argv[2] == "control":
             Run.reward_scores = chance
+        if sys.argv[2] == "right-verdicts":
+            metareward.meta_judge = right_verdicts
         metareward.main(sys.argv[3:])
     else:
         main()

@@ -1,5 +1,8 @@
-"""LoRA layers for training: which modules get one, and their products in few passes over memory."""
+"""Layers as training has them: which get an adapter, and lean ways, of few passes over memory, for
+plain adapters' products and norms.
+"""
 import functools
+import inspect
 import re
 from contextlib import ExitStack, contextmanager
 
@@ -26,20 +29,52 @@ def unadapted(model):
 
 
 @contextmanager
-def lean_adapters(model):
-    """Let plain LoRA layers of a bfloat16 model compute as AdaptedProduct does, and as PEFT does
-    again after.
+def lean_layers(model, norms):
+    """Let a bfloat16 model's plain LoRA layers, and if norms is true its plain RMSNorms, go over
+    memory as few times as they can, and compute as PEFT and transformers do again after.
 
     PEFT writes the adapter's part, scales it and adds it, each a pass over memory of the layer's
-    whole output; the gradient takes as many.
+    whole output; the gradient takes as many. transformers' norms are six such passes, their
+    gradients more. (A CPU has no kernel for norms: there they would take longer.)
     """
     dtype = model.dtype
     with ExitStack() as undo:
         for layer in model.modules() if dtype == torch.bfloat16 else ():
             if is_plain(layer, dtype):
-                undo.callback(vars(layer).pop, "forward", None)
-                layer.forward = functools.partial(product, layer)
+                lean = product
+            elif norms and is_plain_norm(layer, dtype):
+                lean = normed
+            else:
+                continue
+            undo.callback(vars(layer).pop, "forward", None)
+            layer.forward = functools.partial(lean, layer)
         yield
+
+
+def is_plain_norm(layer, dtype):
+    """Whether a layer is an RMSNorm as `normed` computes it."""
+    return (norms_plainly(type(layer)) and layer.weight.dtype == dtype
+            and "forward" not in vars(layer))
+
+
+@functools.cache
+def norms_plainly(kind):
+    """Whether modules of a class are plain RMSNorms: tried on a small one, in float32."""
+    if (not kind.__name__.endswith("RMSNorm")
+            or list(inspect.signature(kind).parameters)[1:] != ["eps"]
+            or len(inspect.signature(kind.forward).parameters) != 2):
+        return False
+    layer, x = kind(8), torch.linspace(-3, 2, 16).view(2, 8)
+    if not hasattr(layer, "variance_epsilon"):  # Gemma's: they multiply by 1 + weight
+        return False
+    layer.weight.data.copy_(torch.linspace(0.5, 2, 8))
+    return torch.allclose(layer(x), normed(layer, x), rtol=1e-5)
+
+
+def normed(layer, x):
+    """A plain RMSNorm's output: one kernel on CUDA, and one for the gradient."""
+    with torch.autocast(x.device.type, enabled=False):  # which would make it float32
+        return F.rms_norm(x, layer.weight.shape, layer.weight.to(x.dtype), layer.variance_epsilon)
 
 
 def is_plain(layer, dtype):

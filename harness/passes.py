@@ -7,7 +7,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from harness.adapters import lean_adapters
+from harness.adapters import lean_layers
 from harness.cuda import free_memory, out_of_memory
 
 PASS_TOKENS = {"cuda": 16384, "cpu": 512}  # most tokens per pass: more are not faster
@@ -39,7 +39,7 @@ class Budget:
     def passes(self, work, examples):
         """Split examples, in order, into parts that fit; yield (part, work(part)) for each."""
         done = 0
-        with lean_adapters(self.model):
+        with lean_layers(self.model, norms=self.model.device.type == "cuda"):
             while done < len(examples):
                 part, result = self.next_part(examples[done:]), None
                 try:

@@ -9,9 +9,15 @@ from bitsandbytes.nn import Linear4bit
 from conftest import TEXTS, TINY, columns, tokenized, with_lora
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from dpo import pair_logps, trainable
-from harness.adapters import is_plain, lean_adapters, product
+from harness.adapters import is_plain, is_plain_norm, lean_layers, normed, product
 from harness.loading import load_tokenizer
 from harness.passes import Budget, train_without_noise
 
@@ -79,8 +85,31 @@ def test_layers_in_another_state_are_left_to_peft(state):
     assert not is_plain(layer, torch.bfloat16 if state == "another dtype" else torch.float32)
 
 
-@pytest.mark.parametrize("bits", [16, 4])
-def test_a_whole_model_in_16_bits(bits):
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3RMSNorm, GptOssRMSNorm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_are_transformers(kind, dtype):
+    """Output and gradient, also under autocast; in 16 bits up to one rounding more of theirs."""
+    torch.manual_seed(0)
+    layer, x = kind(64).to(dtype), torch.randn(5, 64, dtype=dtype, requires_grad=True)
+    torch.nn.init.normal_(layer.weight)
+    assert is_plain_norm(layer, dtype)
+    assert not is_plain_norm(layer, torch.float16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours, theirs = normed(layer, x), layer(x)
+    slopes = [torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs)]
+    for a, b in ((ours, theirs), slopes):
+        assert a.dtype == b.dtype == dtype
+        assert (a - b).abs().max() <= (0.02 if dtype == torch.bfloat16 else 1e-5) * b.abs().max()
+
+
+@pytest.mark.parametrize("layer", [GemmaRMSNorm(8), Qwen3NextRMSNormGated(8), T5LayerNorm(8),
+                                   torch.nn.LayerNorm(8), torch.nn.RMSNorm(8), torch.nn.Linear(8, 8)])
+def test_other_layers_are_no_plain_norms(layer):
+    assert not is_plain_norm(layer, torch.float32)
+
+
+@pytest.mark.parametrize("bits, norms", [(16, True), (16, False), (4, True)])
+def test_a_whole_model_in_16_bits(bits, norms):
     """Its log-probabilities and gradients are PEFT's up to the rounding of 16 bits, also where
     layers are computed again. PEFT's layers are back afterwards.
     """
@@ -99,14 +128,17 @@ def test_a_whole_model_in_16_bits(bits):
             slope = torch.autograd.grad(logps.sum(), list(trainable(model).values()))
         return logps.detach(), torch.cat([x.flatten() for x in slope])
 
+    with lean_layers(model, norms):
+        assert norms == any("forward" in vars(module) for module in model.modules()
+                            if isinstance(module, LlamaRMSNorm))
     theirs, their_slope = computed(nullcontext())
-    ours, slope = computed(lean_adapters(model))
+    ours, slope = computed(lean_layers(model, norms))
     assert not any("forward" in vars(module) for module in model.modules())
     assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
     assert 0 < (slope - their_slope).norm() < 0.05 * their_slope.norm()
     Budget(model, []).recompute()
     train_without_noise(model)
-    for a, b in zip(computed(lean_adapters(model)), (ours, slope), strict=True):
+    for a, b in zip(computed(lean_layers(model, norms)), (ours, slope), strict=True):
         assert torch.equal(a, b)
 
 
