@@ -14,6 +14,8 @@ install -r requirements-course.txt`.) The kinds of runs:
     checks           the reward is the truth (`--reward checks`)
     control          every answer's score is a random number, so that its pairs say nothing: what it
                      gains, it gains by chance
+    shortness        the shorter answer is the better one, whatever its language: what is gained by
+                     answers that get shorter
 
 All start from the same seed. What it is taught are judgments of its own answers, comparisons of two
 such judgments, and some of its answers, so that it goes on answering. A judgment names the language
@@ -87,7 +89,7 @@ SETTINGS = {  # of the runs
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
          "right-verdicts": ["--no-eft"], "checks": ["--reward", "checks"],
-         "control": ["--reward", "checks"]}
+         "control": ["--reward", "checks"], "shortness": ["--reward", "checks"]}
 JUDGED = ("judge", "no-meta-judge", "right-verdicts")
 
 
@@ -200,6 +202,11 @@ def chance(run, t, answers, label):
             for answer in answers]
 
 
+def shortness(run, t, answers, label):
+    """Stands in for Run.reward_scores: the fewer characters, the more."""
+    return [-len(answer["text"]) for answer in answers]
+
+
 def right_verdicts(run, t, varied):
     """Stands in for metareward.meta_judge: of two judgments that whose score is nearer to the truth
     wins, and none if both are as near.
@@ -210,6 +217,11 @@ def right_verdicts(run, t, varied):
         compared.append({**item, "verdicts": np.sign(off[None, :] - off[:, None]).tolist()})
     run.save(t, "battles.jsonl", compared)
     return compared
+
+
+STAND_INS = {"control": (Run, "reward_scores", chance),
+             "shortness": (Run, "reward_scores", shortness),
+             "right-verdicts": (metareward, "meta_judge", right_verdicts)}
 
 
 def borrow(args, seed, out, kind):
@@ -390,8 +402,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="a model folder or a hub name")
-    parser.add_argument("--kinds", nargs="+", choices=list(FLAGS), default=list(FLAGS),
-                        help="of runs")
+    parser.add_argument("--kinds", nargs="+", choices=list(FLAGS), help="of runs",
+                        default=["judge", "no-meta-judge", "control"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
     parser.add_argument("--iters", type=int, default=3, help="iterations")
     parser.add_argument("--prompts", default="figures",
@@ -432,10 +444,8 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:  # be one of the runs
-        if sys.argv[2] == "control":
-            Run.reward_scores = chance
-        if sys.argv[2] == "right-verdicts":
-            metareward.meta_judge = right_verdicts
+        if sys.argv[2] in STAND_INS:
+            setattr(*STAND_INS[sys.argv[2]])
         metareward.main(sys.argv[3:])
     else:
         main()

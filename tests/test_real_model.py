@@ -1,6 +1,7 @@
 """benchmarks/real_model.py: its prompts and their truth, what it teaches, and what it counts."""
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.real_model import (
     OTHER_PLACES,
     PLACES,
     asked,
+    chance,
     comparison,
     figures,
     judgment,
@@ -20,12 +22,15 @@ from benchmarks.real_model import (
     over_seeds,
     prompts,
     repeated,
+    right_verdicts,
+    shortness,
     table,
     written,
 )
 from harness.checks import meets
 from harness.files import write_jsonl, write_whole
 from harness.inputs import given_examples, read_prompts
+from metareward import battle_matrix, elo, judge_pair
 from prompts import parse_score, parse_winner
 from sampling import Sample
 
@@ -116,6 +121,19 @@ def test_figures_of_a_run(tmp_path):
         rows["judge: right where it is 1"][0])
     assert np.isnan(rows["meta-judge: right"][0]) and rows["meta-judge: right"][1] == 0.8
     assert rows["actor pairs"] == [3, 3]
+
+
+def test_what_stands_in_for_judge_and_meta_judge():
+    """Verdicts of the truth: the nearer score wins, equal ones have no winner."""
+    run, saved = SimpleNamespace(settings=SimpleNamespace(seed=0)), []
+    run.save = lambda t, name, records: saved.extend(records)
+    [record] = right_verdicts(run, 1, [{"id": "0/1", "scores": [0, 1, 0], "truth": 1}])
+    assert record["verdicts"] == [[0, -1, 0], [1, 0, 1], [0, -1, 0]] and saved == [record]
+    assert judge_pair(elo(battle_matrix(record["verdicts"], 1, 1)), [1, 1, 1])[0] == 1
+    answers = [{"id": "0", "text": "a bc"}, {"id": "1", "text": "a"}]
+    assert shortness(run, 1, answers, "") == [-4, -1]
+    first, second = chance(run, 1, answers, "")
+    assert first != second and [first, second] == chance(run, 1, answers, "")
 
 
 def test_means_over_seeds_and_what_is_more_than_by_chance():
