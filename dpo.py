@@ -46,11 +46,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from harness.adapters import unadapted
-from harness.architecture import changes_of_logits, rotation_limit, windows_of
-from harness.cuda import has_kernel
-from harness.passes import Budget, token_count, train_without_noise
-from harness.processes import add_up, add_up_gradients, collect_shares, share, world
+from harness.engine.adapters import unadapted
+from harness.engine.architecture import changes_of_logits, rotation_limit, windows_of
+from harness.engine.cuda import has_kernel
+from harness.engine.passes import Budget, token_count, train_without_noise
+from harness.engine.processes import add_up, add_up_gradients, collect_shares, share, world
 
 # cuDNN plans each shape of attention anew, and shapes hardly ever repeat here.
 torch.backends.cuda.enable_cudnn_sdp(False)

@@ -14,43 +14,11 @@ many. Left out: leaderboards. A model's opinion of itself is not evidence, and n
 pretends that it is.
 """
 import functools
-import itertools
 import math
-import os
-import sys
 from collections import Counter, defaultdict
 from itertools import combinations, permutations
-from pathlib import Path
 
-import harness.early
-from harness.flags import command_line
-
-if __name__ == "__main__":
-    harness.early.begin(command_line().parse_args)
-# isort: split
 import numpy as np
-from safetensors import SafetensorError
-
-from harness.checks import meets
-from harness.export import export
-from harness.files import by_prompt, read_jsonl, write_jsonl
-from harness.ifeval import ifeval
-from harness.inputs import read_prompts
-from harness.labelled import judge
-from harness.loading import adapter_of, load_tokenizer
-from harness.models import (
-    answers_of,
-    comparison_table,
-    file_of,
-    judge_both_orders,
-    load_alone,
-    repeat,
-)
-from harness.settings import HERE
-from harness.several import redraw
-from harness.show import show
-
-__all__ = ["read_jsonl"]  # its old place, from which others import it
 
 FEWEST = 10  # different prompts that an interval rests on
 
@@ -208,9 +176,12 @@ def order(a, b):
     return 0.0 if abs(a - b) < 1e-9 else float(np.sign(a - b))
 
 
-def truth(checks, text):
-    """How many of the checks an answer meets: regular expressions, or verifiers by name."""
-    return sum(meets(check, text) for check in checks)
+def by_prompt(answers):
+    """{prompt_id: the answers to it}."""
+    groups = defaultdict(list)
+    for answer in answers:
+        groups[answer["prompt_id"]].append(answer)
+    return groups
 
 
 def same_prompt(answers):
@@ -360,42 +331,6 @@ def comparisons(battle):
     return len(battle["said"]) if "said" in battle else N * (N - 1)
 
 
-# ---- comparisons made again
-
-def measure_repeats(battles, repeats):
-    """How far comparisons come out the same when they are made again.
-
-    battles: records with "texts" of N judgments and "verdicts" (N, N). repeats: for each of them
-    the "verdicts" of the same judgments shuffled, and the "order": repeated judgment m is judgment
-    order[m]. Returns the share of the comparisons that parsed both times whose winner changed, the
-    share of the answers whose best or worst judgment did (by plain counts of wins, so that no fit
-    hides a change), and of how many comparisons how many did not parse, both times.
-    """
-    winners, ends, total, unparsed = [], [], 0, [0, 0]
-    for battle, remade in zip(battles, repeats, strict=True):
-        before, order = np.array(battle["verdicts"]), remade["order"]
-        again = np.zeros_like(before)
-        again[np.ix_(order, order)] = remade["verdicts"]  # each judgment at its old place
-        parsed_twice = (before != 0) & (again != 0)
-        winners += (before != again)[parsed_twice].astype(float).tolist()
-        ends.append(float(best_and_worst(battle["texts"], before)
-                          != best_and_worst(battle["texts"], again)))
-        count = comparisons(battle)
-        total += count
-        unparsed[0] += count - np.count_nonzero(before)
-        unparsed[1] += count - np.count_nonzero(again)
-    return {"winner_changed": mean(winners), "pair_changed": mean(ends),
-            "comparisons": total, "unparsed": unparsed}
-
-
-def best_and_worst(texts, verdicts):
-    """The judgments that won most and fewest comparisons; of equals the shorter, the longer."""
-    won = (verdicts == 1).sum(1) + (verdicts == -1).sum(0)  # shown first, and shown second
-    best = max(range(len(texts)), key=lambda i: (won[i], -len(texts[i])))
-    worst = min(range(len(texts)), key=lambda i: (won[i], -len(texts[i])))
-    return texts[best], texts[worst]
-
-
 # ---- two models compared
 
 def measure_comparisons(records):
@@ -423,60 +358,11 @@ def measure_comparisons(records):
         "consistent_rate": mean(same), "mean_lengths": [mean(side) for side in lengths]}
 
 
-def compare(args):
-    """`eval.py compare A B --judge MODEL`."""
-    sources = {"A": args.a, "B": args.b}
-    files = itertools.chain(filter(os.path.isfile, sources.values()), filter(None, (
-        file_of(source, "eval_prompts") for source in sources.values())))
-    file = args.prompts or next(files, HERE / "data" / "eval.jsonl")
-    asked = read_prompts(file)
-    prompts = list(dict.fromkeys(record["prompt"] for record in asked))
-    if not adapter_of(args.judge):
-        load_tokenizer(args.judge)  # fails if there is no such model, before the others answer
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    a, b = (answers_of(source, name, prompts, args) for name, source in sources.items())
-    matched = [(prompt, one, other) for prompt in (prompts if args.prompts else a)
-               for one, other in zip(a.get(prompt, ()), b.get(prompt, ()))]
-    if not matched:
-        raise ValueError("A and B have no answers to the same prompts: compare such")
-    pairs = [(prompt, one, other) for prompt, (one, _), (other, _) in matched]
-    records = judge_both_orders(*load_alone(args.judge, args.bits), pairs,
-                                args.max_verdict_tokens)
-    if args.out:
-        write_jsonl(args.out, records)
-    figures = measure_comparisons(records)
-    alone = sum(map(len, [*a.values(), *b.values()])) - 2 * len(matched)
-    cut = [sum(not ended for _, (_, ended), _ in matched),
-           sum(not ended for _, _, (_, ended) in matched)]
-    print(f"A = {args.a}, B = {args.b}, judge {args.judge}: {figures['compared']} pairs of answers "
-          f"to {len({prompt for prompt, *_ in matched})} prompts of {file}, in both orders\n"
-          f"left out: {figures['unparsed']} pairs without two verdicts, {alone} answers without a "
-          f"counterpart; cut off, and compared as they are: {cut[0]} of A, {cut[1]} of B")
-    if not figures["compared"]:
-        raise ValueError(f"no verdict of {args.judge} named a winner: choose a stronger judge, or "
-                         "raise --max-verdict-tokens")
-    print(comparison_table(figures, args))
-
-
-# ---- the command
-
-def main(argv=None):
-    try:
-        args = command_line().parse_args(argv)
-        commands = {"report": redraw, "compare": compare, "export": export, "show": show,
-                    "repeat": lambda args: repeat(args, measure_repeats),
-                    "ifeval": lambda args: ifeval(args, bootstrap, FEWEST),
-                    "judge": lambda args: judge(args, grouped_interval)}
-        commands[args.command](args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has gone, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is yet to flush
-        sys.exit(141)  # as a shell says of a program that a closed pipe has ended
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
+    from harness.commands.flags import command_line
+    from harness.startup import begin
+
+    begin(command_line().parse_args)  # before the imports, which take seconds
+    from harness.commands.main import main
+
     main()

@@ -30,11 +30,11 @@ import itertools
 import math
 import random
 
-import harness.early  # what must stand before torch is imported
-from harness.settings import DIAGNOSED, Settings, parse_settings
+import harness.startup  # what must stand before torch is imported
+from harness.settings import DIAGNOSED, parse_settings
 
 if __name__ == "__main__":
-    harness.early.begin(functools.partial(parse_settings, cuda=None))
+    harness.startup.begin(functools.partial(parse_settings, cuda=None))
 # isort: split
 import numpy as np
 import torch
@@ -50,18 +50,15 @@ from eval import (
     measure_meta_judge,
     measure_people,
     numbers,
-    truth,
 )
 from harness import inputs
-from harness.command import command, last_words
-from harness.files import as_drawn, as_pair
-from harness.folder import Run
+from harness.checks import truth
+from harness.first_replies import check_judging, first_prompts
+from harness.lines import as_pair, as_reply
 from harness.plan import fit_hours, foresee, plan
-from harness.report import table
-from harness.unreadable import first_look
-from sampling import sample
-
-__all__ = ["Settings", "parse_settings"]  # their old place, from which others import them
+from harness.program import command, last_words
+from harness.run import Run
+from harness.views.report import table
 
 SAME = 1e-9         # scores and ratings this close are equal: sums in another order differ so much
 EVAL_ANSWERS = 4    # answers per held-out prompt
@@ -229,11 +226,11 @@ def answer(run, t, prompts, name="responses.jsonl", n=None, label="answers"):
         return [item["prompt"]]
 
     def read(item, samples):
-        return {**item, "responses": [as_drawn(run.chat, s) | {"tokens": len(s.tokens)}
+        return {**item, "responses": [as_reply(run.chat, s) | {"tokens": len(s.tokens)}
                                       for s in samples[0]]}
 
     items = [{**prompt, "id": prompt["prompt_id"]} for prompt in prompts]
-    return run.draw(t, name, items, ask, read, n or run.settings.responses,
+    return run.sample(t, name, items, ask, read, n or run.settings.responses,
                     run.settings.max_answer_tokens, label)
 
 
@@ -246,13 +243,13 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
         return [words.judge_prompt(item["prompt"], item["text"], run.rubric)]
 
     def read(item, samples):
-        said = [as_drawn(run.chat, s) for s in samples[0]]
+        said = [as_reply(run.chat, s) for s in samples[0]]
         scores = [words.parse_score(one["text"], run.settings.max_score)
                   if one["finished"] and not one.get("marked") else None for one in said]
         judgments = [one | {"score": score} for one, score in zip(said, scores)]
         return {**item, "judgments": judgments, "scores": scores, "score": mean(scores)}
 
-    return run.draw(t, name, answers, ask, read, run.settings.judgments,
+    return run.sample(t, name, answers, ask, read, run.settings.judgments,
                     run.settings.max_judgment_tokens, label)
 
 
@@ -269,24 +266,20 @@ def meta_judge(run, t, varied):
     Returns records with "verdicts" (N, N), as `battle_matrix` reads them; none at all if hardly any
     comparison names a winner.
     """
-    if not run.settings.comparisons:
-        orders = {item["id"]: list(itertools.permutations(range(len(item["texts"])), 2))
-                  for item in varied}
-        return compare(run, t, varied, orders, "battles.jsonl")
+    budget = run.settings.comparisons
     compared = {item["id"]: {**item, "verdicts": np.zeros([len(item["texts"])] * 2, int).tolist(),
                              "said": [], "sampled_tokens": 0} for item in varied}
     for number in itertools.count(1):
         orders = {key: pairs for key, record in compared.items()
-                  if (pairs := next_pairs(record, run.settings.comparisons,
-                                          f"{run.settings.seed}/{t}/{key}"))}
-        asked = [item for item in varied if item["id"] in orders]
-        made = compare(run, t, asked, orders, f"round{number}.jsonl") if asked else []
-        if not made:
+                  if (pairs := next_pairs(record, budget, f"{run.settings.seed}/{t}/{key}"))}
+        if not orders:
             break
+        made = compare(run, t, [item for item in varied if item["id"] in orders], orders,
+                       f"round{number}.jsonl" if budget else "battles.jsonl")
+        if not made:
+            return []
         for record in made:
             compared[record["id"]] = add_battles(compared[record["id"]], record)
-    if asked and number == 1:
-        return []
     run.save(t, "battles.jsonl", compared.values())
     return list(compared.values())
 
@@ -307,17 +300,20 @@ def compare(run, t, items, orders, name):
             said.append({"first": m, "second": n, "text": s.text, "finished": s.finished})
         return {**item, "verdicts": verdicts.tolist(), "said": said}
 
-    return run.draw(t, name, items, ask, read, 1, run.settings.max_verdict_tokens, "comparisons",
+    return run.sample(t, name, items, ask, read, 1, run.settings.max_verdict_tokens, "comparisons",
                     needed=False)
 
 
 def next_pairs(record, budget, seed):
-    """What `next_comparisons` wants of a compared answer. Equal texts do not meet each other.
+    """Which of a compared answer's judgments meet next: all that can, or with a budget what
+    `next_comparisons` wants, where equal texts do not meet.
 
     Nothing more is asked of one whose first comparisons all named no winner.
     """
-    if record["said"] and not np.any(record["verdicts"]):
+    if record["said"] and (not budget or not np.any(record["verdicts"])):
         return []
+    if not budget:
+        return list(itertools.permutations(range(len(record["texts"])), 2))
     texts, done = record["texts"], np.zeros_like(record["verdicts"], dtype=bool)
     for said in record["said"]:
         done[said["first"], said["second"]] = True
@@ -335,55 +331,61 @@ def add_battles(before, record):
     return {**before, **counts, "verdicts": verdicts, "said": before["said"] + record["said"]}
 
 
-# ---- selections, which yield records, and a sentence for each thing they drop; and their helpers
+# ---- selections: each returns a list, and counts in `dropped` what is not in it, by reason
 
-def finished_answers(records, max_score=5):
+def finished_answers(records, max_score, dropped):
     """The different finished answers to each prompt."""
+    kept = []
     for record in records:
         if record.get("too_long"):
-            yield "prompt too long for the model's context"
+            dropped["prompt too long for the model's context"] += 1
             continue
         seen = set()
         for number, response in enumerate(record["responses"]):
+            text = response["text"]
             if not response["finished"]:
-                yield "answer cut off"
-            elif not response["text"].strip():
-                yield "answer empty"
-            elif response.get("marked") or response["text"].lstrip().startswith("<think>"):
-                yield "answer with control tokens or a thought in it"
-            elif response["text"] in seen:
-                yield "answer a duplicate"
+                dropped["answer cut off"] += 1
+            elif not text.strip():
+                dropped["answer empty"] += 1
+            elif response.get("marked") or text.lstrip().startswith("<think>"):
+                dropped["answer with control tokens or a thought in it"] += 1
+            elif text in seen:
+                dropped["answer a duplicate"] += 1
             else:
-                seen.add(response["text"])
-                yield as_answer(record, number, response, max_score)
+                seen.add(text)
+                kept.append(as_answer(record, number, response, max_score))
         if not seen:
-            yield "prompt without a finished answer"
+            dropped["prompt without a finished answer"] += 1
+    return kept
 
 
-def actor_pairs(answers, rho, max_chars):
+def actor_pairs(answers, rho, max_chars, dropped):
     """One pair of answers per prompt [E1], from judged answers."""
-    yield from unread_judgments(answers)
+    count_unread_judgments(answers, dropped)
+    pairs = []
     for prompt_id, group in by_prompt(answers).items():
         scores = [math.nan if a["score"] is None else a["score"] for a in group]
         pair = actor_pair(scores, [len(a["text"]) for a in group], rho)
         if pair is None:
-            yield "actor pair: " + why_no_pair(scores)
+            dropped[f"actor pair: {why_no_pair(scores)}"] += 1
             continue
         chosen, rejected = group[pair[0]], group[pair[1]]
         if max_chars and len(chosen["text"]) > max_chars:
-            yield "actor pair: chosen answer too long"
+            dropped["actor pair: chosen answer too long"] += 1
             continue
-        yield as_pair("actor", prompt_id, chosen["prompt"], chosen["text"], rejected["text"],
-                      (chosen.get("ids"), rejected.get("ids")),
-                      chosen_score=chosen["score"], rejected_score=rejected["score"])
+        pairs.append(as_pair("actor", prompt_id, chosen["prompt"], chosen["text"],
+                             rejected["text"], (chosen.get("ids"), rejected.get("ids")),
+                             chosen_score=chosen["score"], rejected_score=rejected["score"]))
+    return pairs
 
 
-def most_varied(answers, seed):
+def most_varied(answers, seed, dropped):
     """Per prompt the answer whose scores vary most, with its valid judgments; ties at random."""
+    chosen = []
     for prompt_id, group in by_prompt(answers).items():
         group = [a for a in group if len(valid_scores(a)) > 1]
         if not group:
-            yield "judge pair: no answer with two valid judgments"
+            dropped["judge pair: no answer with two valid judgments"] += 1
             continue
         variances = [np.var(valid_scores(a)) for a in group]
         most = [a for a, v in zip(group, variances) if v >= max(variances) - SAME]
@@ -392,29 +394,33 @@ def most_varied(answers, seed):
                 if key in record}
         valid = [j for j in record["judgments"] if j["score"] is not None]
         ids = {"ids": [j.get("ids") for j in valid]} if any("ids" in j for j in valid) else {}
-        yield {**bare, "texts": [j["text"] for j in valid], "scores": valid_scores(record), **ids}
+        chosen.append({**bare, "texts": [j["text"] for j in valid],
+                       "scores": valid_scores(record), **ids})
+    return chosen
 
 
-def judge_pairs(compared, ratings, rubric, max_chars):
+def judge_pairs(compared, ratings, rubric, max_chars, dropped):
     """One pair of judgments per compared answer: the highest rated over the lowest."""
+    pairs = []
     for record, rating in zip(compared, ratings, strict=True):
-        yield from unread_verdicts(record)
+        count_unread_verdicts(record, dropped)
         if rating["pair"] is None:
-            yield "judge pair: all ratings equal"
+            dropped["judge pair: all ratings equal"] += 1
             continue
         chosen, rejected = rating["pair"]
         texts, scores, rated = record["texts"], record["scores"], rating["ratings"]
         if max_chars and len(texts[chosen]) > max_chars:
-            yield "judge pair: chosen judgment too long"
+            dropped["judge pair: chosen judgment too long"] += 1
         elif texts[chosen] == texts[rejected]:
-            yield "judge pair: the same judgment on both sides"
+            dropped["judge pair: the same judgment on both sides"] += 1
         else:
             prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
             ids = record.get("ids") or [None] * len(texts)
-            yield as_pair("judge", record["prompt_id"], prompt, texts[chosen], texts[rejected],
-                          (ids[chosen], ids[rejected]),
-                          chosen_rating=rated[chosen], rejected_rating=rated[rejected],
-                          chosen_score=scores[chosen], rejected_score=scores[rejected])
+            pairs.append(as_pair("judge", record["prompt_id"], prompt, texts[chosen],
+                                 texts[rejected], (ids[chosen], ids[rejected]),
+                                 chosen_rating=rated[chosen], rejected_rating=rated[rejected],
+                                 chosen_score=scores[chosen], rejected_score=scores[rejected]))
+    return pairs
 
 
 def as_answer(record, number, response, max_score):
@@ -440,21 +446,23 @@ def why_no_pair(scores):
     return "all scores equal" if equal else "the same answer on both sides"
 
 
-def unread_judgments(answers):
-    """A sentence for each judgment that gave no score."""
+def count_unread_judgments(answers, dropped):
+    """Count the judgments that gave no score, and the answers that were not scored."""
     for answer in answers:
         if answer.get("too_long") or "unscored" in answer:
-            yield answer.get("unscored", "answer too long to be judged")
-        else:
-            yield from ["judgment malformed or cut off"] * answer["scores"].count(None)
+            dropped[answer.get("unscored", "answer too long to be judged")] += 1
+        elif None in answer["scores"]:
+            dropped["judgment malformed or cut off"] += answer["scores"].count(None)
 
 
-def unread_verdicts(record):
-    """A sentence for each comparison that named no winner."""
+def count_unread_verdicts(record, dropped):
+    """Count an answer's comparisons that named no winner."""
     too_long = record.get("too_long", 0)
     unread = comparisons(record) - np.count_nonzero(record["verdicts"]) - too_long
-    yield from ["verdict malformed or cut off"] * unread
-    yield from ["judgments too long to be compared"] * too_long
+    for reason, count in (("verdict malformed or cut off", unread),
+                          ("judgments too long to be compared", too_long)):
+        if count > 0:
+            dropped[reason] += int(count)
 
 
 # ---- rating
@@ -492,21 +500,33 @@ def warm_start(run):
     s = run.settings
     figures = {"meta_judge": None, "pairs": {"actor": 0, "judge": 0, "judge_share": None}}
     if s.no_eft:
-        first_look(run, answer, judge)  # the run of a model that cannot judge ends here
+        first_look(run)  # the run of a model that cannot judge ends here
         return figures | {"train": run.train(0, train_sft, [])}  # none: M_0 is the seed as it is
     if inputs.carries_lessons(run.replies):
-        examples = run.keep(inputs.given_examples(run.replies, run.rubric, s.max_score))
+        examples = inputs.given_examples(run.replies, run.rubric, s.max_score, run.dropped)
     else:
         items = inputs.ranked_items(run.replies)
         judged = judge(run, 0, items, label="judgments of ranked replies")
-        agreeing = run.keep(inputs.agreeing_judgments(judged))
-        examples = run.keep(inputs.evened_out(agreeing, run.rubric, s.seed))
+        agreeing = inputs.agreeing_judgments(judged, run.dropped)
+        examples = inputs.evened_out(agreeing, run.rubric, s.seed, run.dropped)
     if not examples:
         lost = "; ".join(f"{reason} {count}" for reason, count in run.dropped.items())
         raise ValueError("there is no judgment that agrees with the ranked replies "
                          f"({lost}): choose another --out and --no-eft")
     run.save(0, "sft.jsonl", examples)
     return figures | {"train": run.train(0, train_sft, examples, epochs=s.eft_epochs)}
+
+
+def first_look(run):
+    """Have the seed judge a few of its own answers; raise Unreadable if it cannot.
+
+    Nothing is done if no judge is wanted, or an iteration has fewer judgments than it takes.
+    """
+    if prompts := first_prompts(run):
+        answers = answer(run, 0, prompts, "first_responses.jsonl", label="first answers")
+        items = [{"id": f"{record['id']}/{i}", "prompt": record["prompt"], "text": one["text"]}
+                 for record in answers for i, one in enumerate(record["responses"])]
+        check_judging(judge(run, 0, items, "first_judgments.jsonl", "first judgments"))
 
 
 # ---- measuring
@@ -538,8 +558,8 @@ def measure(run, t):
 
 # ---- the loop. A run has settings, the model, and a folder in which each step leaves a file:
 #   run.become(t)        puts M_t's adapter into the model
-#   run.draw(...)        samples replies to many prompts, and goes on after a kill (the three roles)
-#   run.keep(selection)  a list of the records that a selection yields; run.dropped counts the rest
+#   run.sample(...)      samples replies to many prompts, and goes on after a kill (the three roles)
+#   run.dropped          counts what the selections drop, by reason
 #   run.save(t, name, records), run.train(...)    write a file; train, log, save M_t's adapter
 
 def iterate(run, t):
@@ -553,7 +573,7 @@ def iterate(run, t):
     # {"prompt_id": "7", "prompt": "How do I keep bread fresh?"}
 
     # Answer: K samples for each prompt.
-    answers = run.keep(finished_answers(answer(run, t, prompts), s.max_score))
+    answers = finished_answers(answer(run, t, prompts), s.max_score, run.dropped)
     # {"id": "7/2", "prompt_id": "7", "prompt": ..., "text": "Wrap the loaf in a cloth ..."}
 
     # Judge: N judgments of each answer; the mean of their scores is the answer's score.
@@ -561,11 +581,11 @@ def iterate(run, t):
     # the same with {"judgments": [{"text": "... Score: 4"}, ...], "scores": [4, ...], "score": 3.6}
 
     # Pairs of answers: the shortest of the good ones over the longest of the bad ones [E1].
-    pairs = run.keep(actor_pairs(answers, s.at("rho", t), s.at("max_response_chars", t)))
+    pairs = actor_pairs(answers, s.at("rho", t), s.at("max_response_chars", t), run.dropped)
     # {"kind": "actor", "prompt": ..., "chosen": ..., "rejected": ...}
 
     # Compare: of each prompt the answer whose scores vary most; every two of its judgments.
-    varied = [] if s.no_meta_judge else run.keep(most_varied(answers, s.seed))
+    varied = [] if s.no_meta_judge else most_varied(answers, s.seed, run.dropped)
     trains_judge = t <= s.judge_iters
     if not trains_judge:
         varied = diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
@@ -581,7 +601,7 @@ def iterate(run, t):
     # Pairs of judgments: the highest rated over the lowest.
     if trains_judge:
         limit = s.at("max_judgment_chars", t)
-        pairs += run.keep(judge_pairs(compared, ratings, run.rubric, limit))
+        pairs += judge_pairs(compared, ratings, run.rubric, limit, run.dropped)
     run.save(t, "pairs.jsonl", pairs)
 
     # Train: DPO [E5] on both kinds of pairs, from M_{t-1}, which is also the reference.
@@ -613,10 +633,10 @@ def main(argv=None):
     with command(argv):
         settings, only_plan = parse_settings(argv, torch.cuda.is_available())
         if only_plan:
-            return plan(settings, sample, loop)
-        settings, forecast = (fit_hours(settings, sample, loop) if settings.hours
+            return plan(settings, loop)
+        settings, forecast = (fit_hours(settings, loop) if settings.hours
                               else (settings, None))
-        run = Run(settings, sample)
+        run = Run(settings)
         run.forecast = forecast or foresee(run, loop)
         records = loop(run)
         print(table(records))

@@ -15,11 +15,11 @@ prompt, number of the sample, step): one uniform number through the inverse of t
 function. Left out: beam search, stop strings, encoders.
 """
 if __name__ == "__main__":  # python sampling.py MODEL "question"
-    import harness.early
-    from harness.flags import conversation_arguments
+    import harness.startup
+    from harness.commands.flags import conversation_arguments
 
-    harness.early.begin(conversation_arguments)  # before the imports, which take seconds
-    from harness.conversation import main
+    harness.startup.begin(conversation_arguments)  # before the imports, which take seconds
+    from harness.commands.conversation import main
 
     raise SystemExit(main())
 # isort: split
@@ -45,11 +45,11 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a pac
 from peft import PeftModel
 from transformers import AttentionInterface
 
-from harness.architecture import rotation_limit, windows_of
-from harness.chat import Chat
-from harness.cuda import has_kernel, out_of_memory
-from harness.plain_attention import plain_attention
-from harness.weights import prepared
+from harness.engine.architecture import rotation_limit, windows_of
+from harness.engine.chat import Chat
+from harness.engine.cuda import has_kernel, out_of_memory
+from harness.engine.plain_attention import plain_attention
+from harness.engine.weights import prepared
 
 # cuDNN plans each shape of attention anew, and in `decode_plain` they hardly ever repeat.
 torch.backends.cuda.enable_cudnn_sdp(False)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from eval import read_jsonl
+from harness.files import read_jsonl
 
 VARIANTS = {
     "Meta-Rewarding": [],

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from eval import read_jsonl
+from harness.files import read_jsonl
 from metareward import (
     battle_matrix,
     elo,

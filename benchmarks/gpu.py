@@ -54,8 +54,8 @@ import dpo
 import sampling
 from benchmarks.dpo import trl_trainer
 from benchmarks.sampling import continuous, generate, ours
-from harness import adapters, passes
-from harness.weights import expanded_bytes
+from harness.engine import adapters, passes
+from harness.engine.weights import expanded_bytes
 from sampling import (
     Batch,
     Group,

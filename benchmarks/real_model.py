@@ -9,6 +9,7 @@ install -r requirements-course.txt`.) The kinds of runs:
 
     judge            the whole method, from a seed that was taught to judge
     no-meta-judge    the same without the meta-judge: only the actor trains
+    judge-once       the whole method, but only the first iteration trains the judge
     right-verdicts   the whole method, but the truth gives the verdicts: the most that a meta-judge
                      can bring
     checks           the reward is the truth (`--reward checks`)
@@ -37,6 +38,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +51,14 @@ import metareward
 from benchmarks.ablations import interval as t_interval
 from benchmarks.ablations import plot
 from dpo import add_lora, answer_logps, train_sft
-from eval import bootstrap, by_prompt, read_jsonl
+from eval import bootstrap, by_prompt
 from harness.checks import language_of
-from harness.files import write_jsonl
-from harness.folder import Run, encoded
+from harness.commands.merge import save_model
+from harness.files import read_jsonl, write_jsonl
 from harness.inputs import given_examples
 from harness.loading import load
-from harness.whole import save_model
+from harness.run import Run
+from harness.training import encode_examples
 from sampling import Chat, sample
 
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
@@ -88,9 +91,10 @@ SETTINGS = {  # of the runs
     "max-judgment-tokens": 40, "max-verdict-tokens": 40, "max-score": 1, "max-judgment-chars": 0,
 }
 FLAGS = {"judge": ["--no-eft"], "no-meta-judge": ["--no-eft", "--no-meta-judge"],
+         "judge-once": ["--no-eft", "--judge-iters", "1"],
          "right-verdicts": ["--no-eft"], "checks": ["--reward", "checks"],
          "control": ["--reward", "checks"], "shortness": ["--reward", "checks"]}
-JUDGED = ("judge", "no-meta-judge", "right-verdicts")
+JUDGED = ("judge", "judge-once", "no-meta-judge", "right-verdicts")
 
 
 def prompts(places, count, rng):
@@ -182,7 +186,7 @@ def teach(model, folder, count=TAUGHT):
                      max_new_tokens=SETTINGS["max-answer-tokens"], seed="warm start")
     records = list(lessons(records, answers, rng))
     write_jsonl(f"{folder}.jsonl", records)
-    examples = encoded(Chat(tokenizer), given_examples(records, RUBRIC, 1))
+    examples = encode_examples(Chat(tokenizer), given_examples(records, RUBRIC, 1, Counter()))
     torch.manual_seed(0)
     model = add_lora(model, rank=16)
     steps = -(-len(examples) // TEACHING["batch_size"]) * TEACHING["epochs"]
@@ -225,19 +229,26 @@ STAND_INS = {"control": (Run, "reward_scores", chance),
 
 
 def borrow(args, seed, out, kind):
-    """Begin a judged run where that of "judge" was before its meta-judge first spoke.
+    """Begin a judged run where that of "judge" was before the two part.
 
-    Up to there they are the same: M_0's figures, its answers and its judgments.
+    Before its meta-judge first spoke they are the same: M_0's figures, its answers and judgments;
+    and up to M_1 if the second iteration is where they part.
     """
     other = args.out / f"judge-{seed}"
-    if out.exists() or not (other / "iter1" / "battles.jsonl").exists():
+    first = json.loads((other / "summary.json").read_text()) if other.exists() else []
+    if out.exists() or len(first) < 2 or kind == "judge":
         return
     shutil.copytree(other / "iter0", out / "iter0")
-    (out / "iter1").mkdir()
-    for name in ("prompts", "responses", "judgments"):
-        shutil.copy(other / "iter1" / f"{name}.jsonl", out / "iter1")
+    if kind == "judge-once":
+        shutil.copytree(other / "iter1", out / "iter1")
+        (out / "summary.json").write_text(json.dumps(first[:2]))
+    else:
+        (out / "iter1").mkdir()
+        for name in ("prompts", "responses", "judgments"):
+            shutil.copy(other / "iter1" / f"{name}.jsonl", out / "iter1")
     config = json.loads((other / "config.json").read_text())
-    config["settings"] |= {"no_meta_judge": kind == "no-meta-judge", "out": str(out)}
+    config["settings"] |= {"no_meta_judge": kind == "no-meta-judge", "out": str(out),
+                           "judge_iters": 1 if kind == "judge-once" else 2}
     (out / "config.json").write_text(json.dumps(config))
 
 

@@ -8,7 +8,7 @@ and 64 processes at the paper's scale:
 - a stage takes fixed + shared / P seconds; both follow from the two runs, and `shared` grows with
   the number of prompts;
 - a stage ends when its slowest process does: items of the measured lengths are dealt out as
-  `share` of harness/processes.py does, and the longest hand counts;
+  `share` of harness/engine/processes.py does, and the longest hand counts;
 - of a batch each process takes whole pairs, so that training is shared by no more processes than a
   batch has pairs.
 Left out: what the network takes (one sum of the adapter's gradients per step), and that a GPU with
@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from eval import read_jsonl
-from metareward import Settings
+from harness.files import read_jsonl
+from harness.settings import Settings
 
 PAPER = Settings(model="", out="")
 FILES = {"answers": "responses.jsonl", "judgments": "judgments.jsonl",

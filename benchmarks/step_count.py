@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import dpo
-from harness.adapters import lean_layers
+from harness.engine.adapters import lean_layers
 
 BANDWIDTH, RATE = 3.0e12, 770e12  # bytes and operations a second of the H100 in docs/gpu.md
 RANK, PROMPT, ANSWER = 16, 900, 200  # of the adapter; tokens of a judge pair

@@ -33,6 +33,11 @@ class Missing(ValueError):
     """A package, or a package's data, is not installed."""
 
 
+def truth(checks, text):
+    """How many of the checks an answer meets: the truth about it."""
+    return sum(meets(check, text) for check in checks)
+
+
 def meets(check, text):
     """Whether an answer meets a check. An empty answer meets no named verifier."""
     if isinstance(check, str):

@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import re
-from collections import defaultdict
 from pathlib import Path
 
 
@@ -83,53 +82,3 @@ def sha256(file):
 def digest(data):
     """A few hexadecimal digits that tell data (whatever JSON can hold) from other data."""
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:8]
-
-
-# ---- what was drawn, and the lines that training reads
-
-def as_drawn(chat, sample):
-    """A record of a text that a model drew. What trains is its tokens, as they were drawn.
-
-    It has these "ids" where the text, encoded, would be cut into others. "marked": among them are
-    control tokens, which the text does not show.
-    """
-    record = {"text": sample.text, "finished": sample.finished}
-    if sample.finished and chat.answer(sample.text) != sample.tokens:
-        record["ids"] = sample.tokens
-        if not chat.marks.isdisjoint(sample.tokens[:-1]):
-            record["marked"] = True
-    return record
-
-
-def as_pair(kind, prompt_id, prompt, chosen, rejected, ids=(None, None), **figures):
-    """A line of pairs.jsonl, which TRL's DPOTrainer reads as it is.
-
-    ids: the token ids of both sides as they were drawn, None for a side that is encoded so anyway.
-    """
-    return {"prompt": message("user", prompt), "chosen": message("assistant", chosen),
-            "rejected": message("assistant", rejected), "kind": kind, "prompt_id": prompt_id,
-            **figures, **known_ids(chosen=ids[0], rejected=ids[1])}
-
-
-def as_example(prompt_id, prompt, completion, ids=None, **figures):
-    """A line of sft.jsonl, which TRL's SFTTrainer reads as it is. ids: as in `as_pair`."""
-    return {"prompt": message("user", prompt), "completion": message("assistant", completion),
-            "prompt_id": prompt_id, **figures, **known_ids(completion=ids)}
-
-
-def known_ids(**ids):
-    """{"ids": those of the texts that have some}, or nothing."""
-    known = {name: of_text for name, of_text in ids.items() if of_text}
-    return {"ids": known} if known else {}
-
-
-def message(role, text):
-    return [{"role": role, "content": text}]
-
-
-def by_prompt(answers):
-    """{prompt_id: the answers to it}."""
-    groups = defaultdict(list)
-    for answer in answers:
-        groups[answer["prompt_id"]].append(answer)
-    return groups

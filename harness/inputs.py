@@ -12,10 +12,12 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 
 import prompts as words
-from harness.files import as_example, by_prompt, read_jsonl
+from eval import by_prompt
+from harness.files import read_jsonl
+from harness.first_replies import shortened
+from harness.lines import as_example
 from harness.records import brings_lesson, folded, read_prompts, tell, without
 from harness.settings import HERE
-from harness.unreadable import shortened
 
 SEEDS = HERE / "data" / "seeds.jsonl"
 OASST = ("OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz")
@@ -168,24 +170,26 @@ def ranked_items(records):
             for record in records for i, reply in enumerate(record["replies"])]
 
 
-def given_examples(records, rubric, max_score):
+def given_examples(records, rubric, max_score, dropped):
     """Warm-start examples from what ranked replies carry, for models that cannot judge untaught.
 
     A reply may have a "judgment", a text that ends in a score, and "comparisons": two "judgments"
     and the "better" one, 0 or 1; of each comparison both orders train. Its "reason" comes before
     the winner: a text, or two, with the first judgment as A and with the second. Of a reply with
-    "demonstration": true the text trains as an answer. Yields what `evened_out` yields.
+    "demonstration": true the text trains as an answer. Counts what it drops, as selections do.
     """
+    examples = []
     for record in records:
         for reply in record["replies"]:
             asked = (record["prompt"], reply["text"])
             if "judgment" in reply:
                 score = words.parse_score(reply["judgment"], max_score)
                 if score is None:
-                    yield "given judgment that ends in no score"
+                    dropped["given judgment that ends in no score"] += 1
                 else:
                     prompt = words.judge_prompt(*asked, rubric)
-                    yield as_example(record["prompt_id"], prompt, reply["judgment"], score=score)
+                    examples.append(as_example(record["prompt_id"], prompt, reply["judgment"],
+                                               score=score))
             for comparison in reply.get("comparisons", []):
                 reason = comparison.get("reason", "")
                 reasons = reason if isinstance(reason, list) else [reason] * 2
@@ -193,31 +197,34 @@ def given_examples(records, rubric, max_score):
                     first, second = comparison["judgments"][m], comparison["judgments"][n]
                     prompt = words.meta_judge_prompt(*asked, first, second, rubric)
                     winner = "A" if m == comparison["better"] else "B"
-                    yield as_example(record["prompt_id"], prompt,
-                                     f"{reasons[m]}\nWinner: Judgment {winner}".lstrip("\n"))
+                    verdict = f"{reasons[m]}\nWinner: Judgment {winner}".lstrip("\n")
+                    examples.append(as_example(record["prompt_id"], prompt, verdict))
             if reply.get("demonstration"):
-                yield as_example(record["prompt_id"], record["prompt"], reply["text"])
+                examples.append(as_example(record["prompt_id"], record["prompt"], reply["text"]))
+    return examples
 
 
-def agreeing_judgments(judged):
+def agreeing_judgments(judged, dropped):
     """The judgments whose scores agree with the ranks; those of one round stay or go together.
 
     A round is the j-th judgment of every reply to a prompt. It agrees when no reply has a higher
     score than one that people ranked above it, and the best a higher one than the worst.
     """
+    kept = []
     for group in by_prompt(judged).values():
         for judgments in zip(*(record["judgments"] for record in group)):
             scores = [j["score"] for j in judgments]
             missing = scores.count(None)
             if missing:
-                yield from ["EFT judgments malformed or cut off"] * missing
-                yield from ["EFT judgments lost with one of their round"] * (len(scores) - missing)
+                dropped["EFT judgments malformed or cut off"] += missing
+                if missing < len(scores):
+                    dropped["EFT judgments lost with one of their round"] += len(scores) - missing
             elif not agree([record["rank"] for record in group], scores):
-                yield from ["EFT judgments that disagree with the ranks"] * len(scores)
+                dropped["EFT judgments that disagree with the ranks"] += len(scores)
             else:
-                for record, j in zip(group, judgments):
-                    yield {"record": record, "text": j["text"], "ids": j.get("ids"),
-                           "score": j["score"]}
+                kept += [{"record": record, "text": j["text"], "ids": j.get("ids"),
+                          "score": j["score"]} for record, j in zip(group, judgments)]
+    return kept
 
 
 def agree(ranks, scores):
@@ -229,9 +236,9 @@ def agree(ranks, scores):
     return falls and ordered[0] > ordered[-1]
 
 
-def evened_out(kept, rubric, seed):
+def evened_out(kept, rubric, seed, dropped):
     """The EFT examples, in random order: no score more than twice as often as the median score."""
-    kept = list(kept)
+    kept, examples = list(kept), []
     random.Random(f"{seed}/EFT").shuffle(kept)
     frequencies = Counter(one["score"] for one in kept)
     cap = 2 * np.median(list(frequencies.values())) if kept else 0
@@ -239,12 +246,13 @@ def evened_out(kept, rubric, seed):
     for one in kept:
         used[one["score"]] += 1
         if used[one["score"]] > cap:
-            yield "EFT judgments with a too frequent score"
+            dropped["EFT judgments with a too frequent score"] += 1
             continue
         record = one["record"]
         prompt = words.judge_prompt(record["prompt"], record["text"], rubric)
-        yield as_example(record["prompt_id"], prompt, one["text"], one["ids"],
-                         score=one["score"])
+        examples.append(as_example(record["prompt_id"], prompt, one["text"], one["ids"],
+                                   score=one["score"]))
+    return examples
 
 
 def carries_lessons(records):
@@ -319,7 +327,7 @@ def request(run, t, items, number):
         (reply,), = samples
         return {**item, "task": words.parse_task(reply.text) if reply.finished else None}
 
-    return run.draw(t, f"requests{number}.jsonl", items, ask, read, n=1, max_new_tokens=256,
+    return run.sample(t, f"requests{number}.jsonl", items, ask, read, n=1, max_new_tokens=256,
                     label="new prompts")
 
 

@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 
 from harness.clock import duration, end_of
-from harness.folder import Run
+from harness.engine.processes import world
+from harness.first_replies import Unreadable, first_prompts
 from harness.loading import read_record
-from harness.processes import world
-from harness.report import untrained
+from harness.run import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
-from harness.unreadable import Unreadable, first_prompts
+from harness.views.report import untrained
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take
@@ -30,7 +30,7 @@ LONG_RUN = 3 * 24 * 3600  # seconds
 FEWEST_RANKED = 8       # of fewer ranked replies the seed may judge none as people did
 
 
-def plan(settings, sample, loop):
+def plan(settings, loop):
     """Print what a run with these settings will take on this machine; nothing is kept.
 
     loop: metareward.loop.
@@ -42,7 +42,7 @@ def plan(settings, sample, loop):
         return len(trials) > 1 and seconds > PATIENCE
 
     start = time.perf_counter()
-    with whole_run(settings, sample) as run:
+    with whole_run(settings) as run:
         loading = time.perf_counter() - start
         trials, unreadable = tried(run, loop, run.out, enough)
         if trials:
@@ -53,7 +53,7 @@ def plan(settings, sample, loop):
         raise unreadable
 
 
-def fit_hours(settings, sample, loop):
+def fit_hours(settings, loop):
     """The settings with as many prompts per iteration as a run of settings.hours has time for.
 
     And its `forecast`. A run that is there goes on with what was chosen when it began: there is no
@@ -66,7 +66,7 @@ def fit_hours(settings, sample, loop):
               "began, and --hours chooses nothing")
         return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None), None
     start = time.perf_counter()
-    with whole_run(settings, sample) as run:
+    with whole_run(settings) as run:
         loading = time.perf_counter() - start
         patience = min(PATIENCE, 0.1 * 3600 * settings.hours)
         trials, unreadable = tried(run, loop, run.out,
@@ -138,13 +138,13 @@ def tell_untrained(small, records):
 
 
 @contextlib.contextmanager
-def whole_run(settings, sample):
+def whole_run(settings):
     """The run that the trials stand for, in a folder that will be gone."""
     if world() > 1:
         raise ValueError("--plan and --hours try the loop in one process: leave torchrun out; a "
                          "run that has begun with --hours goes on with it")
     with tempfile.TemporaryDirectory() as folder:
-        yield Run(dataclasses.replace(settings, out=folder), sample)
+        yield Run(dataclasses.replace(settings, out=folder))
 
 
 def tried(run, loop, folder, enough):
@@ -200,7 +200,7 @@ def small_run(run, out, size):
                  for name in ("rho", "max_response_chars", "max_judgment_chars")}
     small = Run(dataclasses.replace(
         settings, out=out, iters=iters, judge_iters=min(1, settings.judge_iters),
-        prompts_per_iter=min(size, settings.prompts_per_iter), **schedules), run.sample, run.model,
+        prompts_per_iter=min(size, settings.prompts_per_iter), **schedules), run.model,
         run.reward_model)
     small.eval_prompts = small.eval_prompts[:size]
     small.ranked = small.ranked[:size]

@@ -5,9 +5,9 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-from harness.chat import Chat
+from harness.engine.chat import Chat
+from harness.engine.processes import collect_shares, rank, share
 from harness.loading import load_tokenizer
-from harness.processes import collect_shares, rank, share
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # in one forward pass
 

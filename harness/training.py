@@ -7,6 +7,7 @@ file, so that its parts always belong together.
 import hashlib
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from safetensors.torch import load, load_file, save
 from tqdm import tqdm
 
 from dpo import State, reference
-from harness.command import barrier
+from harness.engine.processes import rank
 from harness.files import digest, read_jsonl, write_jsonl, write_whole
-from harness.processes import rank
+from harness.program import barrier
 
+HELD_OUT = 0.1   # share of the prompts whose examples pick the epoch instead of training
 SAVE_EVERY = 20  # steps between checkpoints; there is one after each epoch as well
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each weight
 
@@ -182,3 +184,34 @@ def set_adapter(model, folder, sha256=None):
     if weights.keys() != get_peft_model_state_dict(model, save_embedding_layers=False).keys():
         raise ValueError(f"adapter {folder} does not fit the model: it has other keys")
     set_peft_model_state_dict(model, weights)
+
+
+# ---- what trains, as token ids
+
+def hold_out(examples, seed):
+    """Split off the examples of a tenth of the prompts, if there are enough: (training, rest).
+
+    Records of one prompt, as "7" and "7.1", are on the same side.
+    """
+    prompts = [example["prompt_id"].partition(".")[0] for example in examples]
+    ids = sorted(set(prompts))
+    held = set(random.Random(f"{seed}/held out").sample(ids, int(HELD_OUT * len(ids))))
+    return ([example for example, prompt in zip(examples, prompts) if prompt not in held],
+            [example for example, prompt in zip(examples, prompts) if prompt in held])
+
+
+def encode_examples(chat, examples):
+    """Pairs, or EFT examples, as token ids; "line" is the line in their file.
+
+    They have "prompt_ids", and "chosen_ids" and "rejected_ids", or "answer_ids". What a model drew
+    has the ids that it drew.
+    """
+    names = {"chosen": "chosen_ids", "rejected": "rejected_ids", "completion": "answer_ids"}
+    records = []
+    for line, example in enumerate(examples, 1):
+        ids = {"prompt_ids": chat.prompt(example["prompt"][0]["content"])}
+        for name in names.keys() & example.keys():
+            drawn = example.get("ids", {}).get(name)
+            ids[names[name]] = drawn or chat.answer(example[name][0]["content"])
+        records.append({"prompt_id": example["prompt_id"], "line": line, **ids})
+    return records

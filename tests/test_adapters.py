@@ -1,4 +1,4 @@
-"""harness/adapters.py against PEFT's own layers."""
+"""harness/engine/adapters.py against PEFT's own layers."""
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -17,9 +17,9 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormG
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from dpo import pair_logps, trainable
-from harness.adapters import is_plain, is_plain_norm, lean_layers, normed, product
+from harness.engine.adapters import is_plain, is_plain_norm, lean_layers, normed, product
+from harness.engine.passes import Budget, train_without_noise
 from harness.loading import load_tokenizer
-from harness.passes import Budget, train_without_noise
 
 
 def adapted(base, **settings):
@@ -103,7 +103,8 @@ def test_norms_are_transformers(kind, dtype):
 
 
 @pytest.mark.parametrize("layer", [GemmaRMSNorm(8), Qwen3NextRMSNormGated(8), T5LayerNorm(8),
-                                   torch.nn.LayerNorm(8), torch.nn.RMSNorm(8), torch.nn.Linear(8, 8)])
+                                   torch.nn.LayerNorm(8), torch.nn.RMSNorm(8),
+                                   torch.nn.Linear(8, 8)])
 def test_other_layers_are_no_plain_norms(layer):
     assert not is_plain_norm(layer, torch.float32)
 

@@ -1,11 +1,11 @@
-"""harness/card.py: an adapter's card has a head that hubs read, and says what the run knows."""
+"""harness/views/card.py: an adapter's card has a head that hubs read, and what the run knows."""
 import dataclasses
 
 import pytest
 import yaml
 
-from harness.card import write_card
 from harness.settings import Settings
+from harness.views.card import write_card
 
 RECORDS = [{"iteration": t, "actor": {"truth": 2.5 + t, "mean_length": 100},
             "judge": {"ties": 0.25}, "meta_judge": None, "pairs": {"actor": 10 * t, "judge": 0}}

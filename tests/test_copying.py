@@ -33,7 +33,7 @@ def take(folder, what, needs):
     """Copy the files that a row of the table names, or write its imports and names to taken.py."""
     if re.fullmatch(r"(`[\w/]+\.py`(, )?)+", what):
         for file in re.findall(r"[\w/]+\.py", what):
-            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, folder / file)
         return
     parts = re.findall(r"`((?:import|from) .+?)`", needs)

@@ -45,9 +45,9 @@ from dpo import (
     train_sft,
     trainable,
 )
-from harness import passes
+from harness.engine import passes
+from harness.engine.passes import Budget, token_count
 from harness.loading import load
-from harness.passes import Budget, token_count
 from sampling import Chat
 
 ONE = {"answer_ids": [1]}  # an example of one token

@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from scipy import stats
 
-import eval as measuring
 from dpo import add_lora
 from eval import (
     agreement,
@@ -39,16 +38,17 @@ from eval import (
     measure_judge,
     measure_meta_judge,
     measure_people,
-    measure_repeats,
-    read_jsonl,
-    truth,
     win_rate,
 )
-from harness import drawing, export, models
-from harness.files import write_jsonl, write_whole
+from harness.checks import truth
+from harness.commands import export
+from harness.commands.main import main as run_command
+from harness.commands.repeat import measure_repeats
+from harness.files import read_jsonl, write_jsonl, write_whole
 from harness.loading import load
-from harness.report import cut_short, drifts, in_a_sentence, report, table, unscored
 from harness.training import save_adapter
+from harness.views import drawing
+from harness.views.report import cut_short, drifts, in_a_sentence, report, table, unscored
 from sampling import sample
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def command(monkeypatch, capsys, *arguments):
     """Run eval.py's command line in this process: returns (status, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, arguments)])
     try:
-        measuring.main()
+        run_command()
         status = 0
     except SystemExit as stop:
         status = stop.code
@@ -740,7 +740,7 @@ def test_prompts_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch, 
 
 
 def test_a_missing_judge_is_found_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models, "sample", lambda *_, **__: pytest.fail("answers were drawn"))
+    monkeypatch.setattr("harness.stage.sample", lambda *_, **__: pytest.fail("answers were drawn"))
     status, _, error = command(monkeypatch, capsys, "compare", ROOT / "tiny", ROOT / "tiny",
                                "--judge", "no/such/place")
     assert status == 2 and "no/such/place" in error
@@ -814,7 +814,7 @@ def test_models_of_a_run_answer_its_own_prompts_as_long_as_it_did(trained, tmp_p
     def short(model, tokenizer, prompts, *rest, **settings):
         asked.append((len(prompts), settings["max_new_tokens"]))
         return sample(model, tokenizer, prompts, *rest, **settings | {"max_new_tokens": 4})
-    monkeypatch.setattr(models, "sample", short)
+    monkeypatch.setattr("harness.stage.sample", short)
     status, _, error = command(monkeypatch, capsys, "compare", trained / "iter0", trained / "iter1",
                                "--judge", ROOT / "tiny" / "judge")
     assert asked == [(60, 120), (60, 120), (120, 512)] and status == 2 and "no verdict of" in error

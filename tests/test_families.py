@@ -25,7 +25,7 @@ import dpo
 import sampling
 from benchmarks.families import COMMON, FAMILIES, VOCABULARY, random_family, row
 from dpo import answer_logps, can_pack, pair_logps, trainable
-from harness import passes
+from harness.engine import passes
 from harness.loading import load
 from sampling import sample_tokens
 

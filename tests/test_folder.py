@@ -8,9 +8,10 @@ import pytest
 
 import harness.plan
 from harness.clock import after_iteration, after_stage, expected, seconds_left
-from harness.folder import Run, hold_out
 from harness.plan import duration, fit_hours, on_line, short
+from harness.run import Run
 from harness.settings import Settings, parse_settings
+from harness.training import hold_out
 
 # ---- held-out pairs
 
@@ -145,7 +146,7 @@ def linear(monkeypatch, tmp_path):
         monkeypatch.setattr(harness.plan, "whole_run", whole_run)
         monkeypatch.setattr(harness.plan, "tried", lambda run, *others: ([(run, [])], None))
         monkeypatch.setattr(harness.plan, "forecast", forecast)
-        return fit_hours(settings, None, None)
+        return fit_hours(settings, None)
     return choose
 
 
@@ -176,5 +177,5 @@ def test_hours_and_prompts_per_iteration_exclude_each_other():
 def test_trials_are_one_processs_work(monkeypatch):
     monkeypatch.setattr(harness.plan, "world", lambda: 2)
     with pytest.raises(ValueError, match="leave torchrun out"):
-        with harness.plan.whole_run(Settings(model="tiny"), None):
+        with harness.plan.whole_run(Settings(model="tiny")):
             pass

@@ -11,8 +11,9 @@ from conftest import TINY, flip, with_lora
 from if_verifiable.common import get_loose_transformations
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
-import eval
-from harness.ifeval import longest_answer
+from harness.commands.ifeval import longest_answer
+from harness.commands.main import main as run_command
+from harness.files import read_jsonl
 from harness.loading import load
 from harness.training import save_adapter
 
@@ -63,7 +64,7 @@ def official(questions, answers):
 
 
 def ask(questions, out, *flags):
-    eval.main(["ifeval", str(TINY), "--questions", str(questions), "--out", str(out),
+    run_command(["ifeval", str(TINY), "--questions", str(questions), "--out", str(out),
                "--max-new-tokens", "60", *flags])
 
 
@@ -71,7 +72,7 @@ def test_the_shares_are_those_of_the_official_checkers(questions, tmp_path, caps
     ask(questions, tmp_path)
     table = capsys.readouterr().out
     answers = {record["prompt"]: record["response"]
-               for record in eval.read_jsonl(tmp_path / "tiny.jsonl")}
+               for record in read_jsonl(tmp_path / "tiny.jsonl")}
     expected = official(questions, answers)
     assert 0 < expected[0] < expected[1] < 1, "all or none would say little"
     for name, share in zip(["prompt-level, strict", "instruction-level, strict",
@@ -83,7 +84,7 @@ def test_the_shares_are_those_of_the_official_checkers(questions, tmp_path, caps
 
 
 def test_llama_s_published_figures_stand_below_its_own(questions, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("harness.ifeval.base_name",
+    monkeypatch.setattr("harness.commands.ifeval.base_name",
                         lambda model: "meta-llama/Meta-Llama-3-8B-Instruct")
     ask(questions, tmp_path)
     assert "75.4%" in capsys.readouterr().out
@@ -105,7 +106,7 @@ def test_what_is_kept_is_not_asked_again(questions, tmp_path, capsys, monkeypatc
     file.write_text(whole[:-20])
     ask(questions, tmp_path)
     assert capsys.readouterr().out == first and file.read_text() == whole
-    monkeypatch.setattr("harness.ifeval.load_alone", None)
+    monkeypatch.setattr("harness.commands.ifeval.load_alone", None)
     ask(questions, tmp_path)
     assert capsys.readouterr().out == first
 
@@ -115,11 +116,11 @@ def test_a_run_s_models_stand_side_by_side_with_their_difference(questions, tmp_
     for t, fresh in enumerate((True, False)):
         model = with_lora(load(str(TINY))[0], fresh=fresh)
         save_adapter(model, tmp_path / "x" / f"iter{t}" / "adapter")
-    eval.main(["ifeval", str(tmp_path / "x"), "--questions", str(questions), "--out",
+    run_command(["ifeval", str(tmp_path / "x"), "--questions", str(questions), "--out",
                str(tmp_path / "answers"), "--max-new-tokens", "60"])
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["x-iter0", "x-iter1"] and "x-iter1 - x-iter0" in head
-    first, second = (eval.read_jsonl(file) for file in sorted((tmp_path / "answers").iterdir()))
+    first, second = (read_jsonl(file) for file in sorted((tmp_path / "answers").iterdir()))
     assert [one["response"] for one in first] != [one["response"] for one in second]
     differences = []
     for row in rows[:4]:
@@ -150,7 +151,7 @@ def test_files_of_another_form_are_refused(tmp_path, capsys, line, says):
 def test_answers_made_otherwise_are_not_mixed(questions, tmp_path, capsys):
     ask(questions, tmp_path)
     with pytest.raises(SystemExit):
-        eval.main(["ifeval", str(TINY), "--questions", str(questions), "--out", str(tmp_path),
+        run_command(["ifeval", str(TINY), "--questions", str(questions), "--out", str(tmp_path),
                    "--max-new-tokens", "61"])
     assert "made with another max_new_tokens" in capsys.readouterr().err
 
@@ -161,6 +162,6 @@ def test_answers_of_another_model_of_the_same_name_are_not_taken(questions, tmp_
     flip(tmp_path / "b" / "mine" / "model.safetensors")
     arguments = ["--questions", str(questions), "--limit", "1", "--max-new-tokens", "5", "--out",
                  str(tmp_path / "answers")]
-    eval.main(["ifeval", str(tmp_path / "a" / "mine"), *arguments])
+    run_command(["ifeval", str(tmp_path / "a" / "mine"), *arguments])
     with pytest.raises(SystemExit):
-        eval.main(["ifeval", str(tmp_path / "b" / "mine"), *arguments])
+        run_command(["ifeval", str(tmp_path / "b" / "mine"), *arguments])

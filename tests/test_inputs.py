@@ -11,7 +11,6 @@ from conftest import FUZZ
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.folder import hold_out
 from harness.inputs import (
     Unlike,
     evaluation_prompts,
@@ -23,6 +22,7 @@ from harness.inputs import (
 )
 from harness.records import read_prompts, read_text
 from harness.settings import Settings
+from harness.training import hold_out
 from sampling import Sample
 
 # ---- files

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-import eval
-from eval import grouped_interval
-from harness import labelled, models
-from harness.labelled import Pair, by_comparison, by_scores, read_pairs, table
+from harness.commands import compare
+from harness.commands import judge as labelled
+from harness.commands.judge import Pair, by_comparison, by_scores, read_pairs, table
+from harness.commands.main import main as run_command
 from prompts import compare_prompt, judge_prompt
 from sampling import Sample
 
@@ -59,7 +59,7 @@ def test_a_pair_is_right_by_its_mean_scores(monkeypatch):
         assert asked == [judge_prompt(*answer) for answer in said for _ in range(2)]
         return [Sample(f"Score: {score}", [1], True) for score in scores]
 
-    monkeypatch.setattr(labelled, "drawn", drawn)
+    monkeypatch.setattr(labelled, "sample_each", drawn)
     right = by_scores(None, None, PAIRS, "x", "x", SimpleNamespace(judgments=2, seed=0))
     assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
 
@@ -74,7 +74,7 @@ def test_a_runs_own_rubric_is_found_from_anywhere(tmp_path, monkeypatch):
         assert asked[0] == judge_prompt("p", "good", "Give a point for brevity.")
         return [Sample(f"Score: {score}", [1], True) for score in (1, 2, 1, 0, 1, 1)]
 
-    monkeypatch.setattr(labelled, "drawn", drawn)
+    monkeypatch.setattr(labelled, "sample_each", drawn)
     source = tmp_path / "run" / "iter1"
     right = by_scores(None, None, PAIRS, "x", source, SimpleNamespace(judgments=1, seed=0))
     assert math.isnan(right[0]) and right[1:].tolist() == [1, 0.5]  # 2 is out of this range
@@ -88,19 +88,19 @@ def test_a_pair_is_right_by_comparisons_in_both_orders(monkeypatch):
         return [Sample(f"Winner: Answer {winner}", [1], True)
                 for winner in ("A", "B", "A", "A", "B", "?")]
 
-    monkeypatch.setattr(models, "drawn", drawn)
+    monkeypatch.setattr(compare, "sample_each", drawn)
     right = by_comparison(None, None, PAIRS, "x")
     assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
 
 
 def test_the_table_by_subset_and_by_way():
     results = {"x": {"by scores": np.array([1, 0.5, math.nan])}}
-    lines = [line.split() for line in table(PAIRS, results, grouped_interval)]
+    lines = [line.split() for line in table(PAIRS, results)]
     assert lines == [["x"], ["right", "by", "scores", "75.0%"], ["a", "(1)", "100.0%"],
                      ["b", "(2)", "50.0%"], ["undecided", "by", "scores", "1"],
                      ["unread", "by", "scores", "1"]]
     pairs = [Pair(f"{i}", "a", "b", "") for i in range(10)]
-    row = table(pairs, {"x": {"w": np.ones(10)}}, grouped_interval)[1]
+    row = table(pairs, {"x": {"w": np.ones(10)}})[1]
     assert row.split() == ["right", "w", "100.0%", "[100.0%,", "100.0%]"]
 
 
@@ -110,12 +110,12 @@ def test_the_command_says_what_it_measured(tmp_path, capsys):
     (tmp_path / "p.json").write_text(json.dumps([
         {"prompt": "How do I plant a tree?", "chosen": "Dig a hole. Water it well, because roots "
          "are thirsty.", "rejected": "Dig."}] * 2))
-    eval.main(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "2"])
+    run_command(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "2"])
     said = capsys.readouterr().out
     assert "right by the mean of 2 scores" in said and "2 pairs of 1 prompts" in said
     assert said.split("unread by comparison in both orders")[1].split()[0] == "2"
     with pytest.raises(SystemExit):
-        eval.main(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "0"])
+        run_command(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "0"])
     assert "--judgments and --limit must be at least 1" in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DeepseekV3Config
 
-import harness.plain_attention
+import harness.engine.plain_attention
 import sampling
 from sampling import (
     Batch,
@@ -71,7 +71,7 @@ def attention(request, monkeypatch):
         monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", kernel)
         monkeypatch.setattr(sampling, "has_kernel", lambda query: True)
     if request.param == "plain, score by score":
-        monkeypatch.setattr(harness.plain_attention, "FUSED", math.inf)
+        monkeypatch.setattr(harness.engine.plain_attention, "FUSED", math.inf)
     return kernel_attention if request.param == "kernel" else plain_attention
 
 
@@ -175,7 +175,7 @@ def test_what_fills_a_graph_changes_nothing(llama, attention, monkeypatch):
 
 def test_nothing_is_copied_for_rows_of_one_length(llama, monkeypatch):
     """Seven samples of each of 30 prompts: all that a step attends to is a view of the pool."""
-    layout, copied = harness.plain_attention.Layout, []
+    layout, copied = harness.engine.plain_attention.Layout, []
     rectangle = layout.rectangle
     monkeypatch.setattr(layout, "rectangle", lambda self, whole: copied.append(
         not self.view) or rectangle(self, whole))
@@ -191,7 +191,7 @@ def test_nothing_is_copied_for_rows_of_one_length(llama, monkeypatch):
 def test_a_long_prompt_does_not_pad_the_short_ones(llama, n, monkeypatch):
     """One of 80 tokens among 60 of 5: what is copied and computed stays within twice what is there.
     """
-    layout, padded, needed = harness.plain_attention.Layout, [0], [0]
+    layout, padded, needed = harness.engine.plain_attention.Layout, [0], [0]
     made = layout.__init__
 
     def count(self, stretches, *rest):

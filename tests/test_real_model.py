@@ -1,6 +1,7 @@
 """benchmarks/real_model.py: its prompts and their truth, what it teaches, and what it counts."""
 import random
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_what_is_taught(tmp_path):
                 Sample(GERMAN, [1], True), Sample(ENGLISH, [1], True)]] * 60
     write_jsonl(tmp_path / "taught.jsonl", lessons(records, answers, random.Random(0)))
     taught = read_prompts(tmp_path / "taught.jsonl", "--eft", needs_replies=True)
-    said = [line["completion"][0]["content"] for line in given_examples(taught, "", 1)]
+    said = [line["completion"][0]["content"] for line in given_examples(taught, "", 1, Counter())]
     german = sum(asked(record) == "German" for record in RECORDS)
     assert (said.count(GERMAN), said.count(ENGLISH)) == (german, 60 - german)
     judged = [(-reply["rank"], -reply["rank"] != parse_score(reply["judgment"], 1))

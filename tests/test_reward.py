@@ -10,13 +10,13 @@ from conftest import CHATML, TINY
 from test_run import refusal, scripted, small
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
-import harness.unreadable
+import harness.first_replies
 import metareward
-from eval import read_jsonl
+from harness.files import read_jsonl
 from harness.inputs import eft_replies, given_examples, read_prompts
-from harness.report import look_up
 from harness.reward import RewardModel
-from metareward import Settings
+from harness.settings import Settings
+from harness.views.report import look_up
 from prompts import judge_prompt, meta_judge_prompt, parse_score, parse_winner
 from sampling import Sample
 
@@ -178,7 +178,8 @@ def test_given_judgments_and_comparisons_are_trained_on_as_they_are():
         {"text": "Rain.", "rank": 0, "judgment": "Short, and right.\nScore: 4",
          "comparisons": [{"judgments": ["a\nScore: 4", "b\nScore: 1"], "better": 0}]},
         {"text": "No.", "rank": 1, "judgment": "It is good."}]}]
-    good, first, second, lost = given_examples(records, "rubric", 5)
+    dropped = Counter()
+    good, first, second = given_examples(records, "rubric", 5, dropped)
     assert good["prompt"][0]["content"] == judge_prompt("Why?", "Rain.", "rubric")
     assert good["completion"][0]["content"] == "Short, and right.\nScore: 4" and good["score"] == 4
     for example, m, n, winner in ((first, 0, 1, "A"), (second, 1, 0, "B")):
@@ -186,7 +187,7 @@ def test_given_judgments_and_comparisons_are_trained_on_as_they_are():
         assert example["prompt"][0]["content"] == meta_judge_prompt(
             "Why?", "Rain.", texts[m], texts[n], "rubric")
         assert example["completion"][0]["content"] == f"Winner: Judgment {winner}"
-    assert lost == "given judgment that ends in no score"
+    assert dropped == {"given judgment that ends in no score": 1}
 
 
 def test_a_run_with_given_judgments_asks_the_seed_for_none(tmp_path, capsys):
@@ -246,7 +247,8 @@ def test_a_given_comparison_may_have_a_reason():
         comparison = {"judgments": ["a", "b"], "better": 1, "reason": reason}
         records = [{"prompt_id": "0", "prompt": "Why?",
                     "replies": [{"text": "Rain.", "comparisons": [comparison]}]}]
-        return [line["completion"][0]["content"] for line in given_examples(records, "rubric", 5)]
+        return [line["completion"][0]["content"]
+                for line in given_examples(records, "rubric", 5, Counter())]
     assert said("It rains.") == [f"It rains.\nWinner: Judgment {winner}" for winner in "BA"]
     assert said(["A: a, B: b", "A: b, B: a"]) == ["A: a, B: b\nWinner: Judgment B",
                                                   "A: b, B: a\nWinner: Judgment A"]
@@ -258,7 +260,8 @@ def test_the_record_of_the_document_is_one(tmp_path):
     [record] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (tmp_path / "eft.jsonl").write_text(json.dumps(json.loads(record)) + "\n")
     records = read_prompts(tmp_path / "eft.jsonl", "--eft", needs_replies=True)
-    said = [line["completion"][0]["content"] for line in given_examples(records, "rubric", 1)]
+    said = [line["completion"][0]["content"]
+            for line in given_examples(records, "rubric", 1, Counter())]
     assert [parse_score(text, 1) for text in said] == [1, None, 0, None, None]
     assert [parse_winner(text) for text in said] == [None, None, None, "A", "B"]
 
@@ -267,7 +270,7 @@ def test_a_reply_may_be_a_demonstration():
     """It trains as an answer, beside its judgment."""
     reply = {"text": "Rain.", "judgment": "Score: 3", "demonstration": True}
     records = [{"prompt_id": "0", "prompt": "Why?", "replies": [reply]}]
-    judged, answered = given_examples(records, "rubric", 5)
+    judged, answered = given_examples(records, "rubric", 5, Counter())
     assert judged["completion"][0]["content"] == "Score: 3"
     assert [answered[name][0]["content"] for name in ("prompt", "completion")] == ["Why?", "Rain."]
 
@@ -306,7 +309,7 @@ NO_WINNER = {"meta_judge": lambda i, k: ("Both are good.", True)}
 
 def test_a_model_that_cannot_judge_is_told_early(tmp_path, capsys, monkeypatch):
     """With exit status 2, and one line that has a reply and what to do; each time it is started."""
-    monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
+    monkeypatch.setattr("harness.stage.sample", scripted(**NEVER))
     arguments = small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft",
                       "--responses", "8", "--judgments", "9")
     for _ in range(4):
@@ -325,7 +328,7 @@ def test_a_run_of_few_judgments_does_not_look_first(tmp_path):
 
 def test_the_plan_of_a_model_that_cannot_judge_says_so(tmp_path, capsys, monkeypatch):
     """The line that a run ends with."""
-    monkeypatch.setattr(metareward, "sample", scripted(**NEVER))
+    monkeypatch.setattr("harness.stage.sample", scripted(**NEVER))
     with pytest.raises(SystemExit) as stop:
         metareward.main(small(tmp_path, "--plan", "--iters", "1", "--no-eft", "--responses", "8",
                               "--judgments", "9"))
@@ -335,8 +338,8 @@ def test_the_plan_of_a_model_that_cannot_judge_says_so(tmp_path, capsys, monkeyp
 
 def test_a_model_that_cannot_compare_trains_as_actor(tmp_path, capsys, monkeypatch):
     """It says so, trains on pairs of answers, and ends as usual."""
-    monkeypatch.setattr(harness.unreadable, "EARLY", 12)
-    monkeypatch.setattr(metareward, "sample", scripted(**NO_WINNER))
+    monkeypatch.setattr(harness.first_replies, "EARLY", 12)
+    monkeypatch.setattr("harness.stage.sample", scripted(**NO_WINNER))
     _, last = run(tmp_path, "--no-eft")
     out = capsys.readouterr().out
     assert "0 of the first 12 replies end in a winner" in out and "goes on without" in out
@@ -346,19 +349,19 @@ def test_a_model_that_cannot_compare_trains_as_actor(tmp_path, capsys, monkeypat
 
 def test_a_few_replies_that_can_be_read_are_enough():
     """One in twenty: such a model may learn to judge."""
-    first = harness.unreadable.FirstReplies(1, "judgments")
+    first = harness.first_replies.FirstReplies(1, "judgments")
     score = [None] * 19 + [3]
     record = {"judgments": [{"score": one} for one in score]}
     for _ in range(10):
         first.add(record, [[Sample("x", [1], True)] * 20])
-    with pytest.raises(harness.unreadable.Unreadable):
-        first = harness.unreadable.FirstReplies(1, "judgments")
+    with pytest.raises(harness.first_replies.Unreadable):
+        first = harness.first_replies.FirstReplies(1, "judgments")
         first.add({"judgments": [{"score": None}] * 200}, [[Sample("x", [1], True)] * 200])
 
 
 def test_a_run_that_trained_on_nothing_ends_with_status_3(tmp_path, capsys, monkeypatch):
     same = {"judge": lambda i, k: ("Always the same.\nScore: 5", True)}
-    monkeypatch.setattr(metareward, "sample", scripted(**same))
+    monkeypatch.setattr("harness.stage.sample", scripted(**same))
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, "--no-eft", "--no-meta-judge")
     assert stop.value.code == 3

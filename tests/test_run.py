@@ -41,13 +41,14 @@ from transformers import (
 )
 
 import eval
-import harness.folder
 import harness.plan
+import harness.run
 import metareward
-from eval import read_jsonl
 from harness import inputs
+from harness.commands.main import main as run_command
+from harness.files import read_jsonl
 from harness.loading import fingerprint, load
-from harness.report import FIGURES
+from harness.views.report import FIGURES
 from prompts import judge_prompt, meta_judge_prompt
 from sampling import Chat, Sample, sample
 
@@ -102,7 +103,7 @@ def test_one_prompts_journey_is_shown(whole, capsys):
     run, *_ = whole
     pair = next(pair for pair in read_jsonl(run / "iter1" / "pairs.jsonl")
                 if pair["kind"] == "judge")
-    eval.main(["show", str(run), pair["prompt_id"], "--iteration", "1"])
+    run_command(["show", str(run), pair["prompt_id"], "--iteration", "1"])
     shown = " ".join(capsys.readouterr().out.replace("  + ", "").replace("  - ", "").split())
     for answer in read_jsonl(run / "iter1" / "judgments.jsonl"):
         mine = f"{answer['score']:.2f} {answer['truth']:.2f} {len(answer['text'])} {answer['id']}"
@@ -114,9 +115,9 @@ def test_one_prompts_journey_is_shown(whole, capsys):
         assert f" {m} {cells} {rating['ratings'][m]:+.2f} " in shown
     assert " ".join(pair["chosen"][0]["content"].split()) in shown
     assert f"judge pair: rating {pair['chosen_rating']:.2f} over" in shown
-    eval.main(["show", str(run)])
+    run_command(["show", str(run)])
     assert f"Iteration 2 of {run}, prompt " in capsys.readouterr().out
-    eval.main(["show", str(run), pair["prompt_id"]])  # the iteration that asked it
+    run_command(["show", str(run), pair["prompt_id"]])  # the iteration that asked it
     assert f"Iteration 1 of {run}, prompt {pair['prompt_id']}" in capsys.readouterr().out
     for wrong, told in ((["show", str(run), "nobody"], "some that it has: "),
                         (["show", str(run), pair["prompt_id"], "--iteration", "2"],
@@ -124,7 +125,7 @@ def test_one_prompts_journey_is_shown(whole, capsys):
                         (["show", str(run), "--iteration", "9"], "only of 1 2"),
                         (["show", str(run.parent)], "no iteration with pairs.jsonl")):
         with pytest.raises(SystemExit) as stop:
-            eval.main(wrong)
+            run_command(wrong)
         assert stop.value.code == 2 and told in capsys.readouterr().err
 
 
@@ -192,7 +193,7 @@ def test_damage_to_the_previous_scores_costs_no_more_than_them(tmp_path):
     run = argparse.Namespace(folder=lambda t: tmp_path / f"iter{t}")
 
     def scores(t):
-        judged = harness.folder.Run.with_previous_scores(run, t, [{"id": "a"}, {"id": "b"}])
+        judged = harness.run.Run.with_previous_scores(run, t, [{"id": "a"}, {"id": "b"}])
         return [answer["previous_score"] for answer in judged]
 
     assert scores(2) == [None, None]  # no such file
@@ -945,7 +946,7 @@ def test_some_comparisons_are_made_round_by_round(tmp_path, monkeypatch, capsys)
     roles = scripted(judge=lambda i, k: (f"{k % 4}\nScore: {(i + k % 4) % 6}", True))
     arguments = small(tmp_path, "--iters", "1", "--prompts-per-iter", "4", "--judgments", "5",
                       "--comparisons", "8", "--out")
-    monkeypatch.setattr(metareward, "sample", roles)
+    monkeypatch.setattr("harness.stage.sample", roles)
     metareward.main([*arguments, str(tmp_path / "whole")])
     for battle in read_jsonl(tmp_path / "whole" / "iter1" / "battles.jsonl"):
         said = [(one["first"], one["second"]) for one in battle["said"]]
@@ -965,10 +966,10 @@ def test_some_comparisons_are_made_round_by_round(tmp_path, monkeypatch, capsys)
             roles(model, tokenizer, prompts, n, on_end=on_end, **settings)
     for last in (1, 2):
         calls = []
-        monkeypatch.setattr(metareward, "sample", dies)
+        monkeypatch.setattr("harness.stage.sample", dies)
         with pytest.raises(StopIteration):
             metareward.main([*arguments, str(tmp_path / "cut")])
-    monkeypatch.setattr(metareward, "sample", roles)
+    monkeypatch.setattr("harness.stage.sample", roles)
     metareward.main([*arguments, str(tmp_path / "cut")])
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
     assert not list(tmp_path.glob("*/iter1/round*.jsonl"))
@@ -980,7 +981,7 @@ def test_answers_that_nobody_can_compare_are_asked_about_once(tmp_path, monkeypa
     """
     def compared(i, k):
         return (f"Winner: Judgment {'AB'[i % 2]}", True) if i < 15 else ("Both.", True)
-    monkeypatch.setattr(metareward, "sample", scripted(
+    monkeypatch.setattr("harness.stage.sample", scripted(
         judge=lambda i, k: (f"{k} {'long ' * 400 * (i < 3)}\nScore: {(i + k) % 6}", True),
         meta_judge=compared))
     metareward.main(small(tmp_path, "--iters", "1", "--prompts-per-iter", "4", "--judgments", "5",
@@ -1017,7 +1018,7 @@ def test_degenerate_models_train_on_nothing_and_are_explained(tmp_path, capsys, 
     reason, a sample that was cut off is never parsed although it holds a score or a winner, and
     there is no pair of what does not differ. The first case shows that the script itself trains.
     """
-    monkeypatch.setattr(metareward, "sample", scripted(**roles))
+    monkeypatch.setattr("harness.stage.sample", scripted(**roles))
     end = metareward.main if actor_pairs or judge_pairs else trains_on_nothing
     end(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--no-eft",
               "--prompts-per-iter", "6", "--epochs", "1"))
@@ -1066,7 +1067,7 @@ def test_hostile_texts_stay_data_in_a_whole_run(tmp_path, capsys, monkeypatch):
     def reasons(i, k):
         return HOSTILE[(i + 5 * k) % len(HOSTILE)]
 
-    monkeypatch.setattr(metareward, "sample", scripted(
+    monkeypatch.setattr("harness.stage.sample", scripted(
         actor=lambda i, k: (reasons(i, k), True),
         # a judge's reply has its limit, unlike what it reads
         judge=lambda i, k: (f"{reasons(i, k)[:3000]}\nScore: {(i + k) % 6}", True),
@@ -1122,7 +1123,7 @@ def test_prompts_that_do_not_fit_are_counted_wherever_they_stand(tmp_path, proce
                          for name in ("prompts.jsonl", "eval.jsonl"))
     (tmp_path / "prompts.jsonl").write_text("".join(prompts[:2]) + long)
     (tmp_path / "eval.jsonl").write_text(held_out[0] + long.replace("sing", "dance"))
-    start = "import harness.folder, metareward; harness.folder.BLOCK = 4; metareward.main()"
+    start = "import harness.stage, metareward; harness.stage.BLOCK = 4; metareward.main()"
     program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python",
                sys.executable] if processes == 2 else []
     process = subprocess.run([sys.executable, *program, "-c", start, *arguments], cwd=ROOT,
@@ -1292,5 +1293,5 @@ def test_a_model_without_prompts_invents_them(chat_model, tmp_path, capsys, monk
     assert "invents too few new prompts" in says and "--prompts" in says
     (tmp_path / "seeds.jsonl").write_text(inputs.SEEDS.read_text()
                                           + json.dumps({"prompt": "Name a bird."}) + "\n")
-    monkeypatch.setattr(harness.folder, "SEEDS", tmp_path / "seeds.jsonl")
+    monkeypatch.setattr(harness.run, "SEEDS", tmp_path / "seeds.jsonl")
     assert "seeds.jsonl had another content" in refusal(capsys, *arguments)

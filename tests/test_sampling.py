@@ -44,10 +44,10 @@ from transformers import (
 
 import sampling
 from dpo import add_lora
-from harness.conversation import converse
+from harness.commands.conversation import converse
+from harness.engine.weights import LoraLayer, expanded_bytes, prepared
 from harness.loading import load
 from harness.training import save_adapter
-from harness.weights import LoraLayer, expanded_bytes, prepared
 from sampling import Batch, Chat, draw, sample, shared_groups, stop_tokens, uniforms
 
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))

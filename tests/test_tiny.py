@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eval import read_jsonl, truth
+from harness.checks import truth
+from harness.files import read_jsonl
 from harness.inputs import read_prompts
 from harness.loading import load
 from prompts import RUBRIC as GENERAL_RUBRIC

@@ -24,9 +24,10 @@ from tokenizers import (
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import metareward
-from eval import read_jsonl
-from harness.files import as_drawn, as_example, as_pair
-from harness.folder import encoded
+from harness.files import read_jsonl
+from harness.lines import as_example, as_pair, as_reply
+from harness.settings import Settings
+from harness.training import encode_examples
 from sampling import Chat, Sample, sample, stop_tokens
 
 GLM = ("[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>\n' "
@@ -190,17 +191,17 @@ def test_the_ids_that_train_are_the_ids_that_were_drawn(chat):
     chance = random.Random(0)
     wild = [drawn_at_random(chat, chance) for _ in range(200)]
     tame = [ids for ids in map(chat.answer, TEXTS) if chat.tokenizer.unk_token_id not in ids]
-    records = [as_drawn(chat, Sample(chat.written(ids[:-1]), ids, True))
+    records = [as_reply(chat, Sample(chat.written(ids[:-1]), ids, True))
                for ids in wild + tame]
     assert sum("ids" in record for record in records[:200]) > 50
     assert not any("ids" in record for record in records[200:])
     pairs = [as_pair("actor", "0", "Why?", one["text"], other["text"],
                      [one.get("ids"), other.get("ids")])
              for one, other in zip(records, records[1:])]
-    assert [pair["chosen_ids"] for pair in encoded(chat, pairs)] == (wild + tame)[:-1]
-    assert [pair["rejected_ids"] for pair in encoded(chat, pairs)] == (wild + tame)[1:]
+    assert [pair["chosen_ids"] for pair in encode_examples(chat, pairs)] == (wild + tame)[:-1]
+    assert [pair["rejected_ids"] for pair in encode_examples(chat, pairs)] == (wild + tame)[1:]
     lessons = [as_example("0", "Why?", one["text"], one.get("ids")) for one in records]
-    assert [lesson["answer_ids"] for lesson in encoded(chat, lessons)] == wild + tame
+    assert [lesson["answer_ids"] for lesson in encode_examples(chat, lessons)] == wild + tame
     marks = {chat.tokenizer.convert_ids_to_tokens(i) for i in chat.marks}
     special = {*marks, *chat.tokenizer.all_special_tokens}
     assert not [text for text in (record["text"] for record in records[:200])
@@ -242,7 +243,7 @@ def test_the_end_tokens_of_a_model_are_none_of_its_text():
         assert one.finished == (one.tokens[-1] in stops)
         assert one.text == chat.written(one.tokens[:-1] if one.finished else one.tokens)
         assert not any(mark in one.text for mark in ("<|user|>", "<sop>", "<|assistant|>"))
-        kept = as_drawn(chat, one).get("ids")
+        kept = as_reply(chat, one).get("ids")
         seen[one.finished, kept is None] += 1
         assert kept in (None, one.tokens) and (one.finished or kept is None)
     assert seen[True, False] > 20
@@ -271,8 +272,8 @@ def test_a_run_keeps_the_ids_that_were_drawn_and_counts_them(tmp_path, monkeypat
         seen.append([*training, *held_out])
         return recipe(model, name, training, held_out, folder, *args, **settings)
 
-    monkeypatch.setattr(metareward, "sample", fake)
-    monkeypatch.setattr("harness.folder.train", watched)
+    monkeypatch.setattr("harness.stage.sample", fake)
+    monkeypatch.setattr("harness.run.train", watched)
     metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--epochs", "1",
                           "--prompts-per-iter", "6", "--eft-epochs", "1"))
     run, record = tmp_path / "run", json.loads((tmp_path / "run" / "summary.json").read_text())[1]
@@ -332,8 +333,10 @@ def test_a_template_without_an_end_of_an_answer_is_refused():
 def test_an_answer_that_begins_with_a_thought_is_dropped():
     record = {"prompt_id": "0", "prompt": "Why?", "responses": [
         {"text": text, "finished": True} for text in ("<think>Hm.</think>Yes.", "Yes.")]}
-    first, second = metareward.finished_answers([record])
-    assert first == "answer with control tokens or a thought in it" and second["text"] == "Yes."
+    dropped = Counter()
+    [kept] = metareward.finished_answers([record], 5, dropped)
+    assert kept["text"] == "Yes."
+    assert dropped == {"answer with control tokens or a thought in it": 1}
 
 
 def test_what_trains_is_what_was_judged(tmp_path):
@@ -343,18 +346,20 @@ def test_what_trains_is_what_was_judged(tmp_path):
     chat = Chat(KINDS["chatml on llama-2"]())
     ids = [*chat.encode("Blue."), chat.added["<|im_start|>"], *chat.encode("Score: 4"), chat.end]
     text = chat.written(ids[:-1])
-    record = as_drawn(chat, Sample(text, ids, True))
+    record = as_reply(chat, Sample(text, ids, True))
     assert record == {"text": text, "finished": True, "ids": ids, "marked": True}
-    assert [*metareward.finished_answers([{"prompt_id": "0", "prompt": "Why?",
-                                           "responses": [record]}])] == [
-        "answer with control tokens or a thought in it", "prompt without a finished answer"]
+    dropped = Counter()
+    assert metareward.finished_answers([{"prompt_id": "0", "prompt": "Why?",
+                                         "responses": [record]}], 5, dropped) == []
+    assert dropped == {"answer with control tokens or a thought in it": 1,
+                       "prompt without a finished answer": 1}
     whole = Sample("Good.\nScore: 4", chat.answer("Good.\nScore: 4"), True)
     marked = Sample("Good.\nScore: 4", [chat.added["<|im_start|>"], *whole.tokens], True)
 
     class Asked:
-        settings, rubric = metareward.Settings(model="m", out="o"), "rubric"
+        settings, rubric = Settings(model="m", out="o"), "rubric"
 
-        def draw(self, t, name, items, ask, read, *_):
+        def sample(self, t, name, items, ask, read, *_):
             return [read(item, [[whole, marked]]) for item in items]
 
     run = Asked()

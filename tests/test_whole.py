@@ -11,10 +11,10 @@ from conftest import TINY, flip, with_lora
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import eval
+from harness.commands.main import main as run_command
+from harness.commands.models import load_alone, own_settings, rubric_of
 from harness.files import sha256, write_jsonl
 from harness.loading import base_of, fingerprint, load, load_tokenizer
-from harness.models import load_alone, own_settings, rubric_of
 from harness.training import save_adapter
 from sampling import sample
 
@@ -49,7 +49,7 @@ def test_a_whole_model_is_the_one_that_trained(runs, bits, tmp_path, capsys):
     its log-probabilities are off by bfloat16's rounding.
     """
     run = runs[bits]
-    eval.main(["export", str(run), "--format", "model", "--out", str(tmp_path)])
+    run_command(["export", str(run), "--format", "model", "--out", str(tmp_path)])
     place = tmp_path / "x-iter1"
     assert not list(tmp_path.glob("*.part"))
     mean, most = map(float, re.search(r"by (\S+) nats a token, (\S+) at most",
@@ -66,7 +66,7 @@ def test_a_whole_model_is_the_one_that_trained(runs, bits, tmp_path, capsys):
     assert adapted != greedy(*load(str(TINY), bits=bits))
     with pytest.raises(SystemExit):
         other = {32: "16", 16: "4", 4: "32"}[bits]
-        eval.main(["export", str(run), "--format", "model", "--bits", other])
+        run_command(["export", str(run), "--format", "model", "--bits", other])
     assert f"belongs to a base in --bits {bits}" in capsys.readouterr().err
     if bits == 32:
         assert greedy(model.eval().requires_grad_(False), tokenizer) == adapted
@@ -125,14 +125,14 @@ def test_answers_as_ifevals_own_program_reads_them(runs, tmp_path, capsys):
     questions = [{"key": i, "prompt": prompt, "instruction_id_list": [], "kwargs": []}
                  for i, prompt in enumerate(QUESTIONS)]
     write_jsonl(tmp_path / "input_data.jsonl", questions)
-    eval.main(["export", str(run), "--format", "ifeval", "--out", str(tmp_path),
+    run_command(["export", str(run), "--format", "ifeval", "--out", str(tmp_path),
                "--questions", str(tmp_path / "input_data.jsonl"), "--temperature", "0",
                "--max-new-tokens", "60"])
     records = [json.loads(line) for line in (tmp_path / "x-iter1.jsonl").open()]
     assert records == [{"prompt": prompt, "response": text}
                        for prompt, text in zip(QUESTIONS, greedy(*load(str(run / "iter1"))))]
     with pytest.raises(SystemExit):
-        eval.main(["export", str(run), "--format", "ifeval"])
+        run_command(["export", str(run), "--format", "ifeval"])
     assert "--format ifeval needs --questions" in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ def run(out, *flags, judge=None):
     said = io.StringIO()
     with (
         contextlib.redirect_stderr(said),
-        mock.patch.object(metareward, "sample", scripted(judge) if judge else sample),
+        mock.patch("harness.stage.sample", scripted(judge) if judge else sample),
     ):
         try:
             metareward.main(["--out", str(out), *map(str, flags)])

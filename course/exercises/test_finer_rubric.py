@@ -8,8 +8,9 @@ from itertools import combinations
 
 import pytest
 
-from eval import read_jsonl, truth
 from exercises.loop import TINY, first_lines, run
+from harness.checks import truth
+from harness.files import read_jsonl
 from harness.loading import load_tokenizer
 from metareward import parse_settings
 from prompts import fill, judge_prompt, parse_score

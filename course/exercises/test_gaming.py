@@ -11,8 +11,9 @@ import random
 
 import pytest
 
-from eval import read_jsonl, truth
 from exercises.loop import TINY, first_lines, run
+from harness.checks import truth
+from harness.files import read_jsonl
 from prompts import parse_score
 from tiny import make
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from eval import read_jsonl
 from exercises.loop import run
+from harness.files import read_jsonl
 from harness.loading import load
 from sampling import Chat, sample
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 
-from harness.weights import expanded_bytes, full_weight
+from harness.engine.weights import expanded_bytes, full_weight
 
 
 def unadapted(model):

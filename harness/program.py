@@ -11,8 +11,8 @@ from datetime import timedelta
 import torch
 from safetensors import SafetensorError
 
-from harness.processes import collect, rank, world
-from harness.report import untrained
+from harness.engine.processes import collect, rank, world
+from harness.views.report import untrained
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 

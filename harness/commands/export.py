@@ -1,4 +1,4 @@
-"""A run's iterations for other tools: answers in their files, or whole models (harness/whole.py).
+"""A run's iterations for other tools: answers in their files, or whole models (merge.py).
 
 AlpacaEval, Arena-Hard and MT-Bench judge such files by their own judges, which are not ours; IFEval
 by its own program.
@@ -9,10 +9,10 @@ import re
 import time
 from pathlib import Path
 
+from harness.commands.merge import export_model
+from harness.commands.models import answer_tokens, load_alone, made_by, sample_each
 from harness.files import iterations, write_jsonl, write_whole
-from harness.models import answer_tokens, drawn, load_alone
 from harness.records import read_text
-from harness.whole import export_model
 
 NEEDS = {  # what a question has in each tool's file
     "alpaca": "instruction",
@@ -99,8 +99,11 @@ def official(form, name, record, answers):
             "choices": [{"index": 0, "turns": turns}], "tstamp": time.time()}
 
 
-def answer_turns(model, tokenizer, questions, label, seed, **settings):
-    """A list of Samples for each question: the answers to its turns, each after those before."""
+def answer_turns(model, tokenizer, questions, label, seed, parts, **settings):
+    """A list of Samples for each question: the answers to its turns, each after those before.
+
+    parts: the file of a turn, as `sample_each` takes it. settings: as that takes them.
+    """
     answers = [[] for _ in questions]
     for turn in range(max(len(turns) for turns, _ in questions)):
         asked = [i for i, (turns, _) in enumerate(questions) if len(turns) > turn]
@@ -111,8 +114,9 @@ def answer_turns(model, tokenizer, questions, label, seed, **settings):
             for text, answer in zip(turns, answers[i]):
                 chat += [text, answer.text]
             chats.append([*chat, turns[turn]])
-        samples = drawn(model, tokenizer, chats, f"{label}, turn {turn + 1}",
-                        seed=[seed, "export", turn], **settings)
+        samples = sample_each(model, tokenizer, chats, f"{label}, turn {turn + 1}",
+                              part=Path(f"{parts}{turn + 1}.part"), seed=[seed, "export", turn],
+                              **settings)
         for i, answer in zip(asked, samples):
             answers[i].append(answer)
     return answers
@@ -140,13 +144,21 @@ def export(args):
             continue
         longest = args.max_new_tokens or answer_tokens(folder)
         model, tokenizer = load_alone(folder, args.bits)
+        file = place_of(out, args.format, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
         answers = answer_turns(model, tokenizer, questions, f"{name}: answers", args.seed,
+                               f"{file}.turn", made=made_by(folder, args.bits),
                                max_new_tokens=longest, temperature=args.temperature,
                                top_p=args.top_p)
         del model  # or the next one would stand beside it
         lines = [official(args.format, name, record, said)
                  for (_, record), said in zip(questions, answers)]
-        file = write_answers(out, args.format, name, lines)
+        if args.format == "alpaca":
+            write_whole(file, json.dumps(lines, indent=1) + "\n")
+        else:
+            write_jsonl(file, lines)
+        for part in file.parent.glob(f"{file.name}.turn*.part"):
+            part.unlink()
         flat = [answer for said in answers for answer in said]
         none = sum(not answer.tokens for answer in flat)
         cut = sum(not answer.finished for answer in flat) - none
@@ -154,14 +166,7 @@ def export(args):
               f"{none} empty since there was no room for them")
 
 
-def write_answers(out, form, name, lines):
-    """Write the file at the place where its tool looks for it. Returns the place."""
-    alpaca = form == "alpaca"
+def place_of(out, form, name):
+    """The place in the folder `out` where a tool looks for the answers of a model called `name`."""
     places = {"alpaca": out / name / "model_outputs.json", "ifeval": out / f"{name}.jsonl"}
-    file = places.get(form, out / "model_answer" / f"{name}.jsonl")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if alpaca:
-        write_whole(file, json.dumps(lines, indent=1) + "\n")
-    else:
-        write_jsonl(file, lines)
-    return file
+    return places.get(form, out / "model_answer" / f"{name}.jsonl")

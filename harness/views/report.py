@@ -9,9 +9,9 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-from harness.drawing import cells, details, html_table, notice, plot, plots, pre, shell
 from harness.files import each_line, iterations, read_json, read_jsonl, write_whole
 from harness.settings import method_of
+from harness.views.drawing import cells, details, html_table, notice, plot, plots, pre, shell
 
 FIGURES = [  # name, where in a record of summary.json, how shown
     ("actor: true score", "actor.truth", ".2f"),

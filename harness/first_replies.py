@@ -11,28 +11,21 @@ WANTED = {  # stage: what its replies must end in, and what to do if they do not
 }
 
 
-def first_look(run, answer, judge):
-    """Have the seed judge a few of its own answers; raise Unreadable if it cannot.
-
-    answer, judge: the two roles, as metareward has them. Does nothing if no judge is wanted, and in
-    a run whose iterations have fewer judgments than it takes.
+def first_prompts(run):
+    """As many held-out prompts as it takes for EARLY judgments; none if no judge is wanted, or an
+    iteration has fewer judgments.
     """
     s = run.settings
-    if s.reward != "judge" or s.prompts_per_iter * s.responses * s.judgments < EARLY:
-        return
-    answers = answer(run, 0, first_prompts(run), "first_responses.jsonl", label="first answers")
-    items = [{"id": f"{record['id']}/{i}", "prompt": record["prompt"], "text": response["text"]}
-             for record in answers for i, response in enumerate(record["responses"])]
-    records = judge(run, 0, items, "first_judgments.jsonl", "first judgments")
+    of_prompt = s.responses * s.judgments
+    wanted = s.reward == "judge" and s.prompts_per_iter * of_prompt >= EARLY
+    return run.eval_prompts[:-(-EARLY // of_prompt)] if wanted else []
+
+
+def check_judging(records):
+    """Raise Unreadable if hardly any of the seed's first judgments gives a score."""
     # A process that has drawn few of them itself, or none anew, has not looked at them yet.
     texts = [one["text"] for record in records for one in record["judgments"] if one["text"]]
-    check_readable("first judgments", "judgments", sum(map(replies_read, records)), texts)
-
-
-def first_prompts(run):
-    """As many held-out prompts as it takes for EARLY judgments."""
-    of_prompt = run.settings.responses * run.settings.judgments
-    return run.eval_prompts[:-(-EARLY // of_prompt)]
+    check_readable("first judgments", "judgments", sum(map(count_read, records)), texts)
 
 
 class Unreadable(ValueError):
@@ -53,7 +46,7 @@ class FirstReplies:
         if self.stage is None or len(self.texts) >= EARLY:
             return
         replies = [one for of_prompt in samples for one in of_prompt if one.tokens]
-        self.read += replies_read(record)
+        self.read += count_read(record)
         self.texts += [one.text for one in replies]
         check_readable(self.label, self.stage, self.read, self.texts)
 
@@ -67,7 +60,7 @@ def check_readable(label, stage, read, texts):
                          f"{shortened(texts[-1])}")
 
 
-def replies_read(record):
+def count_read(record):
     """How many of the replies that a record came from named a winner, a score or a task."""
     if "verdicts" in record:
         return sum(verdict != 0 for row in record["verdicts"] for verdict in row)

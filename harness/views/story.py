@@ -3,7 +3,7 @@ import itertools
 import textwrap
 from pathlib import Path
 
-from harness.conversation import visible
+from harness.commands.conversation import visible
 from harness.files import iterations, read_jsonl
 
 

@@ -3,7 +3,6 @@
 Answers are greedy. Questions are the user's own copy of IFEval's input_data.jsonl, or any file of
 that form; harness/checks.py says how each instruction is verified.
 """
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig
 
+from eval import FEWEST, bootstrap
 from harness.checks import Missing, check_check, loose, meets
-from harness.files import read_jsonl, sha256, write_jsonl
-from harness.inputs import read_prompts
-from harness.loading import base_name, fingerprint
-from harness.models import drawn, load_alone, models_of
+from harness.commands.models import load_alone, made_by, models_of, tell_too_long
+from harness.loading import base_name
+from harness.records import read_prompts
+from harness.stage import read_kept, sample_items
 
 MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
             "instruction-level, loose", "mean of the four"]
@@ -63,27 +63,21 @@ def question_of(record):
 
 def answers_to(prompts, name, model, args):
     """{prompt: the model's record}. --out keeps them as they end, and what it has is not redone."""
-    weights = Path(model) / "adapter" / "adapter_model.safetensors"
-    longest = args.max_new_tokens or longest_answer(model)
-    made = {"max_new_tokens": longest, "bits": args.bits,
-            "adapter": sha256(weights)[:8] if weights.is_file() else None}
-    if args.out:
-        made["model"] = fingerprint(model)
+    longest, label = args.max_new_tokens or longest_answer(model), f"{name}: answers"
+    made = {"max_new_tokens": longest, **made_by(model, args.bits)}
+
+    def read(item, samples):
+        (sample,), = samples
+        return {"prompt": item["id"], "response": sample.text, "finished": sample.finished,
+                "tokens": len(sample.tokens), **made}
+
     file = Path(args.out) / f"{name}.jsonl" if args.out else os.devnull
-    known = kept_answers(file, made) if args.out else {}
-    left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-
-    def keep(i, sample):
-        record = {"prompt": left[i], "response": sample.text, "finished": sample.finished,
-                  "tokens": len(sample.tokens), **made}
-        known[left[i]] = record
-        out.write(json.dumps(record) + "\n")
-        out.flush()
-
-    if left:
-        model, tokenizer = load_alone(model, args.bits)
-        with open(file, "a", encoding="utf-8") as out:
-            drawn(model, tokenizer, left, f"{name}: answers", longest, keep, temperature=0)
+    known = read_kept(file, made, key="prompt") if args.out else {}
+    items = [{"id": prompt} for prompt in dict.fromkeys(prompts)]
+    if any(item["id"] not in known for item in items):
+        sample_items(*load_alone(model, args.bits), items, lambda item: [item["id"]], read, 1,
+                     label, file, known, max_new_tokens=longest, temperature=0)
+        tell_too_long(label, sum("too_long" in known[item["id"]] for item in items), longest)
     return known
 
 
@@ -92,22 +86,6 @@ def longest_answer(model):
     config = AutoConfig.from_pretrained(base_name(model), trust_remote_code=False)
     config = config.get_text_config()
     return min(LONGEST, getattr(config, "max_position_embeddings", 2 * LONGEST) // 2)
-
-
-def kept_answers(file, made):
-    """{prompt: its record} of a file that --out kept; {} if there is none yet."""
-    records = read_jsonl(file) if file.is_file() else []
-    for record in records:
-        if not isinstance(record.get("prompt"), str) or not isinstance(record.get("response"), str):
-            raise ValueError(f"{file} does not hold answers: give another --out")
-        other = [key for key, value in made.items() if record.get(key) != value]
-        if other:
-            raise ValueError(f"{file} holds answers made with another {other[0]}, "
-                             f"{record.get(other[0])} instead of {made[other[0]]}: give another "
-                             "--out")
-    if records:
-        write_jsonl(file, records)  # without a torn last line
-    return {record["prompt"]: record for record in records}
 
 
 # ---- figures
@@ -136,31 +114,31 @@ def difference(first, last):
     return shares(last) - shares(first)
 
 
-def cells(statistic, columns, bootstrap, sign=""):
-    """A column of the table: a statistic's five values, with intervals if there is a bootstrap."""
+def cells(statistic, columns, sign=""):
+    """A column of the table: a statistic's five values, with intervals of enough questions."""
     texts = []
     for measure, value in enumerate(statistic(*columns)):
         text = f"{value:{sign}.1%}"
-        if bootstrap:
+        if len(columns[0]) >= FEWEST:
             low, high = bootstrap(lambda *rows: statistic(*rows)[measure], *columns)
             text += f" [{low:{sign}.1%}, {high:{sign}.1%}]"
         texts.append(text)
     return texts
 
 
-def table(questions, answers, bootstrap):
-    """The table's lines. answers: {name: {prompt: record}}. bootstrap: None for no intervals."""
+def table(questions, answers):
+    """The table's lines. answers: {name: {prompt: record}}."""
     counts = {name: count(questions, known) for name, known in answers.items()}
     columns = []
     for name, known in answers.items():
         said = [known[question["prompt"]] for question in questions]
         no_room = sum(record.get("tokens") == 0 for record in said)
         cut = sum(record.get("finished") is False for record in said) - no_room
-        columns.append([name, *cells(shares, [counts[name]], bootstrap), f"{cut}", f"{no_room}"])
+        columns.append([name, *cells(shares, [counts[name]]), f"{cut}", f"{no_room}"])
     if len(counts) > 1:
         first, *_, last = counts
         columns.append([f"{last} - {first}",
-                        *cells(difference, [counts[first], counts[last]], bootstrap, "+"), "", ""])
+                        *cells(difference, [counts[first], counts[last]], "+"), "", ""])
     names = ["", *MEASURES, "answers cut off", "prompts too long"]
     widths = [max(map(len, column)) for column in columns]
     return ["  ".join([f"{name:25}", *(f"{text:{width}}" for text, width in zip(row, widths))])
@@ -178,19 +156,16 @@ def left_out(questions):
     return lines
 
 
-def ifeval(args, bootstrap, fewest):
-    """`eval.py ifeval RUN_OR_MODEL... --questions FILE`.
-
-    bootstrap: what gives an interval, for at least `fewest` questions.
-    """
+def ifeval(args):
+    """`eval.py ifeval RUN_OR_MODEL... --questions FILE`."""
     questions, models = read_questions(args.questions, args.limit), models_of(args.models)
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     prompts = [question["prompt"] for question in questions]
     answers = {name: answers_to(prompts, name, model, args) for name, model in models.items()}
-    enough = len(questions) >= fewest
-    print("\n".join(table(questions, answers, bootstrap if enough else None)))
-    about = "95 % intervals by bootstrap over prompts" if enough else "too few for intervals"
+    print("\n".join(table(questions, answers)))
+    about = ("95 % intervals by bootstrap over prompts" if len(questions) >= FEWEST
+             else "too few for intervals")
     print(f"{len(questions)} prompts with {sum(len(one['checks']) for one in questions)} "
           f"instructions checked; {about}")
     for line in left_out(questions):

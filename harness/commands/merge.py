@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 
 from dpo import answer_logps
-from harness.chat import Chat
+from harness.commands.models import load_alone, own_settings
+from harness.engine.chat import Chat
 from harness.files import read_jsonl
 from harness.loading import base_of, check_adapter
-from harness.models import load_alone, own_settings
 from harness.training import like_its_config
 
 ANSWERS = 32  # held-out answers whose log-probabilities are compared

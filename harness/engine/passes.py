@@ -7,8 +7,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from harness.adapters import lean_layers
-from harness.cuda import free_memory, out_of_memory
+from harness.engine.adapters import lean_layers
+from harness.engine.cuda import free_memory, out_of_memory
 
 PASS_TOKENS = {"cuda": 16384, "cpu": 512}  # most tokens per pass: more are not faster
 

@@ -6,8 +6,8 @@ from huggingface_hub import utils as hub_utils
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from harness.chat import Chat
-from harness.flags import conversation_arguments
+from harness.commands.flags import conversation_arguments
+from harness.engine.chat import Chat
 from harness.loading import load
 from sampling import sample, stop_tokens
 

@@ -6,9 +6,10 @@ import itertools
 import sys
 from pathlib import Path
 
-from harness.drawing import COLORS, html_table, notice, plot, plots, shell
 from harness.files import write_whole
-from harness.report import (
+from harness.settings import flag
+from harness.views.drawing import COLORS, html_table, notice, plot, plots, shell
+from harness.views.report import (
     CAPTION,
     CURVES,
     SHARES,
@@ -19,7 +20,6 @@ from harness.report import (
     read_run,
     report,
 )
-from harness.settings import flag
 
 UNTOLD = ("out", "hours", "max_tokens_in_cache")  # settings that say nothing of the models
 STROKES = {"-": "solid", "--": "dashed", ":": "dotted"}

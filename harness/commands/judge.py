@@ -13,7 +13,15 @@ from collections import Counter, namedtuple
 import numpy as np
 
 import prompts as words
-from harness.models import drawn, judge_both_orders, load_alone, models_of, own_settings, rubric_of
+from eval import grouped_interval
+from harness.commands.compare import judge_both_orders
+from harness.commands.models import (
+    load_alone,
+    models_of,
+    own_settings,
+    rubric_of,
+    sample_each,
+)
 from harness.records import LeftOut, answer_of, each_record, first_of, prompt_of, without
 
 Pair = namedtuple("Pair", "prompt right wrong subset")
@@ -78,7 +86,7 @@ def by_scores(model, tokenizer, pairs, name, source, args):
                                  for text in (pair.right, pair.wrong)))
     asked = [words.judge_prompt(*answer, rubric)
              for answer in answers for _ in range(args.judgments)]
-    said = drawn(model, tokenizer, asked, f"{name}: judgments",
+    said = sample_each(model, tokenizer, asked, f"{name}: judgments",
                  settings.get("max_judgment_tokens", 512), seed=[args.seed, "judge"],
                  temperature=settings.get("temperature", 0.8), top_p=settings.get("top_p", 0.95))
     scores = [words.parse_score(one.text, most) if one.finished else None for one in said]
@@ -102,18 +110,18 @@ def by_comparison(model, tokenizer, pairs, source):
 
 # ---- the table
 
-def share(values, interval, groups):
+def share(values, groups):
     """The mean of what is known, with its interval if there are enough prompts for one."""
     known = ~np.isnan(values)
     if not known.any():
         return "-"
     groups = [group for group, there in zip(groups, known) if there]
-    bounds = interval(np.mean, values[known], groups=groups)
+    bounds = grouped_interval(np.mean, values[known], groups=groups)
     told = f"{values[known].mean():.1%}"
     return f"{told} [{bounds[0]:.1%}, {bounds[1]:.1%}]" if bounds else told
 
 
-def table(pairs, results, interval):
+def table(pairs, results):
     """The table's lines. results: {name: {way: (pairs,)}}."""
     subsets = sorted({pair.subset for pair in pairs})
     rows, prompts = [], [pair.prompt for pair in pairs]
@@ -122,7 +130,7 @@ def table(pairs, results, interval):
             chosen = np.array([subset in ("", pair.subset) for pair in pairs])
             groups = [prompt for prompt, there in zip(prompts, chosen) if there]
             label = f"  {subset} ({chosen.sum()})" if subset else f"right {way}"
-            rows.append([label, *(share(of[way][chosen], interval, groups)
+            rows.append([label, *(share(of[way][chosen], groups)
                                   for of in results.values())])
         for state, where in (("undecided", lambda values: values == 0.5), ("unread", np.isnan)):
             rows.append([f"{state} {way}", *(str(where(of[way]).sum()) for of in results.values())])
@@ -132,8 +140,8 @@ def table(pairs, results, interval):
             for row in rows]
 
 
-def judge(args, interval):
-    """`eval.py judge RUN_OR_MODEL... --pairs FILE`. interval: eval.py's."""
+def judge(args):
+    """`eval.py judge RUN_OR_MODEL... --pairs FILE`."""
     if args.judgments < 1 or args.limit is not None and args.limit < 1:
         raise ValueError("--judgments and --limit must be at least 1")
     pairs, models, results = read_pairs(args.pairs), models_of(args.models), {}
@@ -146,7 +154,7 @@ def judge(args, interval):
             by_scores(model, tokenizer, pairs, name, source, args),
             "by comparison in both orders": by_comparison(model, tokenizer, pairs, source)}
         del model  # or the next one would stand beside it
-    print("\n".join(table(pairs, results, interval)))
+    print("\n".join(table(pairs, results)))
     for name, by in results.items():
         for what, values in by.items():
             if np.isnan(values).all():

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from harness.files import write_whole
-from harness.report import AT_A_GLANCE, figure_rows, models
 from harness.settings import method_of
+from harness.views.report import AT_A_GLANCE, figure_rows, models
 
 CARD = """\
 ---

@@ -1,0 +1,1 @@
+"""eval.py's commands, and sampling.py's conversation."""

@@ -1,0 +1,1 @@
+"""What sampler and trainer share: text as ids, attention, weights, memory, processes."""

@@ -1,0 +1,150 @@
+"""A stage: prompts are sampled, and what they give is on disk as soon as it is finished.
+
+An item has a few prompts, and all replies to them make one record. Each record is a line of the
+stage's file. So a stage that was killed goes on where it was, and ends with the same bytes. The
+stages of a run and the commands of eval.py share this.
+"""
+import json
+import os
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from harness.files import read_jsonl, write_jsonl
+from sampling import sample
+
+BLOCK = 4096  # samples drawn together; a block that a crash cut short is drawn again
+
+
+def sample_items(model, tokenizer, items, ask, read, n, label, file, known, look=None, **settings):
+    """Sample n replies to each prompt of each item that is not known: its record goes to known.
+
+    items: dicts with "id". ask(item): an item's prompts. read(item, samples): its record; samples
+    holds n Samples for each prompt. file: where a line is added as each item is finished. known:
+    {id: record}. look(record, samples), if given, is called with each new one, and may raise.
+    settings: as `sample` takes them.
+
+    Blocks of items are cut from the whole list, so that a stage that goes on draws them in the same
+    company as one that never stopped, and so draws the same to the last bit.
+    """
+    if not items:
+        return
+    tokens, start = 0, time.perf_counter()
+
+    def finished(item, samples):
+        nonlocal tokens
+        if item["id"] in known:
+            return
+        record = with_counts(read(item, samples), samples)
+        if look:
+            look(record, samples)
+        known[item["id"]] = record
+        out.write(json.dumps(record) + "\n")
+        out.flush()
+        tokens += record["sampled_tokens"]
+        rate = tokens / (time.perf_counter() - start)
+        bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        bar.update()
+
+    have = sum(item["id"] in known for item in items)
+    asked = ((item, ask(item)) for item in items)
+    with open(file, "a", encoding="utf-8") as out, \
+            tqdm(total=len(items), initial=have, desc=label, unit="item") as bar:
+        for block in blocks(asked, lambda pair: n * len(pair[1]), BLOCK):
+            if all(item["id"] in known for item, _ in block):
+                continue
+            gather = Gather(block, n, finished)
+            sample(model, tokenizer, [prompt for _, prompts in block for prompt in prompts], n,
+                   keys=[[item["id"], number] for item, number in gather.places],
+                   on_end=gather.add, skip_too_long=True, **settings)
+
+
+class Gather:
+    """Gathers the samples of a block, and hands on each item when its last sample has ended."""
+
+    def __init__(self, block, n, finished):
+        """block: (item, its prompts), one after the other. finished(item, samples) is called."""
+        self.places = [(item, number) for item, prompts in block for number in range(len(prompts))]
+        self.samples = {item["id"]: [[None] * n for _ in prompts] for item, prompts in block}
+        self.left = {item["id"]: n * len(prompts) for item, prompts in block}
+        self.finished = finished
+
+    def add(self, place, nth, sample):
+        """The nth sample of the block's prompt number `place` has ended."""
+        item, number = self.places[place]
+        self.samples[item["id"]][number][nth] = sample
+        self.left[item["id"]] -= 1
+        if self.left[item["id"]] == 0:
+            self.finished(item, self.samples[item["id"]])
+
+
+def blocks(items, size, limit):
+    """Split items, in order, into blocks of at most `limit` in all, at least one item each."""
+    block, used = [], 0
+    for item in items:
+        if block and used + size(item) > limit:
+            yield block
+            block, used = [], 0
+        block.append(item)
+        used += size(item)
+    if block:
+        yield block
+
+
+def with_counts(record, samples):
+    """A record with how many tokens were sampled, and how many prompts were too long, if any."""
+    tokens = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
+    too_long = sum(of_prompt[0].tokens == [] for of_prompt in samples)
+    return record | {"sampled_tokens": tokens} | ({"too_long": too_long} if too_long else {})
+
+
+def read_kept(file, made, key="id"):
+    """{key: record} of a file whose records were made as `made` says; {} if there is none.
+
+    Raises ValueError that says what to do if they were made otherwise.
+    """
+    records = read_jsonl(file) if Path(file).is_file() else []
+    for record in records:
+        if not isinstance(record.get(key), str):
+            raise ValueError(f"{file} does not hold answers: give another --out")
+        other = [name for name, value in made.items() if record.get(name) != value]
+        if other:
+            raise ValueError(f"{file} holds answers made with another {other[0]}, "
+                             f"{record.get(other[0])} instead of {made[other[0]]}: give another "
+                             "--out")
+    if records:
+        write_jsonl(file, records)  # without a torn last line
+    return {record[key]: record for record in records}
+
+
+# ---- the file of a run's stage, and those of several processes
+
+def rank_files(file):
+    """What several processes have written of a stage's file, one each."""
+    return file.parent.glob(f"{file.name}.rank*")
+
+
+def base_name(file):
+    """The name of the stage's file that this file, perhaps of one of several processes, is for."""
+    return file.name.partition(".rank")[0]
+
+
+def read_stage(file):
+    """The records of a stage by their "id", those of several processes' files included."""
+    records = {}
+    for source in (file, *rank_files(file)):
+        for record in read_jsonl(source):
+            tokens = record.get("sampled_tokens")
+            if not isinstance(record.get("id"), str) or not isinstance(tokens, int):
+                raise ValueError(f"{file}: a line is no record of this run; take it out, and it "
+                                 "is drawn again")
+            records[record["id"]] = record
+    return records
+
+
+def cut_torn_line(file):
+    """Cut a last line without its newline off a file: the process died while writing it."""
+    if file.exists():
+        text = file.read_bytes()
+        os.truncate(file, text.rfind(b"\n") + 1)
