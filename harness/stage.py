@@ -96,7 +96,10 @@ def with_counts(record, samples):
     """A record with how many tokens were sampled, and how many prompts were too long, if any."""
     tokens = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
     too_long = sum(of_prompt[0].tokens == [] for of_prompt in samples)
-    return record | {"sampled_tokens": tokens} | ({"too_long": too_long} if too_long else {})
+    record = record | {"sampled_tokens": tokens, "too_long": too_long}
+    if not too_long:
+        del record["too_long"]  # one of the user's own as well
+    return record
 
 
 def read_kept(file, made, key="id"):
