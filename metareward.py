@@ -58,7 +58,7 @@ from harness.lines import as_pair, as_reply
 from harness.plan import fit_hours, foresee, plan
 from harness.program import command, last_words
 from harness.run import Run
-from harness.views.report import table
+from harness.views.figures import table
 
 SAME = 1e-9         # scores and ratings this close are equal: sums in another order differ so much
 EVAL_ANSWERS = 4    # answers per held-out prompt

@@ -1,4 +1,5 @@
 """Lines of a run's files: a text that a model wrote, and what training reads."""
+import re
 
 
 def as_reply(chat, sample):
@@ -39,3 +40,8 @@ def known_ids(**ids):
 
 def message(role, text):
     return [{"role": role, "content": text}]
+
+
+def visible(text):
+    """Text for a terminal: what would steer it is shown as its code."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text)

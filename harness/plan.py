@@ -21,7 +21,7 @@ from harness.loading import read_record
 from harness.run import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
-from harness.views.report import untrained
+from harness.views.figures import untrained
 
 SIZES = (2, 6, 18, 54)  # prompts that are tried, one number after the other
 PATIENCE = 60           # seconds that no further number of prompts may be expected to take

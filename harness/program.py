@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from harness.engine.processes import collect, rank, world
-from harness.views.report import untrained
+from harness.views.figures import untrained
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 

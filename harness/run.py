@@ -31,7 +31,8 @@ from harness.settings import flag
 from harness.stage import base_name, cut_torn_line, rank_files, read_stage, sample_items
 from harness.training import encode_examples, hold_out, save_adapter, set_adapter, train
 from harness.views.card import write_card
-from harness.views.report import cut_short, drifts, glance, report, unscored
+from harness.views.figures import line_on
+from harness.views.report import cut_short, drifts, report, unscored
 
 
 class Run(Folder):
@@ -265,7 +266,7 @@ class Run(Folder):
             write_whole(self.out / "summary.json", json.dumps(records, indent=1) + "\n")
         barrier()
         self.draw_report()
-        print(glance(record))
+        print(line_on(record))
         for line in cut_short(record) + unscored(record):
             print(f"Caution, {line}")
         for line in drifts(record, self.settings.max_score):

@@ -48,7 +48,8 @@ from harness.files import read_jsonl, write_jsonl, write_whole
 from harness.loading import load
 from harness.training import save_adapter
 from harness.views import drawing
-from harness.views.report import cut_short, drifts, in_a_sentence, report, table, unscored
+from harness.views.figures import table
+from harness.views.report import cut_short, drifts, in_a_sentence, report, unscored
 from sampling import sample
 
 ROOT = Path(__file__).parent.parent
@@ -1110,7 +1111,7 @@ def write_iteration(folder, *kinds):
         "rejected": message("assistant", evil(f"{kind} rejected")), "kind": kind, "prompt_id": "0",
         **numbered[kind]} for kind in kinds))
     write_lines(folder / "judgments.jsonl", *({
-        "id": f"0/{side}", "prompt_id": "0", "text": evil(f"actor {side}"), "truth": 3,
+        "id": f"0/{side}", "prompt_id": "0", "text": evil(f"actor {side}"), "truth": 3, "score": 4,
         "judgments": [{"text": evil(f"{side} judged"), "score": 4}]}
         for side in ("chosen", "rejected")))
     write_lines(folder / "train.jsonl", *({"step": i, "loss": 0.7 - i / 10,
@@ -1252,11 +1253,11 @@ def test_the_report_says_what_the_run_measured(run):
 
 def test_the_report_shows_the_pairs_with_their_numbers(run):
     page = page_of(run)
-    for said in ("chosen, score 4.00, true score 3", "rejected, score 1.50",
-                 "chosen judgment, rating 2.35", "rejected judgment, rating -1.00",
+    for said in ("0/chosen: score 4.00, true score 3.00", "actor pair: score 4.00 over 1.50",
+                 "judge pair: rating 2.35 over -1.00", "judgment 0, rating +1.25, chosen",
                  "Samples of iteration 1", "Samples of iteration 2", "+1.25", "0.4"):
         assert said in page.text, said
-    assert page.text.count("chosen judgment, rating") == 1
+    assert page.text.count("judge pair: rating") == 1
     assert "Samples of iteration 0" not in page.text
 
 

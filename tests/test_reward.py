@@ -16,7 +16,7 @@ from harness.files import read_jsonl
 from harness.inputs import eft_replies, given_examples, read_prompts
 from harness.reward import RewardModel
 from harness.settings import Settings
-from harness.views.report import look_up
+from harness.views.figures import look_up
 from prompts import judge_prompt, meta_judge_prompt, parse_score, parse_winner
 from sampling import Sample
 

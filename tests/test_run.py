@@ -48,7 +48,7 @@ from harness import inputs
 from harness.commands.main import main as run_command
 from harness.files import read_jsonl
 from harness.loading import fingerprint, load
-from harness.views.report import FIGURES
+from harness.views.figures import FIGURES
 from prompts import judge_prompt, meta_judge_prompt
 from sampling import Chat, Sample, sample
 
@@ -106,7 +106,7 @@ def test_one_prompts_journey_is_shown(whole, capsys):
     run_command(["show", str(run), pair["prompt_id"], "--iteration", "1"])
     shown = " ".join(capsys.readouterr().out.replace("  + ", "").replace("  - ", "").split())
     for answer in read_jsonl(run / "iter1" / "judgments.jsonl"):
-        mine = f"{answer['score']:.2f} {answer['truth']:.2f} {len(answer['text'])} {answer['id']}"
+        mine = f"{answer['id']}: score {answer['score']:.2f}, true score {answer['truth']:.2f}, "
         assert (mine in shown) == (answer["prompt_id"] == pair["prompt_id"])
     rating = next(rating for rating in read_jsonl(run / "iter1" / "ratings.jsonl")
                   if rating["id"].startswith(f"{pair['prompt_id']}/"))

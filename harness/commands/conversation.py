@@ -1,5 +1,4 @@
 """`python sampling.py MODEL ["question"]`: ask a model one question, or talk to it."""
-import re
 import sys
 
 from huggingface_hub import utils as hub_utils
@@ -8,13 +7,9 @@ from transformers.utils import logging as transformers_logging
 
 from harness.commands.flags import conversation_arguments
 from harness.engine.chat import Chat
+from harness.lines import visible
 from harness.loading import load
 from sampling import sample, stop_tokens
-
-
-def visible(text):
-    """Text for a terminal: what would steer it is shown as its code."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text)
 
 
 def converse(model, tokenizer, settings):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.files import write_whole
 from harness.settings import method_of
-from harness.views.report import AT_A_GLANCE, figure_rows, models
+from harness.views.figures import figure_rows, models
 
 CARD = """\
 ---
@@ -53,7 +53,7 @@ def write_card(adapter, settings, records):
         head.append(f"license: {known}")
     base = Path(settings.model).resolve().name if folder else settings.model
     rows = [["", *models(records)], ["---"] * (len(records) + 1),
-            *figure_rows(records, AT_A_GLANCE)]
+            *figure_rows(records, "glance")]
     write_whole(adapter / "README.md", CARD.format(
         head="\n".join(head), title=f"M_{t} of {method} on {base}",
         recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),

@@ -5,6 +5,7 @@ Nothing here knows what a run is. A page is one file that fetches nothing and ru
 import base64
 import html
 import io
+import math
 
 STYLE = """:root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:auto;padding:1rem}
@@ -40,8 +41,13 @@ def notice(title, lines):
     return f'<p><small><b>{title}:</b> {"<br>".join(map(html.escape, lines))}</small></p>'
 
 
-def cells(tag, values):
-    shown = (f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values)
+def cells(tag, values, shaded=0):
+    """A row. shaded: how many of its cells, behind the first, hold shares that are shaded."""
+    shown = []
+    for i, value in enumerate(map(str, values)):
+        share = value.replace(".", "", 1).isdigit() and 0 < i <= shaded
+        shade = f' class="h{min(4, math.ceil(4 * float(value)))}"' if share else ""
+        shown.append(f"<{tag}{shade}>{html.escape(value)}</{tag}>")
     return f"<tr>{''.join(shown)}</tr>"
 
 

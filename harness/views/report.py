@@ -1,78 +1,32 @@
-"""The report of a run: one self-contained page, and the tables of figures on the screen.
+"""The report of a run: one self-contained page, and its warnings on the screen.
 
 A sentence, three plots and the answers to one prompt come first, all else behind headings that
 unfold. It shows what summary.json and the iterations' folders hold, and computes nothing of the
 method. A file that is missing or damaged costs its part of the page, and a note says so.
 """
 import html
+import itertools
 import math
-from collections import defaultdict
 from pathlib import Path
 
 from harness.files import each_line, iterations, read_json, read_jsonl, write_whole
 from harness.settings import method_of
-from harness.views.drawing import cells, details, html_table, notice, plot, plots, pre, shell
+from harness.views.drawing import details, html_table, notice, plot, plots, pre, shell
+from harness.views.figures import (
+    FIGURES,
+    curves_of_figures,
+    figure_rows,
+    look_up,
+    models,
+    untrained,
+)
+from harness.views.story import Text, battle_told, gather, in_page, story
 
-FIGURES = [  # name, where in a record of summary.json, how shown
-    ("actor: true score", "actor.truth", ".2f"),
-    ("actor: score by its own judgment", "actor.mean_score", ".2f"),
-    ("actor: score by --reward", "actor.reward", ".2f"),
-    ("actor: characters per answer", "actor.mean_length", ".0f"),
-    ("actor: answers cut off", "actor.cut_off_rate", ".0%"),
-    ("judge: valid", "judge.valid_rate", ".0%"),
-    ("judge: mean score", "judge.mean_score", ".2f"),
-    ("judge: ties", "judge.ties", ".0%"),
-    ("judge: right about the truth", "judge.truth_agreement", ".1%"),
-    ("judge: agrees with people", "judge.human_agreement", ".1%"),
-    ("judge: agrees, ties as wrong", "judge.human_agreement_with_ties", ".1%"),
-    ("judge: Spearman with people", "judge.human_spearman", ".2f"),
-    ("judge: agreement of two halves of its judgments", "judge.halves_kendall", ".2f"),
-    ("judge: agreement with the previous judge", "judge.previous_judge_kendall", ".2f"),
-    ("judge: score with length", "judge.length_correlation", ".2f"),
-    ("truth with length", "judge.truth_length_correlation", ".2f"),
-    ("meta-judge: valid", "meta_judge.valid_rate", ".0%"),
-    ("meta-judge: sees different scores", "meta_judge.scores_differ_rate", ".0%"),
-    ("meta-judge: prefers the first", "meta_judge.first_position_rate", ".0%"),
-    ("meta-judge: prefers the first of equals", "meta_judge.first_of_equals_rate", ".0%"),
-    ("meta-judge: prefers the higher score", "meta_judge.higher_score_rate", ".0%"),
-    ("meta-judge: same in both orders", "meta_judge.consistent_rate", ".0%"),
-    ("meta-judge: right about the truth", "meta_judge.truth_accuracy", ".0%"),
-    ("training: actor pairs", "pairs.actor", "d"),
-    ("training: judge pairs", "pairs.judge", "d"),
-    ("training: share of judge pairs", "pairs.judge_share", ".0%"),
-    ("training: score gap of actor pairs", "pairs.score_gap", ".2f"),
-    ("held-out pairs: reward of what is chosen", "train.held_out_chosen_reward", "+.2f"),
-    ("held-out pairs: reward of what is rejected", "train.held_out_rejected_reward", "+.2f"),
-]
-AT_A_GLANCE = [  # of FIGURES, those that the screen shows when a run ends
-    "actor: true score", "actor: score by its own judgment", "actor: score by --reward",
-    "actor: characters per answer", "actor: answers cut off",
-    "judge: right about the truth", "judge: agrees with people", "judge: ties",
-    "meta-judge: valid", "meta-judge: prefers the first",
-    "training: actor pairs", "training: judge pairs",
-]
-IN_A_LINE = [  # of FIGURES, those that the screen shows of each model as it is made
-    "actor: true score", "actor: characters per answer", "judge: mean score",
-    "judge: right about the truth",
-]
-CURVES = {  # title of a plot: its lines by their labels, and where their figures stand
-    "score of the answers": {"true": "actor.truth", "by itself": "actor.mean_score",
-                             "by the reward": "actor.reward"},
-    "characters per answer": {"": "actor.mean_length"},
-    "how often the judge is right": {"by the truth": "judge.truth_agreement",
-                                     "by people's ranks": "judge.human_agreement"},
-    "judge: mean score": {"": "judge.mean_score"},
-    "judge: ties, and score with length": {"ties": "judge.ties",
-                                           "score with length": "judge.length_correlation",
-                                           "truth with length": "judge.truth_length_correlation"},
-    "meta-judge: biases": {"prefers the first": "meta_judge.first_position_rate",
-                           "prefers the higher score": "meta_judge.higher_score_rate",
-                           "same in both orders": "meta_judge.consistent_rate"},
-}
+CURVES = curves_of_figures()
 JUDGES = ["how often the judge is right", "meta-judge: biases",
           "judge: ties, and score with length"]  # of CURVES, the first that there is opens the page
 SHARES = JUDGES[:2]  # CURVES of nothing but shares
-TRAINING = {  # the same of train.jsonl
+TRAINING = {  # title of a plot: its lines by their labels, in train.jsonl
     "DPO: loss": {"training": "loss", "held out": "held_out_loss"},
     "DPO: rewards (nats times beta)": {
         "chosen": "chosen_reward", "rejected": "rejected_reward",
@@ -87,56 +41,7 @@ MANY = 0.1  # share of the held-out answers above which a warning says so
 SHOWN = 6  # prompts of each iteration whose samples the page shows
 
 
-# ---- figures as text, for the screen and for the page
-
-def look_up(record, path):
-    """The value at a path such as "judge.ties" in a record of summary.json, or None."""
-    for key in path.split("."):
-        record = (record or {}).get(key)
-    return record
-
-
-def figure_rows(records, only=None, counts=False):
-    """A row of strings per figure that was measured: its name, then a value for each record.
-
-    only: the names of those FIGURES that are wanted. counts: say beside a mean over how many.
-    """
-    rows = []
-    for name, path, form in FIGURES:
-        values = [look_up(record, path) for record in records]
-        if all(value is None for value in values) or only and name not in only:
-            continue
-        texts = ["-" if value is None else format(value, form) for value in values]
-        of = [look_up(record, f"{path}_count") if counts else None for record in records]
-        rows.append([name, *(text if count is None else f"{text} ({count:,})"
-                             for text, count in zip(texts, of))])
-    return rows
-
-
-def untrained(records):
-    """The iterations that found no pairs to train on."""
-    return [record["iteration"] for record in records
-            if record["iteration"] > 0 and not record.get("train", True)]
-
-
-def models(records):
-    return [f"M_{record['iteration']}" for record in records]
-
-
-def table(records):
-    """The run at a glance, one column per model, for the screen. The report has all figures."""
-    dropped = [sum(look_up(record, "pairs.dropped").values()) for record in records]
-    rows = [["", *models(records)], *figure_rows(records, AT_A_GLANCE),
-            ["dropped (the report says why)", *(f"{count:,}" for count in dropped)]]
-    lines = [f"{name:38}" + "".join(f"{value:>8}" for value in values) for name, *values in rows]
-    return "\n".join(lines)
-
-
-def glance(record):
-    """A line about one model for the screen."""
-    rows = figure_rows([record], IN_A_LINE)
-    return f"M_{record['iteration']}: " + ", ".join(f"{name} {value}" for name, value in rows)
-
+# ---- warnings
 
 def drifts(record, max_score):
     """Warnings, a line each, where a record of summary.json has drifted as far as the paper's
@@ -364,111 +269,26 @@ def answer_column(model, answer, score):
     return f"<div><b>{model}</b> <small>{', '.join(about)}</small>{pre(answer['text'])}</div>"
 
 
-def battle_table(battles):
-    """A battle matrix [E3], shaded from 0 to 1."""
-    rows = []
-    for i, row in enumerate(battles):
-        shown = [f"<td>{i}</td>"]
-        for j, value in enumerate(row):
-            shade = min(4, math.ceil(4 * value))
-            shown.append(f'<td class="h{shade}">{value:.2g}</td>' if i != j else "<td></td>")
-        rows.append(f"<tr>{''.join(shown)}</tr>")
-    return f"<table>{cells('th', ['', *range(len(battles))])}{''.join(rows)}</table>"
-
-
-def verdict_table(verdicts, said):
-    """Who won each comparison that was made."""
-    names, made = {1: "first", -1: "second", 0: "?"}, {(s["first"], s["second"]) for s in said}
-    rows = [[m, *(names[verdict] if (m, n) in made else "" for n, verdict in enumerate(row))]
-            for m, row in enumerate(verdicts)]
-    return html_table(["first \\ second", *range(len(verdicts))], rows)
-
-
-def compared(battle, rating):
-    """One answer's judgments, how they fared against each other, and their ratings."""
-    texts, ratings, scores = battle["texts"], rating["ratings"], battle["scores"]
-    order = sorted(range(len(texts)), key=lambda i: -ratings[i])
-    rows = [[f"judgment {i}", f"{ratings[i]:+.2f}", f"{scores[i]:g}", len(texts[i])] for i in order]
-    body = html_table(["", "rating", "its score", "characters"], rows)
-    body += ("<p>Battles won by the row against the column [E3]; a win in one order only counts by "
-             f"its place's weight:</p>{battle_table(rating['battles'])}<p>Who won, with the row "
-             "shown first and the column second (?: no winner named):</p>"
-             f"{verdict_table(battle['verdicts'], battle['said'])}")
-    kind = {order[0]: "good", order[-1]: "bad"}
-    place = {order[0]: ", rated highest", order[-1]: ", rated lowest"}
-    for i in order:
-        body += f"judgment {i}{place.get(i, '')}{pre(texts[i], kind.get(i, ''))}"
-    for said in battle["said"][:2]:
-        body += html.escape(f"{said['first']} shown first, {said['second']} second")
-        body += pre(said["text"])
-    return body
-
-
 def example(folder, notes):
     """One answer whose judgments were compared, with everything that follows from it."""
     for rating in each_line(folder / "ratings.jsonl", notes):
         for battle in each_line(folder / "battles.jsonl", notes):
             if battle["id"] == rating["id"]:
-                text = f"{pre(battle['prompt'])}The answer{pre(battle['text'])}"
-                return text + compared(battle, rating)
-        return ""
+                return in_page([Text("", battle["prompt"]), Text("The answer", battle["text"]),
+                                *battle_told(battle, rating)])
     return ""
 
 
 def samples(folder, notes):
-    """Some prompts of an iteration: both sides of their pairs, and how these came about."""
-    pairs = defaultdict(dict)  # prompt_id -> {"actor": pair, "judge": pair}
-    for pair in each_line(folder / "pairs.jsonl", notes):
-        if pair["prompt_id"] in pairs or len(pairs) < SHOWN:
-            pairs[pair["prompt_id"]][pair["kind"]] = pair
-    judged = {(record["prompt_id"], record["text"]): record
-              for record in each_line(folder / "judgments.jsonl", notes)
-              if record["prompt_id"] in pairs}
-    battles, ratings = {}, {}
-    if any("judge" in both for both in pairs.values()):
-        battles = {battle["prompt_id"]: battle
-                   for battle in each_line(folder / "battles.jsonl", notes)
-                   if battle["prompt_id"] in pairs}
-        shown = {battle["id"] for battle in battles.values()}
-        ratings = {rating["id"]: rating for rating in each_line(folder / "ratings.jsonl", notes)
-                   if rating["id"] in shown}
+    """The stories of the first prompts that trained."""
+    pairs = each_line(folder / "pairs.jsonl", [])
+    wanted = list(itertools.islice(dict.fromkeys(pair["prompt_id"] for pair in pairs), SHOWN))
     page = ""
-    for prompt_id, both in pairs.items():
-        title, body = f"prompt {prompt_id}", ""
-        if "actor" in both:
-            title = both["actor"]["prompt"][0]["content"]
-            body += actor_sample(both["actor"], judged)
-        if "judge" in both:
-            battle = battles.get(prompt_id)
-            body += judge_sample(both["judge"], battle, battle and ratings.get(battle["id"]))
-        page += details(title, body)
+    for prompt_id, told in gather(folder, wanted, notes).items():
+        title = next((pair["prompt"][0]["content"] for pair in told["pairs"]
+                      if pair["kind"] == "actor"), f"prompt {prompt_id}")
+        page += details(title, in_page(story(**told)))
     return page
-
-
-def actor_sample(pair, judged):
-    """The chosen and the rejected answer, their scores, and some of their judgments."""
-    body = ""
-    for side, kind in (("chosen", "good"), ("rejected", "bad")):
-        text = pair[side][0]["content"]
-        record = judged.get((pair["prompt_id"], text), {})
-        truth = f", true score {record['truth']:g}" if "truth" in record else ""
-        said = "".join(pre(judgment["text"]) for judgment in record.get("judgments", [])[:3])
-        body += f"{side}, score {pair[f'{side}_score']:.2f}{truth}{pre(text, kind)}"
-        if said:
-            body += details("its first judgments", said)
-    return body
-
-
-def judge_sample(pair, battle, rating):
-    """The chosen and the rejected judgment, and all that they were compared with."""
-    body = ""
-    for side, kind in (("chosen", "good"), ("rejected", "bad")):
-        text = pre(pair[side][0]["content"], kind)
-        body += f"{side} judgment, rating {pair[f'{side}_rating']:.2f}{text}"
-    if rating:
-        everything = pre(battle["text"]) + compared(battle, rating)
-        body += details("all judgments of that answer, and the verdicts", everything)
-    return body
 
 
 # ---- the page
@@ -476,13 +296,6 @@ def judge_sample(pair, battle, rating):
 CAPTION = """<p><small>M_0 is the model before the first iteration, M_t the one after iteration t;
 answers and judge are measured on prompts that never train. Bands, where there are any: 95 %
 intervals, by drawing the prompts anew.</small></p>"""
-LEGEND = """<p><small>In brackets: over how many. True score: the share of a prompt's checks that an
-answer meets, times the judge's highest score. Own score: what the model gives itself; it proves
-nothing. Right about the truth: the judge, the share of pairs of M_0's answers it orders as the
-truth does; the meta-judge, the share of comparisons it gives to the judgment whose score is nearer
-to the truth. Prefers the first: 50 % would be no bias. Agreement: Kendall's tau, 1 for the same
-order, 0 for none in common, -1 for the reverse. With length: Spearman's correlation over M_0's
-held-out answers. docs/reading-the-figures.md explains every figure.</small></p>"""
 SENTENCE, PLOTS, SCORED = "The sentence", "Plots", "Without a score"
 DRIFT, ANSWERS = "Drift", "One prompt, every model"
 OTHERWISE = "Texts that encoding would cut otherwise than they were drawn"
@@ -568,8 +381,7 @@ def contents(run, records, settings, notes):
     yield SCORED, lambda: notice(SCORED, [line for record in records for line in unscored(record)])
     yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
     yield ANSWERS, lambda: one_prompt(run, records, notes)
-    yield "All figures", lambda: html_table(["", *models(records)],
-                                            figure_rows(records, counts=True)) + LEGEND
+    yield "All figures", lambda: all_figures(records)
     yield "More curves", lambda: plots([
         *curves(records, [title for title in CURVES if title not in opening]), histogram(records)])
     yield "Training", lambda: plots(training_curves(
@@ -583,6 +395,17 @@ def contents(run, records, settings, notes):
     yield OTHERWISE, lambda: count_table(records, "encoded_otherwise", "stage")
     for t, folder in trained.items():
         yield f"Samples of iteration {t}", lambda: samples(folder, notes)
+
+
+def all_figures(records):
+    """The table of all figures, with what each says."""
+    rows = figure_rows(records, counts=True)
+    meanings = {figure.name: figure.meaning for figure in FIGURES}
+    said = "".join(f"<p><b>{html.escape(name)}</b>: {html.escape(meanings[name])}</p>"
+                   for name, *_ in rows)
+    return (html_table(["", *models(records)], rows)
+            + "<p><small>In brackets: over how many.</small></p>"
+            + details("What these figures say", said))
 
 
 def warnings(records, max_score):

@@ -9,12 +9,12 @@ from pathlib import Path
 from harness.files import write_whole
 from harness.settings import flag
 from harness.views.drawing import COLORS, html_table, notice, plot, plots, shell
+from harness.views.figures import figure_rows
 from harness.views.report import (
     CAPTION,
     CURVES,
     SHARES,
     attempt,
-    figure_rows,
     first_plots,
     points,
     read_run,

@@ -1,14 +1,167 @@
-"""`eval.py show RUN [PROMPT_ID]`: one prompt's journey through an iteration, in the terminal."""
-import itertools
+"""One prompt's journey through an iteration: told once, for the terminal and for the report.
+
+`eval.py show RUN [PROMPT_ID]` prints it; the report has it of some prompts. It is a list of blocks,
+which say nothing of how they are shown.
+"""
+import html
 import textwrap
+from collections import namedtuple
 from pathlib import Path
 
-from harness.commands.conversation import visible
-from harness.files import iterations, read_jsonl
+from harness.files import each_line, iterations, read_jsonl
+from harness.lines import visible
+from harness.views.drawing import cells, details, pre
 
+Text = namedtuple("Text", "about text side", defaults=("",))  # side: "chosen", "rejected" or ""
+Table = namedtuple("Table", "about head rows shaded", defaults=(0,))  # rows of strings; how many
+# columns, behind the first, hold shares that a page shades
+Fold = namedtuple("Fold", "title blocks")  # details: a terminal shows the first of them
+
+JUDGMENTS = 3  # of an answer, and verdicts of a comparison, that are shown
+
+
+# ---- what is told
+
+def story(answers, pairs, battle=None, rating=None):
+    """The blocks of one prompt, from its lines in an iteration's files.
+
+    answers: of judgments.jsonl. pairs: of pairs.jsonl. battle, rating: of battles.jsonl and
+    ratings.jsonl, if an answer's judgments were compared.
+    """
+    blocks = answers_told(answers, pairs)
+    if battle and rating:
+        blocks += battle_told(battle, rating)
+    if not pairs:
+        blocks.append(Text("No pair came of this prompt; the report counts what was dropped, and "
+                           "why.", ""))
+    for pair in pairs:
+        by = "score" if pair["kind"] == "actor" else "rating"
+        told = [block.text for block in blocks if isinstance(block, Text)]
+        blocks.append(Text(f"Trained on, {pair['kind']} pair: {by} {pair[f'chosen_{by}']:.2f} over "
+                           f"{pair[f'rejected_{by}']:.2f}", ""))
+        blocks += [Text(side, text, side) for side in ("chosen", "rejected")
+                   if (text := pair[side][0]["content"]) not in told]
+    return blocks
+
+
+def answers_told(answers, pairs):
+    """Each answer with its scores, the best first; of those that train some judgments."""
+    sides = {pair[side][0]["content"]: side for pair in pairs if pair["kind"] == "actor"
+             for side in ("chosen", "rejected")}
+    blocks = [Text("Answers (chosen: the shortest of those with good scores; rejected: the longest "
+                   "of the bad) [E1]", "")]
+    answers = sorted(answers, key=lambda answer: (answer["score"] is None, -(answer["score"] or 0)))
+    for answer in answers:
+        score = "none" if answer["score"] is None else f"{answer['score']:.2f}"
+        about = [f"{answer['id']}: score {score}", f"{len(answer['text'])} characters"]
+        if "truth" in answer:
+            about.insert(1, f"true score {answer['truth']:.2f}")
+        side = sides.get(answer["text"], "")
+        blocks.append(Text(", ".join(about + [side] * bool(side)), answer["text"], side))
+        said = [Text("", one["text"]) for one in answer.get("judgments", [])[:JUDGMENTS]]
+        if said and (side or not sides and answer is answers[0]):
+            blocks.append(Fold(f"Judgments of {answer['id']}", said))
+    return blocks
+
+
+def battle_told(battle, rating):
+    """An answer's judgments, how they fared against each other, and their ratings."""
+    texts, ratings, N = battle["texts"], rating["ratings"], len(battle["texts"])
+    rows = [[f"{m}", *("." if m == n else f"{won:.2f}" for n, won in enumerate(row)),
+             f"{ratings[m]:+.2f}", f"{battle['scores'][m]:g}"]
+            for m, row in enumerate(rating["battles"])]
+    blocks = [Table(f"Judgments of {battle['id']}, whose scores vary most: what each won against "
+                    "each, a win in one order only by its place's weight [E3]",
+                    ["", *map(str, range(N)), "rating [E4]", "its score"], rows, shaded=N)]
+    order = sorted(range(N), key=lambda i: -ratings[i])
+    sides = dict(zip(rating["pair"] or (), ("chosen", "rejected")))
+    told = {m: Text(f"judgment {m}, rating {ratings[m]:+.2f}"
+                    + (f", {sides[m]}" if m in sides else ""), texts[m], sides.get(m, ""))
+            for m in order}
+    blocks += [told[m] for m in sides]
+    said = {(one["first"], one["second"]): one["text"] for one in battle["said"]}
+    m, n = rating["pair"] or next(iter(said), (0, 0))
+    verdicts = [Text(f"The meta-judge of {first}, shown first, and {second}: "
+                     f"{winner(battle, first, second)} wins", said[first, second])
+                for first, second in ((m, n), (n, m)) if (first, second) in said]
+    who = [[f"{m}", *(winner(battle, m, n) if (m, n) in said else "" for n in range(N))]
+           for m in range(N)]
+    everything = [told[m] for m in order if m not in sides]
+    return blocks + verdicts + [Fold("All verdicts and judgments", [
+        Table("Who won, with the row shown first and the column second",
+              ["", *map(str, range(N))], who), *everything])]
+
+
+def winner(battle, m, n):
+    """Which of two judgments won, m shown first."""
+    return {1: f"{m}", -1: f"{n}", 0: "neither"}[battle["verdicts"][m][n]]
+
+
+def gather(folder, wanted, notes=None):
+    """{prompt_id: the arguments of its `story`} of those prompts of an iteration's folder.
+
+    notes: as `each_line` takes them.
+    """
+    found = {prompt_id: {"answers": [], "pairs": []} for prompt_id in wanted}
+    for name, kind in (("pairs.jsonl", "pairs"), ("judgments.jsonl", "answers")):
+        for record in each_line(folder / name, notes):
+            if record["prompt_id"] in found:
+                found[record["prompt_id"]][kind].append(record)
+    trained = any(pair["kind"] == "judge" for told in found.values() for pair in told["pairs"])
+    if not trained and not (folder / "battles.jsonl").exists():
+        return found
+    compared = {}
+    for battle in each_line(folder / "battles.jsonl", notes):
+        if battle["prompt_id"] in found:
+            compared[battle["id"]] = battle
+    for rating in each_line(folder / "ratings.jsonl", notes):
+        if battle := compared.get(rating["id"]):
+            found[battle["prompt_id"]] |= {"battle": battle, "rating": rating}
+    return found
+
+
+# ---- the two printers
+
+def in_terminal(blocks):
+    """The lines of blocks, no wider than a terminal."""
+    for block in blocks:
+        if isinstance(block, Fold):
+            yield block.title
+            yield from in_terminal(block.blocks[:1])
+            continue
+        yield from textwrap.wrap(block.about, 100) if block.about else ()
+        if isinstance(block, Table):
+            widths = [max(map(len, column)) for column in zip(block.head, *block.rows)]
+            for row in [block.head, *block.rows]:
+                yield "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths)).rstrip()
+        elif block.text:
+            mark = {"chosen": "  + ", "rejected": "  - "}.get(block.side, "    ")
+            for line in visible(block.text).splitlines():
+                yield from textwrap.wrap(line, 96, initial_indent=mark,
+                                         subsequent_indent=mark) or [mark]
+        yield ""
+
+
+def in_page(blocks):
+    """The HTML of blocks, which escapes every text."""
+    page = ""
+    for block in blocks:
+        if isinstance(block, Fold):
+            page += details(block.title, in_page(block.blocks))
+            continue
+        page += f"<p>{html.escape(block.about)}</p>" if block.about else ""
+        if isinstance(block, Table):
+            rows = "".join(cells("td", row, block.shaded) for row in block.rows)
+            page += f"<table>{cells('th', block.head)}{rows}</table>"
+        elif block.text:
+            page += pre(block.text, {"chosen": "good", "rejected": "bad"}.get(block.side, ""))
+    return page
+
+
+# ---- the command
 
 def show(args):
-    """Answers, judgments, comparisons, ratings, and the pairs that came of one prompt."""
+    """`eval.py show RUN [PROMPT_ID]`."""
     run = Path(args.run)
     trained = {t: read_jsonl(folder / "pairs.jsonl") for t, folder in iterations(run).items()
                if (folder / "pairs.jsonl").is_file()}
@@ -21,87 +174,24 @@ def show(args):
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "
                          f"{' '.join(map(str, sorted(trained)))}")
-    folder, pairs = run / f"iter{t}", trained[t]
-    answers = read_jsonl(folder / "judgments.jsonl")
-    ids = list(dict.fromkeys(answer["prompt_id"] for answer in answers))
+    folder = run / f"iter{t}"
+    ids = list(dict.fromkeys(answer["prompt_id"]
+                             for answer in read_jsonl(folder / "judgments.jsonl")))
     if not ids:
         raise ValueError(f"iteration {t} of {run} has no answer that was finished")
     # Without a prompt: one of which a pair of judgments came, or else one of answers.
     wanted = args.prompt_id or next((pair["prompt_id"] for kind in ("judge", "actor")
-                                     for pair in pairs if pair["kind"] == kind), ids[0])
+                                     for pair in trained[t] if pair["kind"] == kind), ids[0])
     if wanted not in ids:
         there = f"; it is one of iteration {asked[-1]}" if asked else ""
         raise ValueError(f"iteration {t} has no judged answers to a prompt {wanted}{there}; some "
                          f"that it has: {' '.join(ids[:10])}")
-
-    def of_prompt(records):
-        return [record for record in records if record["prompt_id"] == wanted]
-    battles = of_prompt(read_jsonl(folder / "battles.jsonl"))
-    ratings = {rating["id"]: rating for rating in read_jsonl(folder / "ratings.jsonl")}
+    told = gather(folder, [wanted])[wanted]
     print(f"Iteration {t} of {run}, prompt {wanted}, by M_{t - 1}\n\n"
-          f"{visible(of_prompt(answers)[0]['prompt'])}\n")
-    print("\n".join([*answers_told(of_prompt(answers), of_prompt(pairs)), "",
-                     *itertools.chain(*(battle_told(battle, ratings[battle["id"]])
-                                        for battle in battles if battle["id"] in ratings)),
-                     *pairs_told(of_prompt(pairs))]))
+          f"{visible(told['answers'][0]['prompt'])}\n")
+    print("\n".join(in_terminal(story(**told))).rstrip())
 
 
 def prompts_of(run, t):
     """The ids of an iteration's prompts."""
     return {record["prompt_id"] for record in read_jsonl(run / f"iter{t}" / "prompts.jsonl")}
-
-
-def answers_told(answers, pairs):
-    """Each answer with its scores, the best first, and one judgment of the best."""
-    sides = {pair[side][0]["content"]: side for pair in pairs if pair["kind"] == "actor"
-             for side in ("chosen", "rejected")}
-    yield f"Answers: score, {'true score, ' if 'truth' in answers[0] else ''}characters"
-    yield "(chosen: the shortest of those with good scores; rejected: the longest of the bad) [E1]"
-    answers = sorted(answers, key=lambda answer: (answer["score"] is None, -(answer["score"] or 0)))
-    for answer in answers:
-        score = "none" if answer["score"] is None else f"{answer['score']:.2f}"
-        true = f"{answer['truth']:7.2f}" if "truth" in answer else ""
-        side = sides.get(answer["text"], "")
-        yield f"{score:>7}{true}{len(answer['text']):7}  {answer['id']} {side}".rstrip()
-        yield from quoted(answer["text"])
-    said = [(answer["id"], one["text"]) for answer in answers
-            for one in answer.get("judgments", [])[:1]]
-    for name, text in said[:1]:
-        yield f"\nA judgment of {name}"
-        yield from quoted(text)
-
-
-def battle_told(battle, rating):
-    """The comparisons of an answer's judgments: two verdicts, all battles, the ratings."""
-    yield f"Judgments of {battle['id']}, whose scores vary most: what each won against each [E3]"
-    N = len(battle["texts"])
-    yield " " * 5 + "".join(f"{n:6}" for n in range(N)) + "   rating [E4]   its score"
-    for m, row in enumerate(rating["battles"]):
-        cells = "".join(f"{won:6.2f}" if m != n else "     ." for n, won in enumerate(row))
-        yield f"{m:5}{cells}{rating['ratings'][m]:+14.2f}{battle['scores'][m]:12g}"
-    said = {(one["first"], one["second"]): one["text"] for one in battle["said"]}
-    places = rating["pair"] or next(iter(said), None)
-    for m, n in [places, places[::-1]] if places else []:
-        if (m, n) in said:
-            winner = {1: m, -1: n, 0: "neither"}[battle["verdicts"][m][n]]
-            yield f"\nThe meta-judge of {m}, shown first, and {n}: {winner} wins"
-            yield from quoted(said[m, n])
-    yield ""
-
-
-def pairs_told(pairs):
-    """What the prompt trains."""
-    if not pairs:
-        yield "No pair came of this prompt; the report counts what was dropped, and why."
-    for pair in pairs:
-        by = "score" if pair["kind"] == "actor" else "rating"
-        yield (f"Trained on, {pair['kind']} pair: {by} {pair[f'chosen_{by}']:.2f} over "
-               f"{pair[f'rejected_{by}']:.2f}")
-        for side, mark in (("chosen", "+"), ("rejected", "-")):
-            yield from quoted(pair[side][0]["content"], f"  {mark} ")
-
-
-def quoted(text, mark="    "):
-    """A text's lines, each after a mark, no longer than a terminal is wide."""
-    for line in visible(text).splitlines():
-        yield from textwrap.wrap(line, 96, initial_indent=mark, subsequent_indent=mark) or [mark]
