@@ -85,7 +85,7 @@ def sft_loss(answer_logps, answer_ids):
 # ---- prompts and their answers in one row
 
 @dataclass
-class Layout:
+class PackLayout:
     """What stands where in a packed row, and how many layers have attended by it."""
     groups: list           # for each prompt its length and the lengths of its answers, in tokens
     device: torch.device
@@ -94,7 +94,7 @@ class Layout:
 
     @cached_property
     def pieces(self):
-        """What `kernel_attention` is told of the prompts and answers, in order.
+        """What `packed_kernel` is told of the prompts and answers, in order.
 
         (at, seen, begin, most, longest): piece i is the tokens at[i] to at[i + 1], of which there
         are `most` at most, and sees the tokens seen[begin[i]] to seen[begin[i + 1]], `longest` at
@@ -139,11 +139,11 @@ def packed_attention(module, query, key, value, attention_mask, scaling, dropout
         query, key, value = (x.to(torch.get_autocast_dtype(x.device.type))
                              for x in (query, key, value))
     fits = has_kernel(query) and value.shape[-1] == query.shape[-1]
-    see = kernel_attention if fits else piecewise_attention
+    see = packed_kernel if fits else piecewise_attention
     return see(query, key, value, layout, scaling, sliding_window), None
 
 
-def kernel_attention(query, key, value, layout, scaling, window):
+def packed_kernel(query, key, value, layout, scaling, window):
     """`packed_attention` in one call of FlashAttention's kernel.
 
     It aligns the last query of a piece with its last key.
@@ -194,10 +194,10 @@ AttentionInterface.register("packed_answers", packed_attention)
 AttentionMaskInterface.register("packed_answers", sdpa_mask)
 
 
-fits_packing = weakref.WeakKeyDictionary()  # model -> what `can_pack` found
+fits_packing = weakref.WeakKeyDictionary()  # model -> what `probe_packing` found
 
 
-def can_pack(model):
+def probe_packing(model):
     """Whether packed rows give this model's own log-probabilities. If not, it says so, once."""
     if model not in fits_packing:
         before, training = model.config._attn_implementation, model.training
@@ -226,7 +226,7 @@ def try_packing(model):
     rounding = 0.03 if model.dtype.itemsize < 4 else 1e-3
     # One of five tries must agree: in 16 bits rounding alone moves the logits of some tokens far.
     for ids in config.vocab_size * torch.arange(1, 16).view(5, 1, 3) // 16:
-        layout, row = Layout([[1, 1, 1]], model.device), ids.to(model.device)
+        layout, row = PackLayout([[1, 1, 1]], model.device), ids.to(model.device)
         positions = torch.tensor([[0, 1, 1]], device=model.device)
         hidden = packed_hidden(model, row, positions, layout)
         if layout.layers != config.num_hidden_layers:
@@ -276,7 +276,7 @@ def answer_logps(model, prompt_ids, answers):
     longest = max((len(prompt) + len(answer) for prompt, group in zip(prompt_ids, answers)
                    for answer in group))
     fits = longest <= rotation_limit(base.config.get_text_config())
-    way = packed_logps if fits and can_pack(base) else plain_logps
+    way = packed_logps if fits and probe_packing(base) else plain_logps
     # Without autocast each adapter of a 16-bit model would keep a copy of its input in float32.
     half = base.dtype == torch.bfloat16
     with torch.autocast(model.device.type, base.dtype, enabled=half), \
@@ -287,7 +287,7 @@ def answer_logps(model, prompt_ids, answers):
 def packed_logps(model, prompt_ids, answers):
     """`answer_logps` with all prompts and answers in one row."""
     packed = pack(prompt_ids, answers)
-    layout = Layout([[len(prompt), *map(len, group)]
+    layout = PackLayout([[len(prompt), *map(len, group)]
                      for prompt, group in zip(prompt_ids, answers)], model.device)
     ids, positions, sources, targets, owners = (torch.tensor(x, device=model.device)
                                                 for x in packed)  # (T,) (T,) (N,) (N,) (N,)

@@ -359,10 +359,10 @@ def measure_comparisons(records):
 
 
 if __name__ == "__main__":
-    from harness.commands.flags import command_line
+    from harness.commands.flags import eval_parser
     from harness.startup import begin
 
-    begin(command_line().parse_args)  # before the imports, which take seconds
+    begin(eval_parser().parse_args)  # before the imports, which take seconds
     from harness.commands.main import main
 
     main()

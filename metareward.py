@@ -56,7 +56,7 @@ from harness.checks import truth
 from harness.first_replies import check_judging, first_prompts
 from harness.lines import as_pair, as_reply
 from harness.plan import fit_hours, foresee, plan
-from harness.program import command, last_words
+from harness.program import as_program, last_words
 from harness.run import Run
 from harness.views.figures import table
 
@@ -508,7 +508,7 @@ def warm_start(run):
         items = inputs.ranked_items(run.replies)
         judged = judge(run, 0, items, label="judgments of ranked replies")
         agreeing = inputs.agreeing_judgments(judged, run.dropped)
-        examples = inputs.evened_out(agreeing, run.rubric, s.seed, run.dropped)
+        examples = inputs.even_out_scores(agreeing, run.rubric, s.seed, run.dropped)
     if not examples:
         lost = "; ".join(f"{reason} {count}" for reason, count in run.dropped.items())
         raise ValueError("there is no judgment that agrees with the ranked replies "
@@ -531,7 +531,7 @@ def first_look(run):
 
 # ---- measuring
 
-def measure(run, t):
+def examine(run, t):
     """Figures of M_t as actor and as judge, on held-out prompts.
 
     Every judge is measured on M_0's answers, so that its figures compare.
@@ -624,13 +624,13 @@ def loop(run):
             run.dropped.clear()
             run.finish(t, iterate(run, t) if t > 0 else warm_start(run))
         run.become(t)
-        run.add_record(t, measure(run, t))
+        run.add_record(t, examine(run, t))
     run.tell_notes()
     return run.records()
 
 
 def main(argv=None):
-    with command(argv):
+    with as_program(argv):
         settings, only_plan = parse_settings(argv, torch.cuda.is_available())
         if only_plan:
             return plan(settings, loop)

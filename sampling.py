@@ -634,10 +634,10 @@ class Batch:
 
 # ---- which models can be sampled so
 
-token_bytes = weakref.WeakKeyDictionary()  # model -> what `shared_bytes` found
+token_bytes = weakref.WeakKeyDictionary()  # model -> what `probe_sharing` found
 
 
-def shared_bytes(model):
+def probe_sharing(model):
     """Bytes of a token's keys and values. None: the model cannot share prefixes, said once."""
     if model not in token_bytes:
         try:
@@ -808,7 +808,7 @@ def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8
                                                    for number in range(n)] for key in keys])
             if samples[row.prompt][row.number] is None]
     longest = max((row.prompt_length for row in rows), default=0) + max_new_tokens
-    config, size = model.config.get_text_config(), shared_bytes(base_model(model))
+    config, size = model.config.get_text_config(), probe_sharing(base_model(model))
     shared = size is not None and longest <= rotation_limit(config)
     # Bytes of a token's keys and values, guessed for a model with a cache of its own kind.
     size = size or 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize

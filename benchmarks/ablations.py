@@ -118,6 +118,8 @@ def by_iteration(results):
                 told = ", ".join(interval(column, form) for column in changes.T)
                 yield f"{variant}: {name}, difference {told}"
 
+COLORS = ("#2f74c0", "#d1662a", "#3f9e57", "#7a4fb5", "#7f7f7f", "#b39b1f", "#c2527f")
+
 
 def plot(panels, file, most=None):
     """Draw lines by iteration: {what is upright: {name: (seeds, models)}}, a panel each.
@@ -132,7 +134,7 @@ def plot(panels, file, most=None):
                         layout="constrained", facecolor="white")
         for axis, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
                                          panels.items()):
-            colors = ("#2f74c0", "#d1662a", "#3f9e57", "#7a4fb5", "#7f7f7f", "#b39b1f")[:len(lines)]
+            colors = COLORS[:len(lines)]
             for (name, values), color in zip(lines.items(), colors, strict=True):
                 mean, models = values.mean(axis=0), range(values.shape[1])
                 axis.plot(models, values.T, color=color, alpha=0.35, linewidth=1)

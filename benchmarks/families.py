@@ -14,8 +14,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from dpo import can_pack
-from sampling import shared_bytes
+from dpo import probe_packing
+from sampling import probe_sharing
 
 VOCABULARY = 97
 COMMON = {  # of all families; sizes that differ, so that no mistaken reshape can go unnoticed
@@ -102,7 +102,7 @@ def row(name):
     """The table's row of a family, and what the modules say of it."""
     model = random_family(name)
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        ways = [shared_bytes(model) is not None, can_pack(model)]
+        ways = [probe_sharing(model) is not None, probe_packing(model)]
     sampling, training = ("fast" if way else "plain" for way in ways)
     return f"| {FAMILIES[name][0]} | `{name}` | {sampling} | {training} |", said.getvalue()
 

@@ -639,7 +639,7 @@ def host(note, args):
         drawing[0] = 0
         took, _ = seconds(lambda: ours(model, tokens(model, rows // 11, 20), 11, steps, ()))
         return took - drawing[0]
-    sampling.shared_bytes(model)  # its probe needs true logits
+    sampling.probe_sharing(model)  # its probe needs true logits
     Batch.step = lambda self, shape: logits[: shape.T]
     sampling.draw, sampling.ROWS[DEVICE] = timed, rows
     uncapturable.add(model)

@@ -68,7 +68,7 @@ def count(layers, lean):
     model = dpo.add_lora(model, RANK)
     weights = list(dpo.trainable(model).values())
     prompts, answers = [[5] * PROMPT] * PAIRS, [[6] * ANSWER] * PAIRS
-    with mock.patch.object(dpo, "can_pack", lambda model: True), \
+    with mock.patch.object(dpo, "probe_packing", lambda model: True), \
             mock.patch.object(dpo, "causal_lower_right", lambda Q, K: None), \
             lean_layers(model, norms=True) if lean else nullcontext(), \
             mock.patch.object(torch.nn.functional, "rms_norm", one_kernel), \

@@ -122,7 +122,7 @@ def is_a(kind, value):
     return isinstance(value, str) and bool(value.strip()) and (kind == TEXT or len(value) == 1)
 
 
-def compare(count, relation, number):
+def holds(count, relation, number):
     return count < number if relation == "less than" else count >= number
 
 
@@ -138,7 +138,7 @@ def existence(text, keywords: TEXTS):
 
 
 def frequency(text, keyword: TEXT, frequency: NUMBER, relation: RELATION):
-    return compare(occurrences(keyword.strip(), text), relation, frequency)
+    return holds(occurrences(keyword.strip(), text), relation, frequency)
 
 
 def forbidden_words(text, forbidden_words: TEXTS):
@@ -148,7 +148,7 @@ def forbidden_words(text, forbidden_words: TEXTS):
 
 
 def letter_frequency(text, letter: LETTER, let_frequency: NUMBER, let_relation: RELATION):
-    return compare(text.lower().count(letter.lower()), let_relation, let_frequency)
+    return holds(text.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 # ---- language
@@ -185,7 +185,7 @@ def with_nltk(function, text):
                       "python -m nltk.downloader punkt_tab") from None
 
 
-def divided(text, divider):
+def parts_between(text, divider):
     """The parts of a text between dividers; a blank first or last one is left out."""
     parts = [part.strip() for part in text.split(divider)]
     if not parts[-1]:
@@ -196,16 +196,16 @@ def divided(text, divider):
 
 
 def number_words(text, num_words: NUMBER, relation: RELATION):
-    return compare(len(re.findall(r"\w+", text)), relation, num_words)
+    return holds(len(re.findall(r"\w+", text)), relation, num_words)
 
 
 def number_sentences(text, num_sentences: NUMBER, relation: RELATION):
-    return compare(len(with_nltk("sent_tokenize", text)), relation, num_sentences)
+    return holds(len(with_nltk("sent_tokenize", text)), relation, num_sentences)
 
 
 def number_paragraphs(text, num_paragraphs: NUMBER):
     """Exactly so many paragraphs between lines of ***, none of them blank."""
-    parts = divided(text, "***")
+    parts = parts_between(text, "***")
     return len(parts) == num_paragraphs and all(parts)
 
 
@@ -280,7 +280,7 @@ def json_format(text):
 
 def two_responses(text):
     """Two different answers with ****** between them."""
-    parts = divided(text, "******")
+    parts = parts_between(text, "******")
     return len(parts) == 2 and all(parts) and parts[0] != parts[1]
 
 
@@ -304,7 +304,7 @@ def end_checker(text, end_phrase: TEXT):
 
 def capital_word_frequency(text, capital_frequency: NUMBER, capital_relation: RELATION):
     capitals = [word for word in with_nltk("word_tokenize", text) if word.isupper()]
-    return compare(len(capitals), capital_relation, capital_frequency)
+    return holds(len(capitals), capital_relation, capital_frequency)
 
 
 def english_capital(text):

@@ -236,7 +236,7 @@ def agree(ranks, scores):
     return falls and ordered[0] > ordered[-1]
 
 
-def evened_out(kept, rubric, seed, dropped):
+def even_out_scores(kept, rubric, seed, dropped):
     """The EFT examples, in random order: no score more than twice as often as the median score."""
     kept, examples = list(kept), []
     random.Random(f"{seed}/EFT").shuffle(kept)

@@ -42,12 +42,12 @@ def plan(settings, loop):
         return len(trials) > 1 and seconds > PATIENCE
 
     start = time.perf_counter()
-    with whole_run(settings) as run:
+    with rehearsal(settings) as run:
         loading = time.perf_counter() - start
-        trials, unreadable = tried(run, loop, run.out, enough)
+        trials, unreadable = run_trials(run, loop, run.out, enough)
         if trials:
             small, records = trials[-1]
-            show(run, forecast(run, trials), loading, disk(run, small))
+            print_costs(run, forecast(run, trials), loading, disk(run, small))
             tell_untrained(small, records)
     if unreadable:
         raise unreadable
@@ -66,10 +66,10 @@ def fit_hours(settings, loop):
               "began, and --hours chooses nothing")
         return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None), None
     start = time.perf_counter()
-    with whole_run(settings) as run:
+    with rehearsal(settings) as run:
         loading = time.perf_counter() - start
         patience = min(PATIENCE, 0.1 * 3600 * settings.hours)
-        trials, unreadable = tried(run, loop, run.out,
+        trials, unreadable = run_trials(run, loop, run.out,
                                    lambda trials, seconds: len(trials) > 1 and seconds > patience)
         if unreadable:
             raise unreadable
@@ -111,7 +111,7 @@ def foresee(run, loop):
         return len(trials) > 1 and seconds > min(PATIENCE, 0.02 * seconds_of(forecast(run, trials)))
     try:
         with tempfile.TemporaryDirectory() as folder:
-            trials, _ = tried(run, loop, folder, enough)
+            trials, _ = run_trials(run, loop, folder, enough)
     except (ValueError, OSError, SafetensorError) as error:
         # It is about a few prompts, or a temporary folder, and need not be true of the run.
         print(f"How long the run will take cannot be told beforehand: {error}")
@@ -138,7 +138,7 @@ def tell_untrained(small, records):
 
 
 @contextlib.contextmanager
-def whole_run(settings):
+def rehearsal(settings):
     """The run that the trials stand for, in a folder that will be gone."""
     if world() > 1:
         raise ValueError("--plan and --hours try the loop in one process: leave torchrun out; a "
@@ -147,7 +147,7 @@ def whole_run(settings):
         yield Run(dataclasses.replace(settings, out=folder))
 
 
-def tried(run, loop, folder, enough):
+def run_trials(run, loop, folder, enough):
     """([(a small run, its records), ...], Unreadable or None); the run's model is as it was.
 
     folder: where the small runs go. The loop runs on a few prompts, then on three times as many,
@@ -280,7 +280,7 @@ def disk(run, small):
     return adapter * (run.settings.iters + 1) + per_prompt * prompts
 
 
-def show(run, stages, loading, size):
+def print_costs(run, stages, loading, size):
     seconds, tokens = by_stage(stages, 0), by_stage(stages, 1)
     rows = [(stage, short(tokens[stage]), duration(seconds[stage])) for stage in seconds]
     whole = loading + sum(seconds.values())

@@ -18,7 +18,7 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM
 
 
 @contextmanager
-def command(argv):
+def as_program(argv):
     """Run the body as a command: bad input is one line and exit status 2, Ctrl-C is status 130.
 
     A run that ends early says how to go on. argv: the command line, None for that of the process.

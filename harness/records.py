@@ -309,7 +309,7 @@ def are_two(texts):
             and all(isinstance(text, str) for text in texts))
 
 
-def read_record(raw, needs_replies):
+def as_record(raw, needs_replies):
     """(A record with "prompt" and perhaps "replies", the fields of these, what is left out, and
     which other fields have content).
     """
@@ -373,7 +373,7 @@ def read_prompts(file, flag="--prompts", needs_replies=False):
     line on stderr. Raises ValueError that names file and line.
     """
     records, understood, left_out, unread = [], Counter(), Counter(), {}
-    read = functools.partial(read_record, needs_replies=needs_replies)
+    read = functools.partial(as_record, needs_replies=needs_replies)
     for place, (record, fields, parts, others) in each_record(file, flag, read, left_out):
         if needs_replies:
             record["places"] = [place] * len(record["replies"])

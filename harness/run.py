@@ -28,8 +28,8 @@ from harness.program import barrier
 from harness.records import read_text
 from harness.reward import RewardModel, reward_chat
 from harness.settings import flag
-from harness.stage import base_name, cut_torn_line, rank_files, read_stage, sample_items
-from harness.training import encode_examples, hold_out, save_adapter, set_adapter, train
+from harness.stage import cut_torn_line, rank_files, read_stage, sample_items, stage_name
+from harness.training import encode_examples, hold_out, save_adapter, set_adapter, train_in_folder
 from harness.views.card import write_card
 from harness.views.figures import line_on
 from harness.views.report import cut_short, drifts, report, unscored
@@ -107,7 +107,7 @@ class Run(Folder):
                 sample_items(self.model, self.chat.tokenizer, share(items), ask, read, n,
                              f"iteration {t}: {label}", own, known, first.add,
                              max_new_tokens=max_new_tokens, temperature=s.temperature,
-                             top_p=s.top_p, seed=[s.seed, t, base_name(own)],
+                             top_p=s.top_p, seed=[s.seed, t, stage_name(own)],
                              capacity=s.max_tokens_in_cache)
                 doubt = None
             except Unreadable as error:
@@ -172,7 +172,7 @@ class Run(Folder):
 
     def tell_otherwise(self, records, label):
         """Say so, once, if most texts would be encoded otherwise than they were drawn."""
-        total = sum(reply["finished"] for record in records for reply in replies_of(record))
+        total = sum(reply["finished"] for record in records for reply in texts_that_train(record))
         otherwise = sum(map(with_ids, records))
         if 2 * otherwise > total and not self.otherwise_told and rank() == 0:
             self.otherwise_told = True
@@ -219,7 +219,7 @@ class Run(Folder):
             return None
         training, held_out = hold_out(encode_examples(self.chat, examples), mine.seed)
         with self.timed(t, "training"):
-            return train(self.model, recipe, training, held_out, self.folder(t),
+            return train_in_folder(self.model, recipe, training, held_out, self.folder(t),
                          f"iteration {t}: training", lr=mine.lr, batch_size=mine.batch_size,
                          seed=mine.seed, **settings)
 
@@ -304,11 +304,11 @@ class Run(Folder):
             print(f"note: {note}", file=sys.stderr)
 
 
-def replies_of(record):
+def texts_that_train(record):
     """What a stage's record holds of texts that train, answers or judgments."""
     return [*record.get("responses", []), *record.get("judgments", [])]
 
 
 def with_ids(record):
     """How many of a record's texts would be encoded otherwise than the model drew them."""
-    return sum("ids" in reply for reply in replies_of(record))
+    return sum("ids" in reply for reply in texts_that_train(record))

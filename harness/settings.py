@@ -139,7 +139,7 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help shows what there is")
 
 
-def command_line():
+def settings_parser():
     """The parser of the main command: a flag for each setting, and --plan."""
     parser = Parser(
         description="Meta-Rewarding: a model trains itself as actor and as judge.",
@@ -169,7 +169,7 @@ def parse_settings(argv=None, cuda=False):
     cuda: whether there is a GPU, which decides about the default model and its bits; None: that is
     not known yet, and nothing is said.
     """
-    arguments = vars(command_line().parse_args(argv))
+    arguments = vars(settings_parser().parse_args(argv))
     given = {name: tuple(value) if isinstance(value, list) else value
              for name, value in arguments.items() if value is not None}
     only_plan = given.pop("plan")

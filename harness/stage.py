@@ -128,7 +128,7 @@ def rank_files(file):
     return file.parent.glob(f"{file.name}.rank*")
 
 
-def base_name(file):
+def stage_name(file):
     """The name of the stage's file that this file, perhaps of one of several processes, is for."""
     return file.name.partition(".rank")[0]
 

@@ -27,7 +27,7 @@ SAVE_EVERY = 20  # steps between checkpoints; there is one after each epoch as w
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each weight
 
 
-def train(model, recipe, training, held_out, folder, label="training", **settings):
+def train_in_folder(model, recipe, training, held_out, folder, label="training", **settings):
     """Train the model's adapter, and leave it in folder/adapter: the record of the best epoch.
 
     recipe: dpo.train_dpo or dpo.train_sft, which takes the settings. label: what the progress bar

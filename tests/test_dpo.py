@@ -36,10 +36,10 @@ import dpo
 from dpo import (
     State,
     answer_logps,
-    can_pack,
     dpo_loss,
     learning_rate,
     pair_logps,
+    probe_packing,
     sft_loss,
     train_dpo,
     train_sft,
@@ -347,7 +347,7 @@ def test_gradient_checkpointing_computes_layers_again_in_the_same_way(tiny):
     """
     model = with_lora(random_model(LlamaConfig, tiny[1], dtype=torch.float64), fresh=False).train()
     weights, gradients, calls = list(trainable(model).values()), [], []
-    assert can_pack(model.get_base_model())  # which counts no calls
+    assert probe_packing(model.get_base_model())  # which counts no calls
     model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
         if checkpointing:

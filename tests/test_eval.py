@@ -1302,7 +1302,7 @@ def test_answers_that_were_cut_off_are_among_the_first_figures(run, capsys):
     (run / "summary.json").write_text(json.dumps(records[1:2]))
     report(run)
     page = (run / "report.html").read_text()
-    assert "Held-out answers cut off: M_1 1 of 24.<" in page and "as far as they go" not in page
+    assert "Held-out answers cut off: M_1 1 of 24.<" in page and "measured as far as they go" not in page
     assert "actor: answers cut off" in table(records)
     part = figures(1, actor=actor(0, reward=1.5, reward_count=17))
     (run / "summary.json").write_text(json.dumps([part]))

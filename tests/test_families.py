@@ -24,7 +24,7 @@ from transformers import (
 import dpo
 import sampling
 from benchmarks.families import COMMON, FAMILIES, VOCABULARY, random_family, row
-from dpo import answer_logps, can_pack, pair_logps, trainable
+from dpo import answer_logps, pair_logps, probe_packing, trainable
 from harness.engine import passes
 from harness.loading import load
 from sampling import sample_tokens
@@ -104,7 +104,7 @@ def test_a_model_that_ignores_positions_is_seen_through(tiny, monkeypatch, capsy
     forward = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda *args, position_ids=None, **kwargs:
                         forward(*args, **kwargs))
-    assert sampling.shared_bytes(model) is None and not can_pack(model)
+    assert sampling.probe_sharing(model) is None and not probe_packing(model)
     assert capsys.readouterr().err.count("gives other logits so than by a plain pass") == 2
 
 
@@ -122,7 +122,7 @@ def test_rounding_that_moves_a_few_logits_far_is_no_other_attention(tiny, monkey
     for agrees in (3, 9):
         tries.clear()
         sampling.token_bytes.pop(model, None)
-        assert bool(sampling.shared_bytes(model)) == (agrees == 3)
+        assert bool(sampling.probe_sharing(model)) == (agrees == 3)
         assert len(tries) == min(agrees, 5)
     assert "gives other logits so than by a plain pass" in capsys.readouterr().err
 
@@ -217,7 +217,7 @@ def test_a_model_that_changes_its_logits_in_another_way_trains_plainly(tiny, mon
         return out
 
     monkeypatch.setattr(type(model), "forward", halved)
-    assert not can_pack(model) and "gives other logits" in capsys.readouterr().err
+    assert not probe_packing(model) and "gives other logits" in capsys.readouterr().err
     logps = answer_logps(model, [[1, 5]], [[[2, 3]]])
     assert torch.allclose(logps, plain_logps(model, [[1, 5]], [[2, 3]]), rtol=0, atol=1e-5)
 

@@ -137,14 +137,14 @@ def linear(monkeypatch, tmp_path):
         settings = Settings(model="tiny", out=str(tmp_path / "run"), iters=2, hours=seconds / 3600)
 
         @contextmanager
-        def whole_run(*arguments):
+        def rehearsal(*arguments):
             yield SimpleNamespace(prompts=prompts, settings=settings, out=tmp_path)
 
         def forecast(run, trials):
             each = 2 * run.settings.prompts_per_iter
             return [{"training": (60, 0)}] + [{"answers": (each, 0)}] * run.settings.iters
-        monkeypatch.setattr(harness.plan, "whole_run", whole_run)
-        monkeypatch.setattr(harness.plan, "tried", lambda run, *others: ([(run, [])], None))
+        monkeypatch.setattr(harness.plan, "rehearsal", rehearsal)
+        monkeypatch.setattr(harness.plan, "run_trials", lambda run, *others: ([(run, [])], None))
         monkeypatch.setattr(harness.plan, "forecast", forecast)
         return fit_hours(settings, None)
     return choose
@@ -177,5 +177,5 @@ def test_hours_and_prompts_per_iteration_exclude_each_other():
 def test_trials_are_one_processs_work(monkeypatch):
     monkeypatch.setattr(harness.plan, "world", lambda: 2)
     with pytest.raises(ValueError, match="leave torchrun out"):
-        with harness.plan.whole_run(Settings(model="tiny")):
+        with harness.plan.rehearsal(Settings(model="tiny")):
             pass

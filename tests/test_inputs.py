@@ -339,7 +339,7 @@ class Told:
         (self.path / f"iter{t}").mkdir(exist_ok=True)
         return self.path / f"iter{t}"
 
-    def draw(self, t, name, items, ask, read, n, max_new_tokens, label):
+    def sample(self, t, name, items, ask, read, n, max_new_tokens, label):
         assert all(len(item["seeds"]) == 8 and item["seeds"][0] in ask(item)[0] for item in items)
         self.asked += [(name, item["id"]) for item in items]
         said = [Sample(self.replies[int(item["id"]) % len(self.replies)].format(item["id"]), [1],

@@ -9,7 +9,7 @@ from conftest import TINY
 
 from harness.commands import compare
 from harness.commands import judge as labelled
-from harness.commands.judge import Pair, by_comparison, by_scores, read_pairs, table
+from harness.commands.judge import Pair, by_comparison, by_scores, pairs_table, read_pairs
 from harness.commands.main import main as run_command
 from prompts import compare_prompt, judge_prompt
 from sampling import Sample
@@ -95,12 +95,12 @@ def test_a_pair_is_right_by_comparisons_in_both_orders(monkeypatch):
 
 def test_the_table_by_subset_and_by_way():
     results = {"x": {"by scores": np.array([1, 0.5, math.nan])}}
-    lines = [line.split() for line in table(PAIRS, results)]
+    lines = [line.split() for line in pairs_table(PAIRS, results)]
     assert lines == [["x"], ["right", "by", "scores", "75.0%"], ["a", "(1)", "100.0%"],
                      ["b", "(2)", "50.0%"], ["undecided", "by", "scores", "1"],
                      ["unread", "by", "scores", "1"]]
     pairs = [Pair(f"{i}", "a", "b", "") for i in range(10)]
-    row = table(pairs, {"x": {"w": np.ones(10)}})[1]
+    row = pairs_table(pairs, {"x": {"w": np.ones(10)}})[1]
     assert row.split() == ["right", "w", "100.0%", "[100.0%,", "100.0%]"]
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from harness.inputs import agreeing_judgments, evened_out
+from harness.inputs import agreeing_judgments, even_out_scores
 from metareward import (
     actor_pair,
     actor_pairs,
@@ -49,7 +49,7 @@ def kept(select, *arguments):
 def eft_examples(judged, rubric, seed):
     """The warm start's examples and what was dropped on the way."""
     agreeing, disagreeing = kept(agreeing_judgments, judged)
-    examples, too_frequent = kept(evened_out, agreeing, rubric, seed)
+    examples, too_frequent = kept(even_out_scores, agreeing, rubric, seed)
     return examples, disagreeing + too_frequent
 
 

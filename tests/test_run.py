@@ -877,7 +877,7 @@ def test_a_run_that_says_how_long_it_will_take_is_the_same_run(tmp_path, capsys,
                  "iter1/adapter/adapter_model.safetensors"):
         one, other = ((folder / name).read_bytes() for folder in folders)
         assert one == other, name
-    monkeypatch.setattr(harness.plan, "tried", None)
+    monkeypatch.setattr(harness.plan, "run_trials", None)
     monkeypatch.setattr(harness.plan, "WORTH_A_TRIAL", 1)
     metareward.main(small(tmp_path, "--out", str(folders[0]), "--iters", "1",
                           "--prompts-per-iter", "4"))  # it goes on, and has no need of trials

@@ -878,7 +878,7 @@ def test_an_adapter_takes_nothing_from_the_cache(iteration, monkeypatch):
     seen, decode = [], sampling.decode
     monkeypatch.setattr(sampling, "decode", lambda *a: seen.append(a[-1]) or decode(*a))
     sample(model, tokenizer, PROMPTS[:2], max_new_tokens=2)
-    assert set(seen) == {2**30 // sampling.shared_bytes(sampling.base_model(model))}
+    assert set(seen) == {2**30 // sampling.probe_sharing(sampling.base_model(model))}
 
 
 def test_an_adapter_that_its_owner_merged_stays_merged(tiny):
@@ -1174,7 +1174,7 @@ def test_logits_that_are_no_numbers_are_no_words(fresh_tiny, tiny, temperature, 
     logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, math.nan, 3.0]])
     assert (draw(logits, uniform, temperature, 0.9) == sampling.NO_TOKEN).tolist() == [False, True]
     fresh_tiny.model.layers[0].mlp.down_proj.weight.data[0, 0] = math.nan
-    for size in (None, sampling.shared_bytes(tiny[0])):
+    for size in (None, sampling.probe_sharing(tiny[0])):
         monkeypatch.setitem(sampling.token_bytes, fresh_tiny, size)
         with pytest.raises(ValueError, match="logits are not finite"):
             sample(fresh_tiny, tiny[1], ["Why?"], max_new_tokens=4, temperature=temperature)

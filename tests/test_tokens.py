@@ -257,7 +257,7 @@ def test_a_run_keeps_the_ids_that_were_drawn_and_counts_them(tmp_path, monkeypat
 
     from harness import training
     seen = []
-    recipe = training.train
+    recipe = training.train_in_folder
 
     def fake(model, tokenizer, prompts, n, *, on_end, **settings):
         chat = Chat(tokenizer)
@@ -273,7 +273,7 @@ def test_a_run_keeps_the_ids_that_were_drawn_and_counts_them(tmp_path, monkeypat
         return recipe(model, name, training, held_out, folder, *args, **settings)
 
     monkeypatch.setattr("harness.stage.sample", fake)
-    monkeypatch.setattr("harness.run.train", watched)
+    monkeypatch.setattr("harness.run.train_in_folder", watched)
     metareward.main(small(tmp_path, "--out", str(tmp_path / "run"), "--iters", "1", "--epochs", "1",
                           "--prompts-per-iter", "6", "--eft-epochs", "1"))
     run, record = tmp_path / "run", json.loads((tmp_path / "run" / "summary.json").read_text())[1]

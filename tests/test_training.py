@@ -19,7 +19,7 @@ import harness.training
 from dpo import pair_logps, train_dpo, train_sft, trainable
 from harness.files import read_jsonl
 from harness.loading import load
-from harness.training import save_adapter, set_adapter, set_reference, train
+from harness.training import save_adapter, set_adapter, set_reference, train_in_folder
 
 # ---- what it leaves
 
@@ -29,8 +29,8 @@ def test_a_training_leaves_log_reference_and_adapter(fresh_tiny, tiny, tmp_path)
     """
     examples = [pair | {"line": line} for line, pair in enumerate(tokenized(tiny[1]), 1)]
     model = with_lora(fresh_tiny)
-    best = train(model, train_dpo, examples, [], tmp_path, beta=0.1, epochs=2, batch_size=2,
-                 lr=5e-3)
+    best = train_in_folder(model, train_dpo, examples, [], tmp_path, beta=0.1, epochs=2,
+                           batch_size=2, lr=5e-3)
     references = {line["line"]: line for line in read_jsonl(tmp_path / "reference.jsonl")}
     records = read_jsonl(tmp_path / "train.jsonl")
     steps = [record for record in records if "step" in record]
@@ -53,7 +53,7 @@ def test_a_training_leaves_log_reference_and_adapter(fresh_tiny, tiny, tmp_path)
 def test_sft_needs_no_reference(fresh_tiny, tiny, tmp_path):
     examples = [{"prompt_ids": pair["prompt_ids"], "answer_ids": pair["chosen_ids"]}
                 for pair in tokenized(tiny[1])]
-    best = train(with_lora(fresh_tiny), train_sft, examples[1:], examples[:1], tmp_path,
+    best = train_in_folder(with_lora(fresh_tiny), train_sft, examples[1:], examples[:1], tmp_path,
                  epochs=1, batch_size=2, lr=1e-3)
     assert best["held_out_loss"] > 0
     assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -62,7 +62,8 @@ def test_sft_needs_no_reference(fresh_tiny, tiny, tmp_path):
 
 def test_training_on_nothing_is_refused(fresh_tiny, tmp_path):
     with pytest.raises(ValueError, match="no examples"):
-        train(with_lora(fresh_tiny), train_sft, [], [], tmp_path, epochs=1, batch_size=1, lr=1e-3)
+        train_in_folder(with_lora(fresh_tiny), train_sft, [], [], tmp_path, epochs=1, batch_size=1,
+                        lr=1e-3)
 
 
 @pytest.mark.parametrize("name, other", [
@@ -79,7 +80,7 @@ def test_a_checkpoint_of_another_call_is_refused(tiny, tmp_path, name, other):
     def call(rank, held_out, **settings):
         (tmp_path / "reference.jsonl").unlink(missing_ok=True)
         examples = tokenized(tiny[1])
-        return train(with_lora(load(str(TINY))[0], rank), train_dpo, examples[held_out:],
+        return train_in_folder(with_lora(load(str(TINY))[0], rank), train_dpo, examples[held_out:],
                      examples[:held_out], tmp_path, **settings)
 
     assert call(**settings) == call(**settings)
@@ -147,7 +148,7 @@ def run(folder, tokenizer, monkeypatch, stop_at=None):
     monkeypatch.setattr(dpo, "pair_logps", counted)
     monkeypatch.setattr(harness.training, "SAVE_EVERY", 3)
     examples = tokenized(tokenizer)
-    best = train(model, train_dpo, examples[:4], examples[4:], folder, beta=0.1, epochs=2,
+    best = train_in_folder(model, train_dpo, examples[:4], examples[4:], folder, beta=0.1, epochs=2,
                  batch_size=2, lr=1e-3, seed=7)
     return best, calls
 

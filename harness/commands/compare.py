@@ -22,7 +22,7 @@ from harness.settings import HERE
 BLIND = 0.95  # share of verdicts for one place from which on a judge tells nothing
 
 
-def compare(args):
+def command(args):
     """`eval.py compare A B --judge MODEL`."""
     sources = {"A": args.a, "B": args.b}
     files = itertools.chain(filter(os.path.isfile, sources.values()), filter(None, (
@@ -34,7 +34,7 @@ def compare(args):
         load_tokenizer(args.judge)  # fails if there is no such model, before the others answer
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    a, b = (answers_of(source, name, prompts, args) for name, source in sources.items())
+    a, b = (answers_from(source, name, prompts, args) for name, source in sources.items())
     matched = [(prompt, one, other) for prompt in (prompts if args.prompts else a)
                for one, other in zip(a.get(prompt, ()), b.get(prompt, ()))]
     if not matched:
@@ -66,7 +66,7 @@ def part_of(args, name):
     return Path(f"{args.out}.{name}.part") if args.out else None
 
 
-def answers_of(source, name, prompts, args):
+def answers_from(source, name, prompts, args):
     """{prompt: its answers (text, whether it ended)}, by a model or from a file.
 
     source: a model, or JSONL with "prompt" and "text" such as a run's eval.jsonl. name: what the

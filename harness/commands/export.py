@@ -37,7 +37,7 @@ def read_questions(file, form):
     questions = []
     for number, record in enumerate(records, 1):
         try:
-            turns = turns_of(record, form)
+            turns = user_turns(record, form)
         except (KeyError, TypeError):
             turns = None
         good = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
@@ -48,7 +48,7 @@ def read_questions(file, form):
     return questions
 
 
-def turns_of(record, form):
+def user_turns(record, form):
     """What a user says in turn. Raises KeyError or TypeError if the record is of another form."""
     if form == "alpaca":
         return ["\n\n".join(filter(None, [record["instruction"], record.get("input")]))]
@@ -122,7 +122,7 @@ def answer_turns(model, tokenizer, questions, label, seed, parts, **settings):
     return answers
 
 
-def export(args):
+def command(args):
     """`eval.py export RUN --format ...`: one file, or one model, per iteration."""
     run, whole = Path(args.run), args.format == "model"
     if not whole and not args.questions:

@@ -6,7 +6,7 @@ from harness.settings import Parser
 ANSWER_TOKENS = ("--max-answer-tokens", "--max-new-tokens")  # the second is its old name
 
 
-def command_line():
+def eval_parser():
     parser = Parser(description="Look at a run, or compare models.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 

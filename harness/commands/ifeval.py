@@ -26,7 +26,7 @@ PUBLISHED = ("Published for Llama-3-8B-Instruct (arXiv 2412.11605, Table 1), pro
 
 # ---- questions
 
-def read_questions(file, limit=None):
+def read_instructions(file, limit=None):
     """The questions of a file, or the first of them, as `question_of` gives them."""
     if limit is not None and limit < 1:
         raise ValueError("--limit must be at least 1")
@@ -110,11 +110,11 @@ def shares(counts):
     return np.append(four, four.mean())
 
 
-def difference(first, last):
+def gain(first, last):
     return shares(last) - shares(first)
 
 
-def cells(statistic, columns, sign=""):
+def column(statistic, columns, sign=""):
     """A column of the table: a statistic's five values, with intervals of enough questions."""
     texts = []
     for measure, value in enumerate(statistic(*columns)):
@@ -126,7 +126,7 @@ def cells(statistic, columns, sign=""):
     return texts
 
 
-def table(questions, answers):
+def shares_table(questions, answers):
     """The table's lines. answers: {name: {prompt: record}}."""
     counts = {name: count(questions, known) for name, known in answers.items()}
     columns = []
@@ -134,11 +134,11 @@ def table(questions, answers):
         said = [known[question["prompt"]] for question in questions]
         no_room = sum(record.get("tokens") == 0 for record in said)
         cut = sum(record.get("finished") is False for record in said) - no_room
-        columns.append([name, *cells(shares, [counts[name]]), f"{cut}", f"{no_room}"])
+        columns.append([name, *column(shares, [counts[name]]), f"{cut}", f"{no_room}"])
     if len(counts) > 1:
         first, *_, last = counts
         columns.append([f"{last} - {first}",
-                        *cells(difference, [counts[first], counts[last]], "+"), "", ""])
+                        *column(gain, [counts[first], counts[last]], "+"), "", ""])
     names = ["", *MEASURES, "answers cut off", "prompts too long"]
     widths = [max(map(len, column)) for column in columns]
     return ["  ".join([f"{name:25}", *(f"{text:{width}}" for text, width in zip(row, widths))])
@@ -156,14 +156,14 @@ def left_out(questions):
     return lines
 
 
-def ifeval(args):
+def command(args):
     """`eval.py ifeval RUN_OR_MODEL... --questions FILE`."""
-    questions, models = read_questions(args.questions, args.limit), models_of(args.models)
+    questions, models = read_instructions(args.questions, args.limit), models_of(args.models)
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     prompts = [question["prompt"] for question in questions]
     answers = {name: answers_to(prompts, name, model, args) for name, model in models.items()}
-    print("\n".join(table(questions, answers)))
+    print("\n".join(shares_table(questions, answers)))
     about = ("95 % intervals by bootstrap over prompts" if len(questions) >= FEWEST
              else "too few for intervals")
     print(f"{len(questions)} prompts with {sum(len(one['checks']) for one in questions)} "

@@ -58,7 +58,7 @@ def pairs_of(raw, left_out):
         if parts.pop("system turns", 0):
             raise LeftOut("pairs with a system turn")
         sides = LABELS[raw["label"]] if "label" in raw else ("chosen", "rejected")
-        right, wrong = map(answers_of, (raw[side] for side in sides))
+        right, wrong = map(texts_of, (raw[side] for side in sides))
         subset = str(first_of(raw, ("subset", "source")) or "other")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("needs \"prompt\", \"chosen\" and \"rejected\", or \"question\", "
@@ -67,7 +67,7 @@ def pairs_of(raw, left_out):
     return [Pair(prompt, one, other, subset) for one in right for other in wrong]
 
 
-def answers_of(value):
+def texts_of(value):
     """The answers on one side of a record: a text, a conversation that ends in one, or texts."""
     several = isinstance(value, list) and all(isinstance(text, str) for text in value)
     answers = value if several else [answer_of(value)]
@@ -110,7 +110,7 @@ def by_comparison(model, tokenizer, pairs, source):
 
 # ---- the table
 
-def share(values, groups):
+def known_share(values, groups):
     """The mean of what is known, with its interval if there are enough prompts for one."""
     known = ~np.isnan(values)
     if not known.any():
@@ -121,7 +121,7 @@ def share(values, groups):
     return f"{told} [{bounds[0]:.1%}, {bounds[1]:.1%}]" if bounds else told
 
 
-def table(pairs, results):
+def pairs_table(pairs, results):
     """The table's lines. results: {name: {way: (pairs,)}}."""
     subsets = sorted({pair.subset for pair in pairs})
     rows, prompts = [], [pair.prompt for pair in pairs]
@@ -130,7 +130,7 @@ def table(pairs, results):
             chosen = np.array([subset in ("", pair.subset) for pair in pairs])
             groups = [prompt for prompt, there in zip(prompts, chosen) if there]
             label = f"  {subset} ({chosen.sum()})" if subset else f"right {way}"
-            rows.append([label, *(share(of[way][chosen], groups)
+            rows.append([label, *(known_share(of[way][chosen], groups)
                                   for of in results.values())])
         for state, where in (("undecided", lambda values: values == 0.5), ("unread", np.isnan)):
             rows.append([f"{state} {way}", *(str(where(of[way]).sum()) for of in results.values())])
@@ -140,7 +140,7 @@ def table(pairs, results):
             for row in rows]
 
 
-def judge(args):
+def command(args):
     """`eval.py judge RUN_OR_MODEL... --pairs FILE`."""
     if args.judgments < 1 or args.limit is not None and args.limit < 1:
         raise ValueError("--judgments and --limit must be at least 1")
@@ -154,7 +154,7 @@ def judge(args):
             by_scores(model, tokenizer, pairs, name, source, args),
             "by comparison in both orders": by_comparison(model, tokenizer, pairs, source)}
         del model  # or the next one would stand beside it
-    print("\n".join(table(pairs, results)))
+    print("\n".join(pairs_table(pairs, results)))
     for name, by in results.items():
         for what, values in by.items():
             if np.isnan(values).all():

@@ -4,24 +4,19 @@ import sys
 
 from safetensors import SafetensorError
 
-from harness.commands.compare import compare
-from harness.commands.export import export
-from harness.commands.flags import command_line
-from harness.commands.ifeval import ifeval
-from harness.commands.judge import judge
-from harness.commands.repeat import repeat
-from harness.views.several_runs import redraw
-from harness.views.story import show
+from harness.commands import compare, export, ifeval, judge, repeat
+from harness.commands.flags import eval_parser
+from harness.views import several_runs, story
 
-COMMANDS = {"report": redraw, "show": show, "compare": compare, "repeat": repeat,
+COMMANDS = {"report": several_runs, "show": story, "compare": compare, "repeat": repeat,
             "ifeval": ifeval, "judge": judge, "export": export}
 
 
 def main(argv=None):
     """argv: the command line, None for that of the process. Bad input is one line, and status 2."""
     try:
-        args = command_line().parse_args(argv)
-        COMMANDS[args.command](args)
+        args = eval_parser().parse_args(argv)
+        COMMANDS[args.command].command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has gone, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is yet to flush

@@ -46,7 +46,7 @@ def export_model(folder, place, bits):
     del base, model, whole
     model, _ = load_alone(place, bits=max(16, own))
     after = logps_per_token(model, answers)
-    return f"{place}: one model in {dtype}; {difference(before, after)}"
+    return f"{place}: one model in {dtype}; {how_far_off(before, after)}"
 
 
 def save_model(model, tokenizer, place):
@@ -75,7 +75,7 @@ def logps_per_token(model, answers):
             for prompt, answer in answers]
 
 
-def difference(before, after):
+def how_far_off(before, after):
     if not before:
         return "not compared with base and adapter, since there are no held-out answers"
     off = [abs(a - b) for a, b in zip(before, after, strict=True)]

@@ -17,7 +17,7 @@ from harness.commands.models import (
 from harness.files import iterations, read_jsonl
 
 
-def repeat(args):
+def command(args):
     """`eval.py repeat RUN`: a line for each iteration whose judgments were compared."""
     run = Path(args.run)
     there = sorted(t for t, folder in iterations(run).items()

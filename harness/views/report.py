@@ -20,7 +20,7 @@ from harness.views.figures import (
     models,
     untrained,
 )
-from harness.views.story import Text, battle_told, gather, in_page, story
+from harness.views.story import Text, gather, in_page, story, tell_battle
 
 CURVES = curves_of_figures()
 JUDGES = ["how often the judge is right", "meta-judge: biases",
@@ -275,7 +275,7 @@ def example(folder, notes):
         for battle in each_line(folder / "battles.jsonl", notes):
             if battle["id"] == rating["id"]:
                 return in_page([Text("", battle["prompt"]), Text("The answer", battle["text"]),
-                                *battle_told(battle, rating)])
+                                *tell_battle(battle, rating)])
     return ""
 
 

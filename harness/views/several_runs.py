@@ -25,7 +25,7 @@ UNTOLD = ("out", "hours", "max_tokens_in_cache")  # settings that say nothing of
 STROKES = {"-": "solid", "--": "dashed", ":": "dotted"}
 
 
-def redraw(args):
+def command(args):
     """`eval.py report RUN ...`: draw the page of a run, or of several, and print where it is."""
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,9 @@ def story(answers, pairs, battle=None, rating=None):
     answers: of judgments.jsonl. pairs: of pairs.jsonl. battle, rating: of battles.jsonl and
     ratings.jsonl, if an answer's judgments were compared.
     """
-    blocks = answers_told(answers, pairs)
+    blocks = tell_answers(answers, pairs)
     if battle and rating:
-        blocks += battle_told(battle, rating)
+        blocks += tell_battle(battle, rating)
     if not pairs:
         blocks.append(Text("No pair came of this prompt; the report counts what was dropped, and "
                            "why.", ""))
@@ -44,7 +44,7 @@ def story(answers, pairs, battle=None, rating=None):
     return blocks
 
 
-def answers_told(answers, pairs):
+def tell_answers(answers, pairs):
     """Each answer with its scores, the best first; of those that train some judgments."""
     sides = {pair[side][0]["content"]: side for pair in pairs if pair["kind"] == "actor"
              for side in ("chosen", "rejected")}
@@ -64,7 +64,7 @@ def answers_told(answers, pairs):
     return blocks
 
 
-def battle_told(battle, rating):
+def tell_battle(battle, rating):
     """An answer's judgments, how they fared against each other, and their ratings."""
     texts, ratings, N = battle["texts"], rating["ratings"], len(battle["texts"])
     rows = [[f"{m}", *("." if m == n else f"{won:.2f}" for n, won in enumerate(row)),
@@ -160,7 +160,7 @@ def in_page(blocks):
 
 # ---- the command
 
-def show(args):
+def command(args):
     """`eval.py show RUN [PROMPT_ID]`."""
     run = Path(args.run)
     trained = {t: read_jsonl(folder / "pairs.jsonl") for t, folder in iterations(run).items()
