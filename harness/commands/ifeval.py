@@ -73,11 +73,11 @@ def answers_to(prompts, name, model, args):
 
     file = Path(args.out) / f"{name}.jsonl" if args.out else os.devnull
     known = read_kept(file, made, key="prompt") if args.out else {}
-    items = [{"id": prompt} for prompt in dict.fromkeys(prompts)]
-    if any(item["id"] not in known for item in items):
-        sample_items(*load_alone(model, args.bits), items, lambda item: [item["id"]], read, 1,
+    left = [{"id": prompt} for prompt in dict.fromkeys(prompts) if prompt not in known]
+    if left:
+        sample_items(*load_alone(model, args.bits), left, lambda item: [item["id"]], read, 1,
                      label, file, known, max_new_tokens=longest, temperature=0)
-        tell_too_long(label, sum("too_long" in known[item["id"]] for item in items), longest)
+        tell_too_long(label, sum("too_long" in known[item["id"]] for item in left), longest)
     return known
 
 

@@ -36,10 +36,12 @@ def sample_each(model, tokenizer, prompts, label, max_new_tokens, part=None, mad
         return {"id": item["id"], **dataclasses.asdict(sample), **made}
 
     known = read_kept(part, made) if part else {}
-    items = [{"id": f"{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
-    sample_items(model, tokenizer, items, lambda item: [item["prompt"]], read, 1, label,
+    left = [{"id": f"{i}", "prompt": prompt} for i, prompt in enumerate(prompts)
+            if f"{i}" not in known]
+    sample_items(model, tokenizer, left, lambda item: [item["prompt"]], read, 1, label,
                  part or os.devnull, known, max_new_tokens=max_new_tokens, **settings)
-    samples = [Sample(**{name: known[item["id"]][name] for name in fields}) for item in items]
+    samples = [Sample(**{name: known[f"{i}"][name] for name in fields})
+               for i in range(len(prompts))]
     tell_too_long(label, sum(not sample.tokens for sample in samples), max_new_tokens)
     return samples
 
