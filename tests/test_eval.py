@@ -48,7 +48,7 @@ from harness.files import read_jsonl, write_jsonl, write_whole
 from harness.loading import load
 from harness.training import save_adapter
 from harness.views import drawing
-from harness.views.figures import table
+from harness.views.figures import meanings, table
 from harness.views.report import cut_short, drifts, in_a_sentence, report, unscored
 from sampling import sample
 
@@ -1278,6 +1278,10 @@ def test_no_plot_holds_a_text_of_a_model(run):
     assert len(images) >= 8
     assert all(b"alert" not in base64.b64decode(image) and b"<script" not in base64.b64decode(image)
                for image in images)
+
+
+def test_the_document_has_the_table_of_figures():
+    assert meanings() in (ROOT / "docs" / "reading-the-figures.md").read_text()
 
 
 def test_the_report_says_what_the_run_measured(run):

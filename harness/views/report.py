@@ -400,7 +400,7 @@ def contents(run, records, settings, notes):
 def all_figures(records):
     """The table of all figures, with what each says."""
     rows = figure_rows(records, counts=True)
-    meanings = {figure.name: figure.meaning for figure in FIGURES}
+    meanings = {figure.name: figure.meaning.replace("`", "") for figure in FIGURES}
     said = "".join(f"<p><b>{html.escape(name)}</b>: {html.escape(meanings[name])}</p>"
                    for name, *_ in rows)
     return (html_table(["", *models(records)], rows)
