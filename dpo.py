@@ -321,9 +321,9 @@ def plain_logps(model, prompt_ids, answers):
 
 
 def pair_logps(model, prompt_ids, chosen_ids, rejected_ids):
-    """Summed log-probabilities of chosen and rejected answers.
+    """Summed log-probabilities of chosen and rejected answers, each behind its prompt.
 
-    Three lists of B lists of token ids -> two torch (B,), float64. See `answer_logps`.
+    Three lists of B lists of token ids -> two torch (B,), float64.
     """
     if not len(prompt_ids) == len(chosen_ids) == len(rejected_ids):
         raise ValueError("prompt_ids, chosen_ids and rejected_ids must have the same length")
@@ -450,7 +450,7 @@ class State:
 
 
 def train_sft(model, examples, held_out=(), **settings):
-    """Supervised fine-tuning. See `train` for what it yields and for the settings.
+    """Supervised fine-tuning; yields figures of steps and of epochs. settings: as in `train`.
 
     examples, held_out: dicts with "prompt_ids" and "answer_ids", lists of token ids.
     """
@@ -464,7 +464,8 @@ def train_sft(model, examples, held_out=(), **settings):
 
 
 def train_dpo(model, examples, held_out=(), *, beta, **settings):
-    """DPO from the model as it is, which is also the reference. See `train` for the rest.
+    """DPO from the model as it is, which is also the reference; yields figures of steps and epochs,
+    such as {"step": 3, "loss": 0.62, "margin": 0.16, ...}. settings: as in `train`.
 
     examples, held_out: dicts with "prompt_ids", "chosen_ids" and "rejected_ids", lists of token
     ids, and with "ref_chosen" and "ref_rejected" from `reference`, which is called if they have
@@ -491,7 +492,7 @@ def train_dpo(model, examples, held_out=(), *, beta, **settings):
 
 
 def logps_of(model, pairs):
-    """`pair_logps` of pairs as `train_dpo` takes them."""
+    """Log-probabilities of pairs {"prompt_ids", "chosen_ids", "rejected_ids"}: two torch (B,)."""
     return pair_logps(model, *([pair[name] for pair in pairs]
                                for name in ("prompt_ids", "chosen_ids", "rejected_ids")))
 

@@ -112,13 +112,15 @@ def bootstrap(statistic, *columns, groups=None, resamples=2000, seed=0):
 
 
 def grouped_interval(statistic, *columns, groups, resamples=2000):
-    """What `bootstrap` gives; None if there are fewer than 10 groups."""
+    """95 % interval (low, high) by drawing groups of rows; None of fewer than 10 groups."""
     enough = len(set(groups)) >= FEWEST
     return bootstrap(statistic, *columns, groups=groups, resamples=resamples) if enough else None
 
 
 def mean_by_prompt(name, rows):
-    """What `counted` says of rows (prompt_id, value), and name_interval over enough prompts."""
+    """Mean of rows (prompt_id, value), such as {"truth": 2.6, "truth_count": 120,
+    "truth_interval": (2.3, 2.9)}; the interval only of 10 prompts or more.
+    """
     rows = [row for row in rows if row[1] is not None]
     groups, values = [group for group, _ in rows], [value for _, value in rows]
     interval = grouped_interval(np.mean, values, groups=groups, resamples=400)

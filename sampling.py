@@ -461,7 +461,7 @@ def draw(logits, uniform, temperature, top_p):
 
 
 def checked(tokens):
-    """What `draw` gave, as a list. Raises ValueError if a model's logits were no numbers."""
+    """Drawn tokens as a list of ids. Raises ValueError if a model's logits were no numbers."""
     tokens = tokens.tolist()
     if NO_TOKEN in tokens:
         raise ValueError("the model's logits are not finite: choose another model, or other --bits")
@@ -469,7 +469,7 @@ def checked(tokens):
 
 
 def draw_by_sorting(probs, uniform, top_p):
-    """What `draw` does, without its haste: probabilities (B, V), uniform (B,) -> (B,)."""
+    """Tokens by the whole distribution, sorted: probabilities (B, V), uniform (B,) -> ids (B,)."""
     if probs.is_cuda:
         ranked = probs.sort(dim=-1, descending=True).values
     else:  # NumPy sorts several times faster than PyTorch
@@ -786,7 +786,7 @@ def too_long_prompts(model, prompts, max_new_tokens, skip):
 def sample_tokens(model, prompts, n=1, *, stops, max_new_tokens, temperature=0.8, top_p=0.95,
                   seed=0, keys=None, capacity=None, on_end=None, on_token=None,
                   skip_too_long=False):
-    """n continuations of each prompt, token ids to token ids. See `sample` for the rest.
+    """n continuations of each prompt, token ids to token ids; the other settings as in `sample`.
 
     prompts: lists of token ids, as `Chat.prompt` gives them. stops: a set of ids that end a
     sample, and belong to it, as `stop_tokens` gives it. on_end(i, number, ids) is called as each

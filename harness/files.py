@@ -46,7 +46,7 @@ def each_line(file, notes=None):
 
 
 def read_jsonl(file, notes=None):
-    """A list of what `each_line` gives."""
+    """The records of a JSONL file as a list; `each_line` says what of damaged lines."""
     return list(each_line(file, notes))
 
 

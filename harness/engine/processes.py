@@ -30,7 +30,9 @@ def collect(mine):
 
 
 def collect_shares(mine):
-    """The list of which `mine` is what `share` left to this process, with all processes' parts."""
+    """A list again, of all processes' shares of it. For example [0, 2] and [1] of two processes
+    make [0, 1, 2].
+    """
     everyone = collect(mine)
     return [everyone[i % world()][i // world()] for i in range(sum(map(len, everyone)))]
 

@@ -69,7 +69,10 @@ def of_all(read):
 
 
 def lines_of(paths, runs):
-    """What `plot` draws of {label: where in a record} of runs {name: records}: (lines, styles)."""
+    """The lines of a plot, a colour a run and a stroke a figure, and their styles.
+
+    paths: {label: path of a figure}. runs: {name: records}.
+    """
     lines, styles = {}, {}
     for stroke, (label, path) in zip(STROKES, paths.items()):
         for color, (name, records) in zip(itertools.cycle(COLORS), runs.items()):
