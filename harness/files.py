@@ -6,12 +6,29 @@ import re
 from pathlib import Path
 
 
-def read_json(file):
-    """The content of a JSON file. Raises ValueError that names the file if it is damaged."""
+def read_json(file, kind=None, notes=None):
+    """The content of a JSON file. kind: dict or list, if it must be one; then a file that is not
+    there is an empty one.
+
+    Raises ValueError that names the file if it is damaged. If a list `notes` is given, it is told
+    instead, and of a missing file as well, and what comes back is empty.
+    """
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        content, why = json.loads(Path(file).read_text(encoding="utf-8")), None
+    except FileNotFoundError:
+        if kind is None:
+            raise
+        content, why = kind(), notes is not None and f"{file} is missing"
     except (ValueError, RecursionError):
-        raise ValueError(f"{file}: not JSON; put it back from a copy") from None
+        content, why = None, f"{file}: not JSON; put it back from a copy"
+    if kind and not why and not isinstance(content, kind):
+        why = f"{file}: no JSON {'list' if kind is list else 'record'}; put it back from a copy"
+    if not why:
+        return content
+    if notes is None:
+        raise ValueError(why)
+    notes.append(why)
+    return kind()
 
 
 def each_line(file, notes=None):

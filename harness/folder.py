@@ -130,17 +130,13 @@ class Folder:
         barrier()
 
     def seconds(self, t):
-        try:
-            return dict(read_json(self.folder(t) / "seconds.json"))
-        except (OSError, ValueError, TypeError):  # no run shall end for want of its timings
-            return {}
+        """{stage: seconds} of iteration t so far. No run shall end for want of it."""
+        return read_json(self.folder(t) / "seconds.json", dict, notes=[])
 
     def records(self):
         """The records of summary.json: one for each model that is trained and measured."""
-        file = self.out / "summary.json"
-        return read_json(file) if file.exists() else []
+        return read_json(self.out / "summary.json", list)
 
     def made(self, t):
         """The figures of how M_t was made, or None if it is not trained yet."""
-        file = self.folder(t) / "figures.json"
-        return read_json(file) if file.exists() else None
+        return read_json(self.folder(t) / "figures.json", dict) or None

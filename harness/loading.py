@@ -41,7 +41,7 @@ def load(model, adapter=None, bits=None, device=None):
         if adapter is not None:
             model = base_of(adapter)
             if bits is None:  # an adapter belongs to the precision it was trained in
-                run = read_record(Path(adapter).resolve().parent.parent / "config.json")
+                run = read_json(Path(adapter).resolve().parent.parent / "config.json", dict)
                 settings = run.get("settings")
                 bits = settings.get("bits") if isinstance(settings, dict) else None
     if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
@@ -92,14 +92,6 @@ def load_base(model, bits, device):
     return network.requires_grad_(False)
 
 
-def read_record(file):
-    """The record in a JSON file, {} if there is none. ValueError if it holds something else."""
-    record = read_json(file) if file.is_file() else {}
-    if not isinstance(record, dict):
-        raise ValueError(f"{file}: not a JSON record; put it back from a copy")
-    return record
-
-
 def adapter_of(model):
     """The adapter's folder of an iteration (runs/x/iter4), or of itself; None for other models."""
     return next((place for place in (Path(model) / "adapter", Path(model))
@@ -109,7 +101,7 @@ def adapter_of(model):
 def is_model(folder):
     """Whether a folder holds a model. A run has a config.json as well."""
     try:
-        return "model_type" in read_record(folder / "config.json")
+        return "model_type" in read_json(folder / "config.json", dict)
     except ValueError:
         return False
 
@@ -174,7 +166,7 @@ def load_tokenizer(model):
 def check_adapter(model, folder):
     """Raise ValueError unless an adapter fits the model and is what its run, if any, wrote."""
     file = Path(folder) / "adapter_model.safetensors"
-    sha256 = read_record(Path(folder).parent / "figures.json").get("adapter")
+    sha256 = read_json(Path(folder).parent / "figures.json", dict).get("adapter")
     if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise ValueError(f"adapter {folder} is damaged: its content is not what was written; put "
                          "it back from a copy")

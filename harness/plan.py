@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 
 from harness.clock import duration, end_of
 from harness.engine.processes import world
+from harness.files import read_json
 from harness.first_replies import Unreadable, first_prompts
-from harness.loading import read_record
 from harness.run import Run
 from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
@@ -61,7 +61,7 @@ def fit_hours(settings, loop):
     """
     config = Path(settings.out) / "config.json"
     if config.is_file():
-        chosen = read_record(config).get("settings", {}).get("prompts_per_iter", 1)
+        chosen = read_json(config, dict).get("settings", {}).get("prompts_per_iter", 1)
         print(f"{settings.out} is there: the run goes on with --prompts-per-iter {chosen}, as it "
               "began, and --hours chooses nothing")
         return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None), None

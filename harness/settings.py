@@ -191,11 +191,7 @@ def parse_settings(argv=None, cuda=False):
 def read_preset(model):
     """The defaults a model folder wants, its preset.json; the files it names stand beside it."""
     file = Path(model) / "preset.json"
-    if not file.is_file():
-        return {}
-    preset = read_json(file)
-    if not isinstance(preset, dict):
-        raise ValueError(f"{file}: not a record of settings")
+    preset = read_json(file, dict)
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     for name, value in preset.items():
         if name not in fields or not fits(value, fields[name]):

@@ -113,9 +113,8 @@ def config_of(model):
     """
     place = Path(model).resolve()
     file = (place.parent if place.name == "adapter" else place).parent / "config.json"
-    content = read_json(file) if file.is_file() else None
-    settings = content.get("settings") if isinstance(content, dict) else None
-    return content if isinstance(settings, dict) else {}
+    content = read_json(file, dict)
+    return content if isinstance(content.get("settings"), dict) else {}
 
 
 def file_of(model, name):

@@ -311,23 +311,9 @@ def attempt(title, draw, notes):
                      f"({type(error).__name__}: {error})")
 
 
-def read_whole(file, kind, notes):
-    """The content of a JSON file; an empty `kind` if it is missing or broken, as notes are told."""
-    try:
-        content = read_json(file)
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        notes.append(f"{file} is missing" if missing else f"{file} cannot be read ({error})")
-        return kind()
-    if not isinstance(content, kind):
-        notes.append(f"{file} holds no {'list' if kind is list else 'record'}")
-        return kind()
-    return content
-
-
 def records_of(run, folders, notes):
     """The records of summary.json; notes are told of iterations that it lacks."""
-    records = [record for record in read_whole(run / "summary.json", list, notes)
+    records = [record for record in read_json(run / "summary.json", list, notes)
                if isinstance(record, dict) and isinstance(record.get("iteration"), int)]
     for t in sorted(folders.keys() - {record["iteration"] for record in records}):
         notes.append(f"iteration {t} is not in summary.json: it is under way, or was broken off; "
@@ -344,7 +330,7 @@ def read_run(run, notes):
     if not (run / "summary.json").is_file() and not folders:
         raise ValueError(f"{run} has no summary.json and no iterations: it is no run's folder, or "
                          "the run has not finished iteration 0")
-    config = read_whole(run / "config.json", dict, notes)
+    config = read_json(run / "config.json", dict, notes)
     settings = config.get("settings")
     config = config | {"settings": settings if isinstance(settings, dict) else {}}
     return config, records_of(run, folders, notes)
