@@ -288,7 +288,7 @@ def packed_logps(model, prompt_ids, answers):
     """`answer_logps` with all prompts and answers in one row."""
     packed = pack(prompt_ids, answers)
     layout = PackLayout([[len(prompt), *map(len, group)]
-                     for prompt, group in zip(prompt_ids, answers)], model.device)
+                         for prompt, group in zip(prompt_ids, answers)], model.device)
     ids, positions, sources, targets, owners = (torch.tensor(x, device=model.device)
                                                 for x in packed)  # (T,) (T,) (N,) (N,) (N,)
     if model.config._attn_implementation != "packed_answers":

@@ -15,7 +15,8 @@ It answers prompts, judges its answers, judges its judgments, and trains on what
 
 The reference of iteration t, and where its training starts, is M_{t-1}, the model that made
 iteration t's data; the result is M_t. M_0 is the seed model after a warm start. One LoRA adapter
-on one frozen base carries through. Files, resuming, settings and the report are in harness/.
+on one frozen base carries through. Files, resuming, settings and the report are in harness/, and
+of the method the invented prompts and the warm start's choice of judgments (harness/inputs.py).
 
 Deviations from the paper:
 1. LoRA on a 4-bit base instead of full fine-tuning, with ten times its learning rate.
@@ -25,16 +26,16 @@ Deviations from the paper:
 5. The Elo fit is regularised (see `elo`).
 6. The judge of every M_t is measured on M_0's held-out answers, so that its figures compare.
 """
-import functools
 import itertools
 import math
 import random
+from collections import Counter
 
 import harness.startup  # what must stand before torch is imported
 from harness.settings import DIAGNOSED, parse_settings
 
 if __name__ == "__main__":
-    harness.startup.begin(functools.partial(parse_settings, cuda=None))
+    harness.startup.begin(lambda: parse_settings(cuda=None))
 # isort: split
 import numpy as np
 import torch
@@ -231,7 +232,7 @@ def answer(run, t, prompts, name="responses.jsonl", n=None, label="answers"):
 
     items = [{**prompt, "id": prompt["prompt_id"]} for prompt in prompts]
     return run.sample(t, name, items, ask, read, n or run.settings.responses,
-                    run.settings.max_answer_tokens, label)
+                      run.settings.max_answer_tokens, label)
 
 
 def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
@@ -250,7 +251,7 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
         return {**item, "judgments": judgments, "scores": scores, "score": mean(scores)}
 
     return run.sample(t, name, answers, ask, read, run.settings.judgments,
-                    run.settings.max_judgment_tokens, label)
+                      run.settings.max_judgment_tokens, label)
 
 
 def score(run, t, answers, name="judgments.jsonl", label="judgments"):
@@ -301,7 +302,7 @@ def compare(run, t, items, orders, name):
         return {**item, "verdicts": verdicts.tolist(), "said": said}
 
     return run.sample(t, name, items, ask, read, 1, run.settings.max_verdict_tokens, "comparisons",
-                    needed=False)
+                      needed=False)
 
 
 def next_pairs(record, budget, seed):
@@ -458,11 +459,9 @@ def count_unread_judgments(answers, dropped):
 def count_unread_verdicts(record, dropped):
     """Count an answer's comparisons that named no winner."""
     too_long = record.get("too_long", 0)
-    unread = comparisons(record) - np.count_nonzero(record["verdicts"]) - too_long
-    for reason, count in (("verdict malformed or cut off", unread),
-                          ("judgments too long to be compared", too_long)):
-        if count > 0:
-            dropped[reason] += int(count)
+    unread = comparisons(record) - int(np.count_nonzero(record["verdicts"])) - too_long
+    dropped += Counter({"verdict malformed or cut off": unread,
+                        "judgments too long to be compared": too_long})
 
 
 # ---- rating
@@ -556,9 +555,11 @@ def examine(run, t):
     return figures
 
 
-# ---- the loop. A run has settings, the model, and a folder in which each step leaves a file:
+# ---- the loop. A run (harness/run.py) has settings, what it reads (prompts, eval_prompts, replies,
+# ranked, rubric), a model with its chat, and a folder in which each step leaves a file:
 #   run.become(t)        puts M_t's adapter into the model
 #   run.sample(...)      samples replies to many prompts, and goes on after a kill (the three roles)
+#   run.reward(...)      scores answers where --reward is no judge
 #   run.dropped          counts what the selections drop, by reason
 #   run.save(t, name, records), run.train(...)    write a file; train, log, save M_t's adapter
 
@@ -585,8 +586,9 @@ def iterate(run, t):
     # {"kind": "actor", "prompt": ..., "chosen": ..., "rejected": ...}
 
     # Compare: of each prompt the answer whose scores vary most; every two of its judgments.
-    varied = [] if s.no_meta_judge else most_varied(answers, s.seed, run.dropped)
     trains_judge = t <= s.judge_iters
+    dropped = run.dropped if trains_judge else Counter()  # where no pair is wanted none is lost
+    varied = [] if s.no_meta_judge else most_varied(answers, s.seed, dropped)
     if not trains_judge:
         varied = diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
     compared = meta_judge(run, t, varied)

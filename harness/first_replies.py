@@ -1,5 +1,7 @@
 """A model that cannot give a stage what it asks for is told so early, not after a day."""
 
+from harness.lines import shorten
+
 EARLY = 200  # replies after which a stage's first ones are looked at
 LEAST = 0.05  # share of them that must be readable
 WANTED = {  # stage: what its replies must end in, and what to do if they do not
@@ -57,7 +59,7 @@ def check_readable(label, stage, read, texts):
         what, advice = WANTED[stage]
         raise Unreadable(f"{label}: {read} of the first {len(texts)} replies end in {what}, and so "
                          f"nothing could be learned: {advice}. One of them: "
-                         f"{shortened(texts[-1])}")
+                         f"{shorten(texts[-1])}")
 
 
 def count_read(record):
@@ -67,11 +69,3 @@ def count_read(record):
     if "judgments" in record:
         return sum(judgment["score"] is not None for judgment in record["judgments"])
     return int(record["task"] is not None)
-
-
-def shortened(text, limit=160):
-    """A text on one line, its middle left out if it is long."""
-    text = " ".join(text.split())
-    if len(text) > limit:
-        text = f"{text[:limit // 2]} ... {text[-limit // 2:]}"
-    return f'"{text}"'

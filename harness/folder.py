@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from harness.engine.processes import rank
+from harness.engine.processes import barrier, rank
 from harness.files import iterations, read_json, read_jsonl, write_jsonl, write_whole
-from harness.program import barrier
 from harness.settings import flag
 
 FORMAT = 6  # of a run's folder; runs of another are not resumed

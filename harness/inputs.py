@@ -14,8 +14,7 @@ from huggingface_hub import hf_hub_download
 import prompts as words
 from eval import by_prompt
 from harness.files import read_jsonl
-from harness.first_replies import shortened
-from harness.lines import as_example
+from harness.lines import as_example, shorten
 from harness.records import brings_lesson, folded, read_prompts, tell, without
 from harness.settings import HERE
 
@@ -146,7 +145,7 @@ def check_given(records, settings):
     place, text = unread[0]
     told = (f"--eft {settings.eft}: {len(unread):,} of {len(given):,} given judgments do not end "
             f"in a line \"Score: n\" with n from 0 to {settings.max_score}, the first on {place}: "
-            f"{shortened(text)}")
+            f"{shorten(text)}")
     if len(unread) > UNREAD * len(given):
         raise ValueError(f"{told}; put the score on a line of its own, the last one")
     tell(f"{told}; they are left out")
@@ -328,7 +327,7 @@ def request(run, t, items, number):
         return {**item, "task": words.parse_task(reply.text) if reply.finished else None}
 
     return run.sample(t, f"requests{number}.jsonl", items, ask, read, n=1, max_new_tokens=256,
-                    label="new prompts")
+                      label="new prompts")
 
 
 class Unlike:

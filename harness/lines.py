@@ -45,3 +45,11 @@ def message(role, text):
 def visible(text):
     """Text for a terminal: what would steer it is shown as its code."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text)
+
+
+def shorten(text, limit=160):
+    """A text on one line, its middle left out if it is long."""
+    text = " ".join(text.split())
+    if len(text) > limit:
+        text = f"{text[:limit // 2]} ... {text[-limit // 2:]}"
+    return f'"{text}"'

@@ -69,8 +69,8 @@ def fit_hours(settings, loop):
     with rehearsal(settings) as run:
         loading = time.perf_counter() - start
         patience = min(PATIENCE, 0.1 * 3600 * settings.hours)
-        trials, unreadable = run_trials(run, loop, run.out,
-                                   lambda trials, seconds: len(trials) > 1 and seconds > patience)
+        trials, unreadable = run_trials(
+            run, loop, run.out, lambda trials, seconds: len(trials) > 1 and seconds > patience)
         if unreadable:
             raise unreadable
         most = len(run.prompts) // settings.iters if run.prompts else 10**6

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 from safetensors import SafetensorError
 
-from harness.engine.processes import collect, rank, world
+from harness.engine.processes import rank, world
 from harness.views.figures import untrained
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -79,11 +79,6 @@ def goes_on(argv):
     same = "same command, on each machine," if several else "same command"
     return (f"what was finished is kept, and the {same} goes on where this one was: "
             f"{shlex.join([*program, *arguments])}")
-
-
-def barrier():
-    """Wait until all processes have come this far."""
-    collect(None)
 
 
 def join_processes():

@@ -18,13 +18,12 @@ import prompts as words
 from dpo import add_lora
 from harness.clock import after_iteration, after_stage, expected
 from harness.engine.chat import Chat
-from harness.engine.processes import collect, rank, share, world
+from harness.engine.processes import barrier, collect, rank, share, world
 from harness.files import digest, each_line, read_jsonl, sha256, write_whole
 from harness.first_replies import FirstReplies, Unreadable
 from harness.folder import Folder
 from harness.inputs import SEEDS, evaluation_prompts, ranked_replies, training_prompts
 from harness.loading import fingerprint, load, load_tokenizer
-from harness.program import barrier
 from harness.records import read_text
 from harness.reward import RewardModel, reward_chat
 from harness.settings import flag
@@ -91,8 +90,10 @@ class Run(Folder):
         """Sample n replies to each prompt of each item, and return a record for each item.
 
         items: dicts with "id". ask(item): the prompts of an item. read(item, samples): its record;
-        samples holds n Samples for each prompt. label: what the screen and the summary call it.
-        iterT/name gets a line as each item is finished; items that it has are not drawn again.
+        samples holds n Samples for each prompt. label: the stage, as the screen, the summary, the
+        costs and `FirstReplies` know it.
+        iterT/name gets a line as each item is finished, and the lines that it has stay; the name
+        is part of the seed.
         Of several processes each draws its share into a file of its own, until all are done.
         If hardly any of the first few hundred replies is what was asked for, a stage that is
         needed raises Unreadable, and another returns nothing.
@@ -206,9 +207,9 @@ class Run(Folder):
     def train(self, t, recipe, examples, **settings):
         """Train M_t's adapter by dpo.train_dpo or dpo.train_sft: the figures of the best epoch.
 
-        examples: lines of pairs.jsonl or of sft.jsonl. Those of some prompts do not train: their
-        loss picks the epoch. Goes on from the folder's checkpoint if there is one. Without
-        examples M_t is the model as it is, and there are no figures.
+        examples: lines of pairs.jsonl or of sft.jsonl. Those of a tenth of the prompts are held
+        out: their loss picks the epoch. Goes on from the folder's checkpoint if there is one.
+        Without examples M_t is the model as it is, and there are no figures.
         """
         mine = self.settings
         if not examples:
@@ -219,9 +220,9 @@ class Run(Folder):
             return None
         training, held_out = hold_out(encode_examples(self.chat, examples), mine.seed)
         with self.timed(t, "training"):
-            return train_in_folder(self.model, recipe, training, held_out, self.folder(t),
-                         f"iteration {t}: training", lr=mine.lr, batch_size=mine.batch_size,
-                         seed=mine.seed, **settings)
+            return train_in_folder(
+                self.model, recipe, training, held_out, self.folder(t), f"iteration {t}: training",
+                lr=mine.lr, batch_size=mine.batch_size, seed=mine.seed, **settings)
 
     def counts(self, t):
         """Of iteration t by stage, of those this process went through: what was drawn.
@@ -235,7 +236,10 @@ class Run(Folder):
     # ---- the models M_0, M_1, ...
 
     def finish(self, t, figures):
-        """Iteration t is trained: write down its figures, and what its adapter's file holds."""
+        """Iteration t is trained: write down its figures, and what its adapter's file holds.
+
+        What only an iteration under way needs is gone then: its checkpoint, its rounds.
+        """
         if rank() == 0:
             adapter = sha256(self.folder(t) / "adapter" / "adapter_model.safetensors")
             steps, counts = read_jsonl(self.folder(t) / "train.jsonl"), self.counts(t)

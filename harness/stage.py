@@ -18,15 +18,15 @@ BLOCK = 4096  # samples drawn together; a block that a crash cut short is drawn 
 
 
 def sample_items(model, tokenizer, items, ask, read, n, label, file, known, look=None, **settings):
-    """Sample n replies to each prompt of each item that is not known: its record goes to known.
+    """Sample n replies to each prompt of each item; the records of those not known go to known.
 
     items: dicts with "id". ask(item): an item's prompts. read(item, samples): its record; samples
     holds n Samples for each prompt. file: where a line is added as each item is finished. known:
     {id: record}. look(record, samples), if given, is called with each new one, and may raise.
     settings: as `sample` takes them.
 
-    Blocks of items are cut from the whole list, so that a stage that goes on draws them in the same
-    company as one that never stopped, and so draws the same to the last bit.
+    A block of which one item is missing is drawn whole. So a stage that goes on with all its items
+    draws them in the same company as one that never stopped, and the same to the last bit.
     """
     if not items:
         return

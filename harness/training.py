@@ -18,9 +18,8 @@ from safetensors.torch import load, load_file, save
 from tqdm import tqdm
 
 from dpo import State, reference
-from harness.engine.processes import rank
+from harness.engine.processes import barrier, rank
 from harness.files import digest, read_jsonl, write_jsonl, write_whole
-from harness.program import barrier
 
 HELD_OUT = 0.1   # share of the prompts whose examples pick the epoch instead of training
 SAVE_EVERY = 20  # steps between checkpoints; there is one after each epoch as well

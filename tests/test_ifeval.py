@@ -65,7 +65,7 @@ def official(questions, answers):
 
 def ask(questions, out, *flags):
     run_command(["ifeval", str(TINY), "--questions", str(questions), "--out", str(out),
-               "--max-new-tokens", "60", *flags])
+                 "--max-new-tokens", "60", *flags])
 
 
 def test_the_shares_are_those_of_the_official_checkers(questions, tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_a_run_s_models_stand_side_by_side_with_their_difference(questions, tmp_
         model = with_lora(load(str(TINY))[0], fresh=fresh)
         save_adapter(model, tmp_path / "x" / f"iter{t}" / "adapter")
     run_command(["ifeval", str(tmp_path / "x"), "--questions", str(questions), "--out",
-               str(tmp_path / "answers"), "--max-new-tokens", "60"])
+                 str(tmp_path / "answers"), "--max-new-tokens", "60"])
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["x-iter0", "x-iter1"] and "x-iter1 - x-iter0" in head
     first, second = (read_jsonl(file) for file in sorted((tmp_path / "answers").iterdir()))
@@ -152,7 +152,7 @@ def test_answers_made_otherwise_are_not_mixed(questions, tmp_path, capsys):
     ask(questions, tmp_path)
     with pytest.raises(SystemExit):
         run_command(["ifeval", str(TINY), "--questions", str(questions), "--out", str(tmp_path),
-                   "--max-new-tokens", "61"])
+                     "--max-new-tokens", "61"])
     assert "made with another max_new_tokens" in capsys.readouterr().err
 
 

@@ -54,7 +54,7 @@ def test_sft_needs_no_reference(fresh_tiny, tiny, tmp_path):
     examples = [{"prompt_ids": pair["prompt_ids"], "answer_ids": pair["chosen_ids"]}
                 for pair in tokenized(tiny[1])]
     best = train_in_folder(with_lora(fresh_tiny), train_sft, examples[1:], examples[:1], tmp_path,
-                 epochs=1, batch_size=2, lr=1e-3)
+                           epochs=1, batch_size=2, lr=1e-3)
     assert best["held_out_loss"] > 0
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "adapter", "checkpoint.safetensors", "train.jsonl"]
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_another_call_is_refused(tiny, tmp_path, name, other):
         (tmp_path / "reference.jsonl").unlink(missing_ok=True)
         examples = tokenized(tiny[1])
         return train_in_folder(with_lora(load(str(TINY))[0], rank), train_dpo, examples[held_out:],
-                     examples[:held_out], tmp_path, **settings)
+                               examples[:held_out], tmp_path, **settings)
 
     assert call(**settings) == call(**settings)
     message = f"checkpoint.safetensors belongs to a training with other {name}: choose another"
@@ -149,7 +149,7 @@ def run(folder, tokenizer, monkeypatch, stop_at=None):
     monkeypatch.setattr(harness.training, "SAVE_EVERY", 3)
     examples = tokenized(tokenizer)
     best = train_in_folder(model, train_dpo, examples[:4], examples[4:], folder, beta=0.1, epochs=2,
-                 batch_size=2, lr=1e-3, seed=7)
+                           batch_size=2, lr=1e-3, seed=7)
     return best, calls
 
 

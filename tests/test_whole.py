@@ -126,8 +126,8 @@ def test_answers_as_ifevals_own_program_reads_them(runs, tmp_path, capsys):
                  for i, prompt in enumerate(QUESTIONS)]
     write_jsonl(tmp_path / "input_data.jsonl", questions)
     run_command(["export", str(run), "--format", "ifeval", "--out", str(tmp_path),
-               "--questions", str(tmp_path / "input_data.jsonl"), "--temperature", "0",
-               "--max-new-tokens", "60"])
+                 "--questions", str(tmp_path / "input_data.jsonl"), "--temperature", "0",
+                 "--max-new-tokens", "60"])
     records = [json.loads(line) for line in (tmp_path / "x-iter1.jsonl").open()]
     assert records == [{"prompt": prompt, "response": text}
                        for prompt, text in zip(QUESTIONS, greedy(*load(str(run / "iter1"))))]

@@ -87,8 +87,9 @@ def by_scores(model, tokenizer, pairs, name, source, args):
     asked = [words.judge_prompt(*answer, rubric)
              for answer in answers for _ in range(args.judgments)]
     said = sample_each(model, tokenizer, asked, f"{name}: judgments",
-                 settings.get("max_judgment_tokens", 512), seed=[args.seed, "judge"],
-                 temperature=settings.get("temperature", 0.8), top_p=settings.get("top_p", 0.95))
+                       settings.get("max_judgment_tokens", 512), seed=[args.seed, "judge"],
+                       temperature=settings.get("temperature", 0.8),
+                       top_p=settings.get("top_p", 0.95))
     scores = [words.parse_score(one.text, most) if one.finished else None for one in said]
     means = {}
     for i, answer in enumerate(answers):

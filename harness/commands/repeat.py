@@ -74,7 +74,7 @@ def compare_again(model, battles, orders, label, seed, settings, bits=None):
             places.append((i, m, n))
     model, tokenizer = load_alone(model, bits)
     said = sample_each(model, tokenizer, asked, label, settings["max_verdict_tokens"], seed=seed,
-                 temperature=settings["temperature"], top_p=settings["top_p"])
+                       temperature=settings["temperature"], top_p=settings["top_p"])
     for (i, m, n), verdict in zip(places, said):
         winner = winner_of(verdict, "Judgment")
         verdicts[i][m][n] = {"A": 1, "B": -1, None: 0}[winner]

@@ -1,1 +1,1 @@
-"""What sampler and trainer share: text as ids, attention, weights, memory, processes."""
+"""What stands below sampling.py and dpo.py, and imports nothing else of the project."""

@@ -29,6 +29,11 @@ def collect(mine):
     return everyone
 
 
+def barrier():
+    """Wait until all processes have come this far."""
+    collect(None)
+
+
 def collect_shares(mine):
     """A list again, of all processes' shares of it. For example [0, 2] and [1] of two processes
     make [0, 1, 2].
