@@ -587,8 +587,7 @@ def iterate(run, t):
 
     # Compare: of each prompt the answer whose scores vary most; every two of its judgments.
     trains_judge = t <= s.judge_iters
-    dropped = run.dropped if trains_judge else Counter()  # where no pair is wanted none is lost
-    varied = [] if s.no_meta_judge else most_varied(answers, s.seed, dropped)
+    varied = [] if s.no_meta_judge else most_varied(answers, s.seed, run.dropped)
     if not trains_judge:
         varied = diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
     compared = meta_judge(run, t, varied)

@@ -42,13 +42,14 @@ from eval import (
 )
 from harness.checks import truth
 from harness.commands import export
+from harness.commands.flags import eval_parser
 from harness.commands.main import main as run_command
 from harness.commands.repeat import measure_repeats
 from harness.files import read_jsonl, write_jsonl, write_whole
 from harness.loading import load
 from harness.training import save_adapter
 from harness.views import drawing
-from harness.views.figures import meanings, table
+from harness.views.figures import FIGURES, meanings, table
 from harness.views.report import cut_short, drifts, in_a_sentence, report, unscored
 from sampling import sample
 
@@ -1281,7 +1282,25 @@ def test_no_plot_holds_a_text_of_a_model(run):
 
 
 def test_the_document_has_the_table_of_figures():
-    assert meanings() in (ROOT / "docs" / "reading-the-figures.md").read_text()
+    assert meanings() in (ROOT / "docs" / "reading-the-figures.md").read_text(), (
+        "put what `python -m harness.views.figures` prints in the place of its table")
+
+
+def test_the_readme_shows_the_figures_that_the_screen_shows():
+    """All that a run of the tiny world has, in this order; and the documents' other tables some."""
+    names = [figure.name for figure in FIGURES if "glance" in figure.shown]
+    for page, all_of_them in (("README.md", True), ("course/lecture.md", False)):
+        rows = re.findall(r"^((?:actor|judge|meta-judge|training): [^:\n]+?)  +[-\d]",
+                          (ROOT / page).read_text(), re.MULTILINE)
+        assert len(rows) > 5 and set(rows) <= set(names), page
+        if all_of_them:
+            assert rows == [name for name in names if name != "actor: score by --reward"]
+
+
+def test_the_command_line_knows_each_format():
+    choices = next(action.choices for action in eval_parser()._subparsers._group_actions[0]
+                   .choices["export"]._actions if action.dest == "format")
+    assert choices == [*export.FORMATS, "model"]
 
 
 def test_the_report_says_what_the_run_measured(run):

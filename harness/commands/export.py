@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import time
+from collections import namedtuple
 from pathlib import Path
 
 from harness.commands.merge import export_model
@@ -14,16 +15,14 @@ from harness.commands.models import answer_tokens, load_alone, made_by, sample_e
 from harness.files import iterations, write_jsonl, write_whole
 from harness.records import read_text
 
-NEEDS = {  # what a question has in each tool's file
-    "alpaca": "instruction",
-    "mt-bench": "question_id and turns",
-    "arena-hard": "question_id and turns, or uid and prompt",
-    "ifeval": "prompt",
-}
+# needs: what a question has, in words. turns(record): what a user says in turn; KeyError or
+# TypeError if the record has another form. line(name, record, answers): the line, or entry, of the
+# tool's file; answers are the Samples of the turns. place: where the tool looks for that file.
+Format = namedtuple("Format", "needs turns line place")
 
 
 def read_questions(file, form):
-    """The questions of an official file: a list of (the texts of its turns, its record)."""
+    """The questions of a tool's file: a list of (the texts of its turns, its record)."""
     text = read_text(file, "--questions")
     try:
         if text.lstrip().startswith("["):
@@ -37,27 +36,73 @@ def read_questions(file, form):
     questions = []
     for number, record in enumerate(records, 1):
         try:
-            turns = user_turns(record, form)
+            turns = FORMATS[form].turns(record)
         except (KeyError, TypeError):
             turns = None
         good = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
         if not good:
             raise ValueError(f"--questions {file}: question {number} is none of {form}: it needs "
-                             f"{NEEDS[form]}")
+                             f"{FORMATS[form].needs}")
         questions.append((turns, record))
     return questions
 
 
-def user_turns(record, form):
-    """What a user says in turn. Raises KeyError or TypeError if the record is of another form."""
-    if form == "alpaca":
-        return ["\n\n".join(filter(None, [record["instruction"], record.get("input")]))]
-    if form == "ifeval" or form == "arena-hard" and "uid" in record:  # its files since 2025
+# ---- AlpacaEval, IFEval, MT-Bench, Arena-Hard
+
+def alpaca_turns(record):
+    return ["\n\n".join(filter(None, [record["instruction"], record.get("input")]))]
+
+
+def alpaca_line(name, record, answers):
+    return {"instruction": record["instruction"], "output": answers[0].text, "generator": name,
+            "dataset": record.get("dataset", "alpaca_eval")}
+
+
+def ifeval_turns(record):
+    return [record["prompt"]]
+
+
+def ifeval_line(name, record, answers):
+    return {"prompt": record["prompt"], "response": answers[0].text}
+
+
+def bench_turns(record):
+    record["question_id"]  # must be there as well
+    return record["turns"]
+
+
+def bench_line(name, record, answers):
+    return as_choice(name, record, [answer.text for answer in answers])
+
+
+def arena_turns(record):
+    if "uid" in record:  # its files since 2025
         return [record["prompt"]]
     record["question_id"]  # must be there as well
-    if form == "arena-hard":
-        return [turn["content"] for turn in record["turns"]]
-    return record["turns"]
+    return [turn["content"] for turn in record["turns"]]
+
+
+def arena_line(name, record, answers):
+    if "uid" not in record:
+        return as_choice(name, record, [{"content": answer.text, "token_len": len(answer.tokens)}
+                                        for answer in answers])
+    text = answers[0].text
+    messages = [{"role": "user", "content": record["prompt"]},
+                {"role": "assistant", "content": {"answer": text}}]
+    metadata = {"token_len": len(answers[0].tokens), **style_counts(text)}
+    return {"uid": record["uid"], "ans_id": answer_id(name, record["uid"]), "model": name,
+            "tstamp": time.time(), "messages": messages, "metadata": metadata}
+
+
+def as_choice(name, record, turns):
+    """A line as FastChat's tools have it."""
+    number = record["question_id"]
+    return {"question_id": number, "answer_id": answer_id(name, number), "model_id": name,
+            "choices": [{"index": 0, "turns": turns}], "tstamp": time.time()}
+
+
+def answer_id(name, number):
+    return hashlib.sha256(f"{name}/{number}".encode()).hexdigest()[:22]
 
 
 def style_counts(text):
@@ -76,28 +121,17 @@ def style_counts(text):
             "bold_count": {"**": count(r"\*\*[^*\n]+\*\*"), "__": count(r"__[^_\n]+__")}}
 
 
-def official(form, name, record, answers):
-    """One line, or entry, of a tool's file. answers: the Samples of the question's turns."""
-    texts = [answer.text for answer in answers]
-    if form == "alpaca":
-        return {"instruction": record["instruction"], "output": texts[0], "generator": name,
-                "dataset": record.get("dataset", "alpaca_eval")}
-    if form == "ifeval":
-        return {"prompt": record["prompt"], "response": texts[0]}
-    number = record.get("uid", record.get("question_id"))
-    answer_id = hashlib.sha256(f"{name}/{number}".encode()).hexdigest()[:22]
-    if form == "arena-hard" and "uid" in record:
-        messages = [{"role": "user", "content": record["prompt"]},
-                    {"role": "assistant", "content": {"answer": texts[0]}}]
-        metadata = {"token_len": len(answers[0].tokens), **style_counts(texts[0])}
-        return {"uid": number, "ans_id": answer_id, "model": name, "tstamp": time.time(),
-                "messages": messages, "metadata": metadata}
-    turns = texts
-    if form == "arena-hard":
-        turns = [{"content": answer.text, "token_len": len(answer.tokens)} for answer in answers]
-    return {"question_id": number, "answer_id": answer_id, "model_id": name,
-            "choices": [{"index": 0, "turns": turns}], "tstamp": time.time()}
+FORMATS = {  # a new one: here, and its name in flags.py
+    "alpaca": Format("instruction", alpaca_turns, alpaca_line, "{name}/model_outputs.json"),
+    "arena-hard": Format("question_id and turns, or uid and prompt", arena_turns, arena_line,
+                         "model_answer/{name}.jsonl"),
+    "mt-bench": Format("question_id and turns", bench_turns, bench_line,
+                       "model_answer/{name}.jsonl"),
+    "ifeval": Format("prompt", ifeval_turns, ifeval_line, "{name}.jsonl"),
+}
 
+
+# ---- the command
 
 def answer_turns(model, tokenizer, questions, label, seed, parts, **settings):
     """A list of Samples for each question: the answers to its turns, each after those before.
@@ -126,7 +160,7 @@ def command(args):
     """`eval.py export RUN --format ...`: one file, or one model, per iteration."""
     run, whole = Path(args.run), args.format == "model"
     if not whole and not args.questions:
-        raise ValueError(f"--format {args.format} needs --questions, its official question file")
+        raise ValueError(f"--format {args.format} needs --questions, the tool's question file")
     questions = None if whole else read_questions(args.questions, args.format)
     there = sorted(t for t, folder in iterations(run).items() if (folder / "adapter").exists())
     if not there:
@@ -144,16 +178,16 @@ def command(args):
             continue
         longest = args.max_new_tokens or answer_tokens(folder)
         model, tokenizer = load_alone(folder, args.bits)
-        file = place_of(out, args.format, name)
+        file = out / FORMATS[args.format].place.format(name=name)
         file.parent.mkdir(parents=True, exist_ok=True)
         answers = answer_turns(model, tokenizer, questions, f"{name}: answers", args.seed,
                                f"{file}.turn", made=made_by(folder, args.bits),
                                max_new_tokens=longest, temperature=args.temperature,
                                top_p=args.top_p)
         del model  # or the next one would stand beside it
-        lines = [official(args.format, name, record, said)
+        lines = [FORMATS[args.format].line(name, record, said)
                  for (_, record), said in zip(questions, answers)]
-        if args.format == "alpaca":
+        if file.suffix == ".json":
             write_whole(file, json.dumps(lines, indent=1) + "\n")
         else:
             write_jsonl(file, lines)
@@ -164,9 +198,3 @@ def command(args):
         cut = sum(not answer.finished for answer in flat) - none
         print(f"{file}: {len(lines)} questions, {cut} answers cut off after {longest} tokens, "
               f"{none} empty since there was no room for them")
-
-
-def place_of(out, form, name):
-    """The place in the folder `out` where a tool looks for the answers of a model called `name`."""
-    places = {"alpaca": out / name / "model_outputs.json", "ifeval": out / f"{name}.jsonl"}
-    return places.get(form, out / "model_answer" / f"{name}.jsonl")

@@ -1,8 +1,8 @@
 """The figures of a model: one table of all, and their values as text.
 
 A new figure is an entry of FIGURES, beside the function of eval.py that measures it: screen,
-report, model card and the table of docs/reading-the-figures.md (`python -m harness.views.figures`)
-are made of it.
+report and model card are made of it. `python -m harness.views.figures` prints the table for
+docs/reading-the-figures.md; of what screens show, README and lecture have copies.
 """
 from collections import namedtuple
 
@@ -28,10 +28,10 @@ FIGURES = [
            "answers that grow while the true score does not are the commonest failure",
            "glance line", ("characters per answer", "")),
     Figure("actor: answers cut off", "actor.cut_off_rate", ".0%",
-           "the share of the held-out answers that had not ended after `--max-answer-tokens`. They "
-           "count in the rows above as far as they go; in training they are dropped. Above a tenth "
-           "a line on the screen and in the report warns. In `summary.json` `actor.cut_off` of "
-           "`actor.answers`",
+           "the share of the held-out answers that had not ended after `--max-answer-tokens`. In "
+           "the other figures they count as far as they go; in training they are dropped. Above a "
+           "tenth a line on the screen and in the report warns. In `summary.json` `actor.cut_off` "
+           "of `actor.answers`",
            "glance"),
     Figure("judge: valid", "judge.valid_rate", ".0%",
            "judgments that were finished and end in a score on the scale; the others are dropped "
@@ -62,12 +62,12 @@ FIGURES = [
            "`--judgments`"),
     Figure("judge: agreement with the previous judge", "judge.previous_judge_kendall", ".2f",
            "the same between its order of M_0's answers and the order of the judge one iteration "
-           "before, by all judgments, so that it may be above the row before. Low where the judge "
-           "has changed its mind, where judgments are noisy, and where one of the two ties pairs "
-           "that the other orders"),
+           "before, by all judgments, so that it may be above the agreement of two halves. Low "
+           "where the judge has changed its mind, where judgments are noisy, and where one of the "
+           "two ties pairs that the other orders"),
     Figure("judge: score with length", "judge.length_correlation", ".2f",
-           "rank correlation of score and characters over M_0's answers. Compare the next row: in "
-           "the tiny world good answers are longer",
+           "rank correlation of score and characters over M_0's answers. Compare `truth with "
+           "length`: in the tiny world good answers are longer",
            "", ("judge: ties, and score with length", "score with length")),
     Figure("truth with length", "judge.truth_length_correlation", ".2f",
            "the same of the true score",
