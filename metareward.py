@@ -277,8 +277,10 @@ def meta_judge(run, t, varied):
             break
         made = compare(run, t, [item for item in varied if item["id"] in orders], orders,
                        f"round{number}.jsonl" if budget else "battles.jsonl")
-        if not made:
+        if not made and number == 1:
             return []
+        if not made:
+            break
         for record in made:
             compared[record["id"]] = add_battles(compared[record["id"]], record)
     run.save(t, "battles.jsonl", compared.values())

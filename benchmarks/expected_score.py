@@ -18,7 +18,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from eval import bootstrap, mean, read_jsonl, same_prompt
+from eval import bootstrap, mean, same_prompt
+from harness.files import read_jsonl
 from harness.loading import load
 from prompts import RUBRIC, judge_prompt
 from sampling import Chat

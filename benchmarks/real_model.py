@@ -218,7 +218,10 @@ def right_verdicts(run, t, varied):
     compared = []
     for item in varied:
         off = np.abs(np.array(item["scores"]) - item["truth"])
-        compared.append({**item, "verdicts": np.sign(off[None, :] - off[:, None]).tolist()})
+        verdicts = np.sign(off[None, :] - off[:, None])
+        said = [{"first": int(m), "second": int(n), "text": "the truth"}
+                for m, n in np.argwhere(verdicts)]
+        compared.append({**item, "verdicts": verdicts.tolist(), "said": said})
     run.save(t, "battles.jsonl", compared)
     return compared
 
@@ -234,9 +237,10 @@ def borrow(args, seed, out, kind):
     Before its meta-judge first spoke they are the same: M_0's figures, its answers and judgments;
     and up to M_1 if the second iteration is where they part.
     """
-    other = args.out / f"judge-{seed}"
-    first = json.loads((other / "summary.json").read_text()) if other.exists() else []
-    if out.exists() or len(first) < 2 or kind == "judge":
+    other, first = args.out / f"judge-{seed}", []
+    if (other / "summary.json").exists():
+        first = json.loads((other / "summary.json").read_text())
+    if kind == "judge" or out.exists() or len(first) < 2:
         return
     shutil.copytree(other / "iter0", out / "iter0")
     if kind == "judge-once":

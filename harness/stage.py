@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.files import read_jsonl, write_jsonl
+from harness.files import read_jsonl
 from sampling import sample
 
+DIGESTS = ("set of prompts", "model", "adapter")  # whose values say nothing to a reader
 BLOCK = 4096  # samples drawn together; a block that a crash cut short is drawn again
 
 
@@ -25,8 +26,9 @@ def sample_items(model, tokenizer, items, ask, read, n, label, file, known, look
     {id: record}. look(record, samples), if given, is called with each new one, and may raise.
     settings: as `sample` takes them.
 
-    A block of which one item is missing is drawn whole. So a stage that goes on with all its items
-    draws them in the same company as one that never stopped, and the same to the last bit.
+    A block of which one item is missing is drawn whole. So a stage of a run, which always comes
+    with all its items, draws them in the same company as one that never stopped, and the same to
+    the last bit. The commands come with what is left, which 16 bits may round otherwise.
     """
     if not items:
         return
@@ -107,17 +109,17 @@ def read_kept(file, made, key="id"):
 
     Raises ValueError that says what to do if they were made otherwise.
     """
-    records = read_jsonl(file) if Path(file).is_file() else []
+    cut_torn_line(Path(file))
+    records = read_jsonl(file)
     for record in records:
         if not isinstance(record.get(key), str):
             raise ValueError(f"{file} does not hold answers: give another --out")
         other = [name for name, value in made.items() if record.get(name) != value]
         if other:
-            raise ValueError(f"{file} holds answers made with another {other[0]}, "
-                             f"{record.get(other[0])} instead of {made[other[0]]}: give another "
-                             "--out")
-    if records:
-        write_jsonl(file, records)  # without a torn last line
+            values = f", {record.get(other[0])} instead of {made[other[0]]}"
+            raise ValueError(f"{file} holds answers made with another {other[0]}"
+                             f"{'' if other[0] in DIGESTS else values}: give another --out, or "
+                             "delete that file")
     return {record[key]: record for record in records}
 
 

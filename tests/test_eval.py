@@ -831,8 +831,8 @@ def test_a_command_that_was_killed_goes_on(trained, tmp_path, monkeypatch, capsy
         {"question_id": i, "turns": [f"How do I {task}?", "Why?"], "prompt": f"How do I {task}?",
          "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}) + "\n"
         for i, task in enumerate(TASKS[:4])))
-    flags = {"mt-bench": ["export", trained, "--format", "mt-bench", "--iterations", "1",
-                          "--questions", tmp_path / "q"],
+    flags = {"mt-bench": ["export", trained, "--format", "mt-bench", "--questions",
+                          tmp_path / "q"],
              "compare": ["compare", trained / "iter0", trained / "iter1", "--prompts",
                          tmp_path / "q", "--judge", ROOT / "tiny" / "judge"],
              "ifeval": ["ifeval", trained, "--questions", tmp_path / "q"]}[kind]
@@ -869,7 +869,7 @@ def test_a_command_that_was_killed_goes_on(trained, tmp_path, monkeypatch, capsy
                     assert "another temperature, 0.8 instead of 0.1" in command(
                         monkeypatch, capsys, *flags, "--temperature", "0.1", "--out", out)[2]
         assert status in (0, 2), error  # the seed judges nothing that names a winner
-    assert died > 1 and drawn == {"mt-bench": 8, "compare": 16, "ifeval": 8}[kind]
+    assert died > 1 and drawn == {"mt-bench": 16, "compare": 16, "ifeval": 8}[kind]
     assert left(tmp_path / "whole" / "out") == left(tmp_path / "cut" / "out")
 
 

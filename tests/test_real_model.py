@@ -130,6 +130,7 @@ def test_what_stands_in_for_judge_and_meta_judge():
     run.save = lambda t, name, records: saved.extend(records)
     [record] = right_verdicts(run, 1, [{"id": "0/1", "scores": [0, 1, 0], "truth": 1}])
     assert record["verdicts"] == [[0, -1, 0], [1, 0, 1], [0, -1, 0]] and saved == [record]
+    assert len(record["said"]) == 4  # two judgments alike are not compared
     assert judge_pair(elo(battle_matrix(record["verdicts"], 1, 1)), [1, 1, 1])[0] == 1
     answers = [{"id": "0", "text": "a bc"}, {"id": "1", "text": "a"}]
     assert shortness(run, 1, answers, "") == [-4, -1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from exercises.diagnosis import expect
 from harness.loading import load
 from sampling import Chat
 
@@ -28,12 +29,27 @@ def test_three_tokens_by_hand(task):
     """
     logits = torch.tensor([[[0.25, 0.75], [0.5, 0.5], [0.9, 0.1]]]).log()
     ids, prompt_lengths, lengths = torch.tensor([[0, 1, 1]]), torch.tensor([1]), torch.tensor([3])
-    assert task.answer_logps(logits, ids, prompt_lengths, lengths).tolist() == pytest.approx(
-        [math.log(3 / 8)], abs=1e-6
+    expect(
+        task.answer_logps(logits, ids, prompt_lengths, lengths),
+        [math.log(3 / 8)],
+        "the answer 1, 1 behind the prompt 0, with probabilities 3/4 and 1/2",
+        [
+            ([math.log(0.5 * 0.1)], "you read what stands at the token's own place; it is "
+             "predicted one place before"),
+            ([math.log(3 / 8) / 2], "a mean over the answer's tokens; wanted is their sum"),
+            ([3 / 8], "a probability; wanted is its logarithm"),
+            ([math.log(3 / 4)], "the answer's last token is missing"),
+            ([math.log(1 / 2)], "the answer's first token is missing: the prompt's last place "
+             "predicts it"),
+        ],
     )
-    assert task.answer_logps(logits + 7, ids, prompt_lengths, lengths).tolist() == pytest.approx(
-        [math.log(3 / 8)], abs=1e-5
-    ), "logits, not logs"
+    expect(
+        task.answer_logps(logits + 7, ids, prompt_lengths, lengths),
+        [math.log(3 / 8)],
+        "the same with 7 added to all logits",
+        [([math.log(3 / 8) + 14], "logits are not yet logarithms of probabilities: log_softmax")],
+        tolerance=1e-5,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +74,28 @@ def batch():
 
 
 def test_it_is_what_transformers_says(task, batch):
-    *arguments, expected = batch
-    assert task.answer_logps(*arguments).tolist() == pytest.approx(expected, rel=1e-4)
+    logits, ids, prompt_lengths, lengths, expected = batch
+    logps, width = logits.log_softmax(-1), ids.shape[1]
+
+    def summed(first, last, of=lambda terms: sum(terms)):
+        return [
+            of([logps[row, t - 1, ids[row, t]].item() for t in range(a, b)])
+            for row, (a, b) in enumerate(zip(first, last))
+        ]
+
+    ones, ends = [1] * len(ids), lengths.tolist()
+    expect(
+        task.answer_logps(logits, ids, prompt_lengths, lengths),
+        expected,
+        "three pairs of unequal lengths",
+        [
+            (summed(ones, ends), "the prompt's tokens count too"),
+            (summed(prompt_lengths.tolist(), [width] * len(ids)), "padding counts too"),
+            (summed(prompt_lengths.tolist(), ends, lambda terms: sum(terms) / len(terms)),
+             "means; wanted are sums"),
+        ],
+        tolerance=1e-4,
+    )
 
 
 def test_only_the_places_that_predict_the_answer_have_a_gradient(task, batch):

@@ -10,6 +10,8 @@ import math
 import pytest
 import torch
 
+from exercises.diagnosis import expect
+
 
 def pairs(**options):
     return [
@@ -21,12 +23,28 @@ def pairs(**options):
 def test_losses_and_rewards_of_two_pairs(task):
     losses, chosen, rejected = task.dpo_loss(*pairs(), beta=0.1)
     assert losses.shape == (2,), "one loss for each pair: the mean is the training loop's"
-    assert losses.tolist() == pytest.approx(
-        [math.log(1 + math.exp(-0.4)), math.log(1 + math.exp(0.4))]
+
+    def softplus(*values):
+        return [math.log1p(math.exp(x)) for x in values]
+
+    expect(
+        losses,
+        softplus(-0.4, 0.4),
+        "pairs whose margins are 0.4 and -0.4",
+        [
+            (softplus(0.4, -0.4), "chosen and rejected are exchanged, or the sign of the margin"),
+            (softplus(-4, 4), "beta is missing"),
+            (softplus(-1, 2.4), "the reference is missing"),
+            (softplus(-1.6, 4.4), "the reference is added; take it away"),
+            ([1 / (1 + math.exp(-0.4)), 1 / (1 + math.exp(0.4))], "that is the sigmoid; the loss "
+             "is minus its logarithm"),
+            ([-x for x in softplus(-0.4, 0.4)], "the sign: a loss is minus the logarithm"),
+        ],
     )
-    assert chosen.tolist() == pytest.approx([0.2, -0.1]) and rejected.tolist() == pytest.approx(
-        [-0.2, 0.3]
-    )
+    expect(chosen, [0.2, -0.1], "the rewards of the chosen answers",
+           [([2, -1], "a reward is beta times the difference to the reference")])
+    expect(rejected, [-0.2, 0.3], "the rewards of the rejected answers",
+           [([0.2, -0.3], "of the rejected answer, too, policy less reference")])
 
 
 def test_beta_scales_the_margin(task):

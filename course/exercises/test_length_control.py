@@ -7,9 +7,37 @@ import math
 import numpy as np
 import pytest
 
+from exercises.diagnosis import expect
+
 NAN = math.nan
 SCORES = [5.0, 4.6, 3.0, 1.0, 1.4, 2.0, NAN]
 LENGTHS = [900, 300, 100, 200, 700, 950, 10]
+
+
+def usual_mistakes(scores, lengths, rho):
+    """Pairs that other readings of [E1] give: (pair, what was mistaken)."""
+    known = [i for i in range(len(scores)) if not math.isnan(scores[i])]
+    high, low = max(scores[i] for i in known), min(scores[i] for i in known)
+
+    def chosen(share, length=min):
+        top = [i for i in known if scores[i] >= (1 - share) * high + share * low - 1e-9]
+        return length(top, key=lambda i: lengths[i])
+
+    def rejected(share, length=max):
+        bottom = [i for i in known if scores[i] <= (1 - share) * low + share * high + 1e-9]
+        return length(bottom, key=lambda i: lengths[i])
+
+    best = max(known, key=lambda i: scores[i]), min(known, key=lambda i: scores[i])
+    return [
+        ((chosen(rho, max), rejected(rho)), "of the top tier the shortest is chosen"),
+        ((chosen(rho), rejected(rho, min)), "of the bottom tier the longest is rejected"),
+        ((chosen(rho, max), rejected(rho, min)), "shortest and longest are exchanged"),
+        ((chosen(1 - rho), rejected(1 - rho)), "rho and 1 - rho are exchanged: rho 0 is the best "
+         "against the worst"),
+        ((rejected(rho), chosen(rho)), "chosen and rejected are exchanged"),
+        (best, "rho makes tiers: not only the very best and the very worst are in them"),
+        (None, "there is a pair here"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +54,12 @@ LENGTHS = [900, 300, 100, 200, 700, 950, 10]
     ],
 )
 def test_seven_answers_by_hand(task, rho, pair):
-    assert task.actor_pair(SCORES, LENGTHS, rho) == pair
+    expect(
+        task.actor_pair(SCORES, LENGTHS, rho),
+        pair,
+        f"actor_pair({SCORES}, {LENGTHS}, {rho})",
+        usual_mistakes(SCORES, LENGTHS, rho),
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,12 +74,17 @@ def test_seven_answers_by_hand(task, rho, pair):
     ],
 )
 def test_when_there_is_no_pair(task, scores, lengths, rho):
-    assert task.actor_pair(scores, lengths, rho) is None
+    got = task.actor_pair(scores, lengths, rho)
+    expect(got, None, f"actor_pair({scores}, {lengths}, {rho})",
+           [((0, 1), "0.1 + 0.2 and 0.3 differ in their last bit only")])
 
 
 def test_of_equal_lengths_the_score_decides(task):
-    assert task.actor_pair([1.0, 5.0], [7, 7], 1.0) == (1, 0)
-    assert task.actor_pair([2.0, 3.0, NAN, 4.0], [50, 50, 50, 50], 0.5) == (3, 0)
+    for scores, pair in (([1.0, 5.0], (1, 0)), ([2.0, 3.0, NAN, 4.0], (3, 0))):
+        rho, lengths = 1.0 if len(scores) == 2 else 0.5, [50] * len(scores)
+        got = task.actor_pair(scores, lengths, rho)
+        expect(got, pair, f"actor_pair({scores}, {lengths}, {rho})",
+               [(got, "of equal lengths the better score is chosen, the worse rejected")])
 
 
 def is_pair(scores, lengths, rho, chosen, rejected):
@@ -96,11 +134,12 @@ def test_random_answers_against_the_definition(task):
         ]
         if pair is None:
             assert all((scores[c], lengths[c]) == (scores[r], lengths[r]) for c, r in pairs), (
-                scores,
-                lengths,
-                rho,
+                f"actor_pair({scores}, {lengths}, {rho}) gives None, and could give {pairs[0]}"
             )
             none += 1
         else:
-            assert pair in pairs and pair[0] != pair[1], (scores, lengths, rho)
+            assert pair in pairs and pair[0] != pair[1], (
+                f"actor_pair({scores}, {lengths}, {rho}) gives {pair}, and should give "
+                f"{' or '.join(map(str, pairs)) or None}"
+            )
     assert none > 5

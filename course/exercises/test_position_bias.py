@@ -10,6 +10,19 @@ from exercises.meta_judges import planted, simulate
 SEEDS = range(5)
 
 
+def diagnosed(d, true):
+    """An estimate and what it should be, and the usual mistake if it looks like one."""
+    told = f"d is {d:.2f} and should be {true:g}"
+    for value, what in (
+        (2 * true, "the ratio of both probabilities is exp(2 d), not exp(d)"),
+        (true / 2, "one half too many"),
+        (-true, "the sign: the first place helps if d is positive"),
+    ):
+        if abs(d - value) < 0.45 * abs(true):
+            return f"{told}: {what}"
+    return f"{told}: a share of wins depends on how different the judgments are; d does not"
+
+
 def test_the_biased_ones_are_found_and_no_other(task):
     """Of six, three are biased: one whose judgments differ so much that the place seldom matters,
     one towards the second place, one a little. The others look biased to whoever takes a verdict
@@ -20,7 +33,8 @@ def test_the_biased_ones_are_found_and_no_other(task):
         found = task.biased(meta_judges)
         assert set(found) == {name for name, d in advantages.items() if d}, f"seed {seed}"
         for name, d in found.items():
-            assert d == pytest.approx(advantages[name], abs=0.3), f"seed {seed}"
+            true = advantages[name]
+            assert d == pytest.approx(true, abs=0.3), f"seed {seed}, {name}: {diagnosed(d, true)}"
 
 
 def test_the_estimate_does_not_depend_on_how_different_the_judgments_are(task):
@@ -29,7 +43,7 @@ def test_the_estimate_does_not_depend_on_how_different_the_judgments_are(task):
     """
     for spread in (0.0, 1.0, 4.0):
         d, _ = task.position_advantage(simulate(np.random.default_rng(0), 1.0, spread, 0.1, 400))
-        assert d == pytest.approx(1.0, abs=0.12), f"spread {spread}"
+        assert d == pytest.approx(1.0, abs=0.12), f"spread {spread}: {diagnosed(d, 1.0)}"
 
 
 def test_the_standard_error_is_the_spread_of_the_estimates(task):

@@ -9,6 +9,8 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
+from exercises.diagnosis import expect
+
 
 def transitive(size):
     """Each judgment beat all that come after it, in both orders."""
@@ -24,9 +26,13 @@ def test_the_likelihood_by_hand(task):
 
 
 def test_three_wins_to_one_are_the_logarithm_of_three_apart(task):
-    np.testing.assert_allclose(
-        task.elo([[0, 3], [1, 0]]), [np.log(3) / 2, -np.log(3) / 2], atol=1e-4
-    )
+    half = np.log(3) / 2
+    expect(task.elo([[0, 3], [1, 0]]), [half, -half], "elo([[0, 3], [1, 0]])",
+           [([-half, half], "the winner is rated lowest: the sign of the gradient"),
+            ([2 * half, 0], "the ratings' mean is 0"),
+            ([0, -2 * half], "the ratings' mean is 0"),
+            ([400 / np.log(10) * half, -400 / np.log(10) * half], "natural logarithms, not chess "
+             "points")], tolerance=1e-4)
 
 
 def test_ratings_are_those_of_a_general_optimiser(task):
@@ -34,14 +40,17 @@ def test_ratings_are_those_of_a_general_optimiser(task):
     for size, ridge in ((3, 0.05), (6, 0.05), (11, 0.5)):
         B = rng.random((size, size)) * (1 - np.eye(size)) * (rng.random((size, size)) < 0.7)
         scaled = B * size * (size - 1) / 2 / B.sum()
-        found = minimize(
-            lambda e: ridge / 2 * e @ e - (scaled * log_expit(e[:, None] - e[None])).sum(),
-            np.zeros(size),
-            tol=1e-9,
-        ).x
-        ours = task.elo(B, ridge)
-        assert abs(ours.mean()) < 1e-9
-        np.testing.assert_allclose(ours, found - found.mean(), atol=1e-4)
+        found, unscaled = (
+            minimize(
+                lambda e: ridge / 2 * e @ e - (of * log_expit(e[:, None] - e[None])).sum(),
+                np.zeros(size),
+                tol=1e-9,
+            ).x
+            for of in (scaled, B)
+        )
+        expect(task.elo(B, ridge), found - found.mean(), f"elo({B.round(3).tolist()}, {ridge})",
+               [(unscaled - unscaled.mean(), "scale B to one battle per pair first"),
+                (found, "the ratings' mean is 0")], tolerance=1e-4)
 
 
 def test_a_regulariser_of_known_strength(task):
@@ -51,13 +60,23 @@ def test_a_regulariser_of_known_strength(task):
     for ridge in (0.5, 0.1, 1e-6):
         e = task.elo([[0, 1], [0, 0]], ridge)
         d = e[0] - e[1]
-        assert d > 0 and 1 / (1 + np.exp(d)) == pytest.approx(ridge * d / 2, rel=1e-3)
+        assert d > 0, f"the winner is rated lower: {d}"
+        slope, penalty = 1 / (1 + np.exp(d)), ridge * d / 2
+        assert slope == pytest.approx(penalty, rel=1e-3), (
+            f"at ridge {ridge:g} the slope of the likelihood is {slope:.3g} and that of the "
+            f"penalty {penalty:.3g}: the maximum is not reached. scipy's minimize stops too early "
+            "by its own tolerance (tol=1e-9); Newton's steps must end when they are below 1e-9"
+        )
 
 
 def test_a_thousand_times_as_many_of_the_same_kind_change_nothing(task):
     B = np.array([[0, 2, 1], [1, 0, 0.5], [0, 0.5, 0]])
-    np.testing.assert_allclose(task.elo(1000 * B, 0.1), task.elo(B, 0.1), atol=1e-6)
-    np.testing.assert_allclose(task.elo(B + 9 * np.eye(3), 0.1), task.elo(B, 0.1), atol=1e-6)
+    for other, why in (
+        (1000 * B, "scale B to one battle per pair before the ridge is added"),
+        (B + 9 * np.eye(3), "nobody battles with itself: leave the diagonal out, of the scale too"),
+    ):
+        got = task.elo(other, 0.1)
+        expect(got, task.elo(B, 0.1), f"elo({other.tolist()}, 0.1)", [(got, why)], tolerance=1e-5)
 
 
 def test_the_order_of_judgments_that_lost_to_none_below_them_survives(task):
@@ -87,7 +106,10 @@ def test_when_the_maximum_is_finite(task):
         size = rng.integers(2, 6)
         B = rng.random((size, size)) * (1 - np.eye(size)) * (rng.random((size, size)) < 0.45)
         expected = finite_by_brute_force(B)
-        assert bool(task.has_finite_maximum(B)) == expected, B
+        assert bool(task.has_finite_maximum(B)) == expected, (
+            f"has_finite_maximum({B.round(2).tolist()}) should be {expected}: who has beaten whom, "
+            "and by way of whom?"
+        )
         seen.add(expected)
     assert seen == {True, False}
 

@@ -42,7 +42,7 @@ def command(args):
     pairs = [(prompt, one, other) for prompt, (one, _), (other, _) in matched]
     records = judge_both_orders(*load_alone(args.judge, args.bits), pairs,
                                 args.max_verdict_tokens, part_of(args, "verdicts"),
-                                made_by(args.judge, args.bits))
+                                made_by(args.judge, args.bits) if args.out else None)
     if args.out:
         write_jsonl(args.out, records)
         for name in (*sources, "verdicts"):
@@ -82,10 +82,11 @@ def answers_from(source, name, prompts, args):
     if Path(source).suffix in (".jsonl", ".json", ".txt"):
         raise ValueError(f"{name} {source}: there is no such file")
     model, tokenizer = load_alone(source, args.bits)
+    made = made_by(source, args.bits) if args.out else None
     samples = sample_each(model, tokenizer, prompts, f"{name}: answers",
-                          args.max_new_tokens or answer_tokens(source), part_of(args, name),
-                          made_by(source, args.bits), temperature=args.temperature,
-                          top_p=args.top_p, seed=[args.seed, "compare"])
+                          args.max_new_tokens or answer_tokens(source), part_of(args, name), made,
+                          temperature=args.temperature, top_p=args.top_p,
+                          seed=[args.seed, "compare"])
     for prompt, answer in zip(prompts, samples):
         if answer.tokens:
             answers[prompt].append((answer.text, answer.finished))

@@ -3,6 +3,7 @@
 AlpacaEval, Arena-Hard and MT-Bench judge such files by their own judges, which are not ours; IFEval
 by its own program.
 """
+import glob
 import hashlib
 import json
 import re
@@ -170,7 +171,7 @@ def command(args):
     if missing:
         raise ValueError(f"{run} has no adapter of iteration {missing[0]}, "
                          f"only of {' '.join(map(str, there))}")
-    out = Path(args.out or run / "export" / args.format)
+    out, parts = Path(args.out or run / "export" / args.format), []
     for t in args.iterations or (there[-1:] if whole else there):
         name, folder = f"{run.resolve().name}-iter{t}", run / f"iter{t}"
         if whole:
@@ -191,10 +192,11 @@ def command(args):
             write_whole(file, json.dumps(lines, indent=1) + "\n")
         else:
             write_jsonl(file, lines)
-        for part in file.parent.glob(f"{file.name}.turn*.part"):
-            part.unlink()
+        parts += file.parent.glob(f"{glob.escape(file.name)}.turn*.part")
         flat = [answer for said in answers for answer in said]
         none = sum(not answer.tokens for answer in flat)
         cut = sum(not answer.finished for answer in flat) - none
         print(f"{file}: {len(lines)} questions, {cut} answers cut off after {longest} tokens, "
               f"{none} empty since there was no room for them")
+    for part in parts:  # all is written
+        part.unlink()

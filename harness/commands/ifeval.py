@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from eval import FEWEST, bootstrap
 from harness.checks import Missing, check_check, loose, meets
-from harness.commands.models import load_alone, made_by, models_of, tell_too_long
+from harness.commands.models import load_alone, made_by, models_of, tell_without_room
 from harness.loading import base_name
 from harness.records import read_prompts
 from harness.stage import read_kept, sample_items
@@ -64,7 +64,7 @@ def question_of(record):
 def answers_to(prompts, name, model, args):
     """{prompt: the model's record}. --out keeps them as they end, and what it has is not redone."""
     longest, label = args.max_new_tokens or longest_answer(model), f"{name}: answers"
-    made = {"max_new_tokens": longest, **made_by(model, args.bits)}
+    made = {"max_new_tokens": longest, **(made_by(model, args.bits) if args.out else {})}
 
     def read(item, samples):
         (sample,), = samples
@@ -77,7 +77,7 @@ def answers_to(prompts, name, model, args):
     if left:
         sample_items(*load_alone(model, args.bits), left, lambda item: [item["id"]], read, 1,
                      label, file, known, max_new_tokens=longest, temperature=0)
-        tell_too_long(label, sum("too_long" in known[item["id"]] for item in left), longest)
+        tell_without_room(label, sum("too_long" in known[item["id"]] for item in left), longest)
     return known
 
 

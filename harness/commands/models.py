@@ -27,7 +27,7 @@ def sample_each(model, tokenizer, prompts, label, max_new_tokens, part=None, mad
     made: {what they depend on beside the prompts and settings: its value}, which must be the same
     then. settings: as `sample` takes them.
     """
-    made = {**(made or {}), "prompts": digest(prompts), "max_answer_tokens": max_new_tokens,
+    made = {**(made or {}), "set of prompts": digest(prompts), "max_tokens": max_new_tokens,
             **settings}
     fields = [field.name for field in dataclasses.fields(Sample)]
 
@@ -42,11 +42,11 @@ def sample_each(model, tokenizer, prompts, label, max_new_tokens, part=None, mad
                  part or os.devnull, known, max_new_tokens=max_new_tokens, **settings)
     samples = [Sample(**{name: known[f"{i}"][name] for name in fields})
                for i in range(len(prompts))]
-    tell_too_long(label, sum(not sample.tokens for sample in samples), max_new_tokens)
+    tell_without_room(label, sum(not sample.tokens for sample in samples), max_new_tokens)
     return samples
 
 
-def tell_too_long(label, count, max_new_tokens):
+def tell_without_room(label, count, max_new_tokens):
     """Say how many prompts were too long, if any: they got no answer."""
     if count:
         print(f"{label}: {count} prompts are too long, the model's context has no room for them "
@@ -55,9 +55,9 @@ def tell_too_long(label, count, max_new_tokens):
 
 def made_by(model, bits):
     """What tells a model's answers from those of another: its weights, its adapter's, its bits."""
-    adapter = Path(model) / "adapter" / "adapter_model.safetensors"
+    adapter = adapter_of(model)
     return {"model": fingerprint(model), "bits": bits,
-            "adapter": sha256(adapter)[:8] if adapter.is_file() else None}
+            "adapter": sha256(adapter / "adapter_model.safetensors")[:8] if adapter else None}
 
 
 def winner_of(sample, what):

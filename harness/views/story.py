@@ -30,7 +30,7 @@ def story(answers, pairs, battle=None, rating=None):
     """
     blocks = tell_answers(answers, pairs)
     if battle and rating:
-        blocks += tell_battle(battle, rating)
+        blocks += tell_battle(battle, rating, pairs)
     if not pairs:
         blocks.append(Text("No pair came of this prompt; the report counts what was dropped, and "
                            "why.", ""))
@@ -64,8 +64,9 @@ def tell_answers(answers, pairs):
     return blocks
 
 
-def tell_battle(battle, rating):
+def tell_battle(battle, rating, pairs=()):
     """An answer's judgments, how they fared against each other, and their ratings."""
+    trained = [pair["chosen"][0]["content"] for pair in pairs if pair["kind"] == "judge"]
     texts, ratings, N = battle["texts"], rating["ratings"], len(battle["texts"])
     rows = [[f"{m}", *("." if m == n else f"{won:.2f}" for n, won in enumerate(row)),
              f"{ratings[m]:+.2f}", f"{battle['scores'][m]:g}"]
@@ -74,11 +75,13 @@ def tell_battle(battle, rating):
                     "each, a win in one order only by its place's weight [E3]",
                     ["", *map(str, range(N)), "rating [E4]", "its score"], rows, shaded=N)]
     order = sorted(range(N), key=lambda i: -ratings[i])
-    sides = dict(zip(rating["pair"] or (), ("chosen", "rejected")))
+    ends = rating["pair"] or ()
+    names = ("chosen", "rejected") if trained else ("rated highest", "rated lowest")
+    about = dict(zip(ends, names))
     told = {m: Text(f"judgment {m}, rating {ratings[m]:+.2f}"
-                    + (f", {sides[m]}" if m in sides else ""), texts[m], sides.get(m, ""))
-            for m in order}
-    blocks += [told[m] for m in sides]
+                    + (f", {about[m]}" if m in about else ""), texts[m],
+                    about.get(m, "") if trained else "") for m in order}
+    blocks += [told[m] for m in ends]
     said = {(one["first"], one["second"]): one["text"] for one in battle["said"]}
     m, n = rating["pair"] or next(iter(said), (0, 0))
     verdicts = [Text(f"The meta-judge of {first}, shown first, and {second}: "
@@ -86,8 +89,8 @@ def tell_battle(battle, rating):
                 for first, second in ((m, n), (n, m)) if (first, second) in said]
     who = [[f"{m}", *(winner(battle, m, n) if (m, n) in said else "" for n in range(N))]
            for m in range(N)]
-    everything = [told[m] for m in order if m not in sides]
-    return blocks + verdicts + [Fold("All verdicts and judgments", [
+    everything = [told[m] for m in order if m not in ends]
+    return blocks + verdicts + [Fold("Who won, and the other judgments", [
         Table("Who won, with the row shown first and the column second",
               ["", *map(str, range(N))], who), *everything])]
 
