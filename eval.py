@@ -8,7 +8,7 @@
     python eval.py judge runs/x --pairs FILE    # how often it prefers the right one of pairs
     python eval.py export runs/x --format alpaca --questions FILE    # files of official tools
 
-Here are functions of numbers and records, which need nothing but numpy; the commands are in harness/
+Here are functions of numbers and records, which need numpy alone; the commands are in harness/
 (commands/, and what shows a run in views/). The ground truth, where there is one, is data: a prompt
 record may carry "checks" (harness/checks.py) of which a good answer meets many. Left out:
 leaderboards. A model's opinion of itself is not evidence, and no figure here pretends that it is.
