@@ -74,6 +74,19 @@ def test_every_check_fails_on_its_starter():
                                               done.stdout.splitlines()[-1]), done.stdout
 
 
+def test_grades_name_what_passes_what_is_wrong_and_a_hint():
+    def grade(*words):
+        return subprocess.run([sys.executable, "course/grade.py", *words], cwd=ROOT,
+                              capture_output=True, text=True)
+
+    done = grade("2", "5", "--solutions")
+    assert done.returncode == 0 and "2 of 2 tasks are done" in done.stdout, done.stdout
+    begun = grade("2", "--hint", "3")
+    assert begun.returncode == 1 and "0 of   5" in begun.stdout, begun.stdout
+    assert "not begun: dpo_loss" in begun.stdout and "hint 3: `softplus(x)`" in begun.stdout
+    assert "there is no task 99" in grade("99").stderr
+
+
 def run_notebook(name, **changes):
     """How many pictures a notebook of the course draws, with texts of its cells changed."""
     notebook = nbformat.read(ROOT / "course" / name, as_version=4)

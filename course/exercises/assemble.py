@@ -15,6 +15,8 @@ def iterate(run, t):
         m.actor_pairs(answers, rho, max_chars, run.dropped)      pairs of answers [E1]; schedules
                                                                  "rho" and "max_response_chars"
         m.answer(run, t, prompts)                                K answers to each prompt
+        m.diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")   a few of them, compared for the
+                                                                 figures alone
         m.finished_answers(answered, s.max_score, run.dropped)   those that may train, one by one
         inputs.choose_prompts(run, t)                            prompts that nobody has used
         m.judge_pairs(compared, ratings, run.rubric, max_chars, run.dropped)
@@ -31,7 +33,8 @@ def iterate(run, t):
                                                                  DPO [E5]: figures of the best epoch
         m.score(run, t, answers)                                 N judgments of each answer
 
-    The judge trains in the iterations up to s.judge_iters; in later ones nothing is compared.
+    The judge trains in the iterations up to s.judge_iters; in later ones only a few answers are
+    compared, and no pairs of judgments are made.
     """
     raise NotImplementedError
 

@@ -13,9 +13,11 @@ def expect(got, wanted, case, mistakes=(), tolerance=1e-6):
     """
     if close(got, wanted, tolerance):
         return
-    known = [what for value, what in mistakes if close(got, value, tolerance)]
+    known = {what: None for value, what in mistakes if close(got, value, tolerance)}
     told = f"{case} gives {shown(got)} and should give {shown(wanted)}"
-    raise AssertionError("\n".join([told, *known[:1]]))
+    if len(known) > 1:  # this case does not tell them apart
+        told += "\none of these:"
+    raise AssertionError("\n".join([told, *known]))
 
 
 def numbers(value):
@@ -30,4 +32,7 @@ def close(a, b, tolerance):
 
 
 def shown(value):
-    return "None" if value is None else str(np.round(numbers(value), 6).tolist())
+    if value is None:
+        return "None"
+    rounded = np.round(numbers(value), 6)
+    return str((rounded.astype(int) if (rounded % 1 == 0).all() else rounded).tolist())

@@ -91,6 +91,9 @@ def test_it_is_what_transformers_says(task, batch):
         [
             (summed(ones, ends), "the prompt's tokens count too"),
             (summed(prompt_lengths.tolist(), [width] * len(ids)), "padding counts too"),
+            (summed(prompt_lengths.tolist(), [min(width, end + 1) for end in ends]), "a token of "
+             "padding counts too: token t belongs to the answer if t < length"),
+            ([-x for x in expected], "the sign: these are logarithms of probabilities"),
             (summed(prompt_lengths.tolist(), ends, lambda terms: sum(terms) / len(terms)),
              "means; wanted are sums"),
         ],

@@ -25,7 +25,16 @@ def loop(folder, iterate):
              "--responses", 3, "--judgments", 3, "--epochs", 1, "--no-eft", "--rho", 0, 0.4,
              "--eval-prompts", first_lines("eval.jsonl", 1, folder),
              "--ranked", first_lines("ranked_eval.jsonl", 1, folder)]
-    with mock.patch.object(metareward, "iterate", iterate):
+
+    def watched(run, t):
+        with mock.patch.object(run, "become", wraps=run.become) as become:
+            told = iterate(run, t)
+        assert mock.call(t - 1) in become.call_args_list, (
+            "each iteration begins with run.become(t - 1): a run that goes on holds a fresh adapter"
+        )
+        return told
+
+    with mock.patch.object(metareward, "iterate", watched):
         run(folder / "run", *flags)
     return folder / "run"
 
@@ -66,8 +75,8 @@ def test_the_same_models(make_runs):
             run / f"iter{t}" / "adapter" / "adapter_model.safetensors" for run in make_runs()
         )
         assert mine.read_bytes() == theirs.read_bytes(), (
-            f"M_{t} is another model: does each iteration begin with run.become(t - 1), and train "
-            "on both kinds of pairs together?"
+            f"M_{t} is another model: do both kinds of pairs train together, by this iteration's "
+            "settings?"
         )
 
 
@@ -76,3 +85,9 @@ def test_what_it_tells(make_runs):
     for told, expected in zip(*records):
         for name in ("actor", "judge"):
             assert told["pairs"][name] == expected["pairs"][name], "return what `told` makes of it"
+        assert told["meta_judge"] == expected["meta_judge"], (
+            "other comparisons: in iterations after s.judge_iters a diagnostic sample is compared"
+        )
+    for t in (1, 2):
+        mine, theirs = (lines(run, t, "ratings.jsonl") for run in make_runs())
+        assert mine == theirs, f"other ratings in iteration {t}: the weights of [E2]?"

@@ -11,11 +11,11 @@ from exercises.diagnosis import expect
 PROBS = np.array([0.1, 0.5, 0.15, 0.25])
 
 
-def drawn(probs, uniform, keep, by_rank=False, stretch=True):
+def drawn(probs, uniform, keep, by_rank=False, stretch=True, side="right"):
     """What is drawn from a set of tokens, in a way that may be mistaken."""
     order = np.argsort(-probs, kind="stable") if by_rank else np.arange(len(probs))
     line = np.where(keep, probs, 0)[order].cumsum()
-    place = np.searchsorted(line, uniform * (line[-1] if stretch else 1), side="right")
+    place = np.searchsorted(line, uniform * (line[-1] if stretch else 1), side=side)
     return int(order[min(place, len(probs) - 1)])
 
 
@@ -51,6 +51,9 @@ def test_four_tokens_by_hand(task, uniform, top_p, token):
             (drawn(PROBS, uniform, too_small), "the token with which the sum reaches top_p "
              "belongs to the nucleus"),
             (drawn(PROBS, uniform, PROBS > 0), "top_p cuts nothing off here"),
+            (drawn(PROBS, uniform, right, side="left"), "at a border it is the later token"),
+            (drawn(PROBS, uniform, PROBS >= ranked[np.argmax(ranked.cumsum() > top_p)]), "the "
+             "sum has to reach top_p, not to pass it"),
         ],
     )
 
@@ -60,7 +63,8 @@ def test_equally_likely_tokens_are_in_it_together(task):
     probs = np.full(4, 0.25)
     got = [task.sample_top_p(probs, u, 0.5) for u in (0.1, 0.3, 0.6, 0.9)]
     expect(got, [0, 1, 2, 3], "four equal tokens, top_p 0.5",
-           [([0, 0, 1, 1], "tokens as likely as the last one belong to the nucleus too")])
+           [([0, 0, 1, 1], "tokens as likely as the last one belong to the nucleus too"),
+            ([2, 2, 3, 3], "tokens as likely as the last one belong to the nucleus too")])
 
 
 def test_each_token_has_its_share_of_the_uniform_numbers(task):

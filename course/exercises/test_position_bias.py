@@ -2,6 +2,10 @@
 solution passes always or never.
 """
 
+import math
+from collections import Counter
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -10,17 +14,29 @@ from exercises.meta_judges import planted, simulate
 SEEDS = range(5)
 
 
-def diagnosed(d, true):
-    """An estimate and what it should be, and the usual mistake if it looks like one."""
+def diagnosed(d, true, battles):
+    """An estimate and what it should be, and the usual mistake that gives just this estimate."""
+    wins = Counter(v for battle in battles for row in battle["verdicts"] for v in row)
+    both = Counter(
+        r[m][n]
+        for r in (battle["verdicts"] for battle in battles)
+        for m, n in combinations(range(len(r)), 2)
+        if r[m][n] == r[n][m] != 0
+    )
+    log_odds = math.log((both[1] + 0.5) / (both[-1] + 0.5))
+    share = math.log((wins[1] + 0.5) / (wins[-1] + 0.5))
     told = f"d is {d:.2f} and should be {true:g}"
     for value, what in (
-        (2 * true, "the ratio of both probabilities is exp(2 d), not exp(d)"),
-        (true / 2, "one half too many"),
-        (-true, "the sign: the first place helps if d is positive"),
+        (log_odds, "the ratio of both probabilities is exp(2 d), not exp(d)"),
+        (-log_odds / 2, "the sign: the first place helps if d is positive"),
+        (log_odds / 4, "halved twice"),
+        (share, "the log-odds of the share of wins depend on how different the judgments are"),
+        (share / 2, "the log-odds of the share of wins depend on how different the judgments are"),
+        (wins[1] / max(1, wins[1] + wins[-1]) - 0.5, "a share of wins is not yet a strength"),
     ):
-        if abs(d - value) < 0.45 * abs(true):
+        if abs(d - value) < 0.02:
             return f"{told}: {what}"
-    return f"{told}: a share of wins depends on how different the judgments are; d does not"
+    return told
 
 
 def test_the_biased_ones_are_found_and_no_other(task):
@@ -31,10 +47,18 @@ def test_the_biased_ones_are_found_and_no_other(task):
     for seed in SEEDS:
         meta_judges, advantages = planted(seed)
         found = task.biased(meta_judges)
-        assert set(found) == {name for name, d in advantages.items() if d}, f"seed {seed}"
+        biased = {name for name, d in advantages.items() if d}
+        for name in biased ^ set(found):
+            estimate, error = task.position_advantage(meta_judges[name])
+            raise AssertionError(
+                f"seed {seed}: {name} is {'' if name in biased else 'not '}biased; your estimate "
+                f"is {estimate:.2f} +- {error:.2f}. Verdicts of 0 are no defeats, the error is "
+                "that of half a log-odds, and biased is who is three errors from zero"
+            )
         for name, d in found.items():
             true = advantages[name]
-            assert d == pytest.approx(true, abs=0.3), f"seed {seed}, {name}: {diagnosed(d, true)}"
+            told = diagnosed(d, true, meta_judges[name])
+            assert d == pytest.approx(true, abs=0.3), f"seed {seed}, {name}: {told}"
 
 
 def test_the_estimate_does_not_depend_on_how_different_the_judgments_are(task):
@@ -42,8 +66,9 @@ def test_the_estimate_does_not_depend_on_how_different_the_judgments_are(task):
     differ.
     """
     for spread in (0.0, 1.0, 4.0):
-        d, _ = task.position_advantage(simulate(np.random.default_rng(0), 1.0, spread, 0.1, 400))
-        assert d == pytest.approx(1.0, abs=0.12), f"spread {spread}: {diagnosed(d, 1.0)}"
+        battles = simulate(np.random.default_rng(0), 1.0, spread, 0.1, 400)
+        d, _ = task.position_advantage(battles)
+        assert d == pytest.approx(1.0, abs=0.12), f"spread {spread}: {diagnosed(d, 1.0, battles)}"
 
 
 def test_the_standard_error_is_the_spread_of_the_estimates(task):
@@ -59,7 +84,11 @@ def test_the_standard_error_is_the_spread_of_the_estimates(task):
                 for seed in range(200)
             ]
         )
-        assert 0.8 < estimates[:, 0].std() / estimates[:, 1].mean() < 1.25
+        spread, told = estimates[:, 0].std(), estimates[:, 1].mean()
+        assert 0.8 < spread / told < 1.25, (
+            f"the estimates vary by {spread:.2f}, and say {told:.2f} of themselves: is the error "
+            "that of half a log-odds?"
+        )
         assert estimates[:, 0].mean() == pytest.approx(advantage, abs=0.08)
 
 

@@ -45,7 +45,9 @@ def test_two_keys_by_hand(task):
     expect(out, [6, 1], "weights 3 and 1",
            [([4, 2], "the two sets have different weights: their totals say which"),
             ([8, 4], "each out already sums to one: weigh them before you add")])
-    expect(total, np.log(4), "the total of weights 3 and 1")
+    expect(total, np.log(4), "the total of weights 3 and 1",
+           [(np.log(3), "the total is the logarithm of a sum, not a sum of logarithms; or the "
+             "smaller set is missing")])
 
 
 def test_it_is_one_softmax(task):

@@ -13,12 +13,14 @@ def iterate(run, t):
     answers = m.finished_answers(m.answer(run, t, prompts), s.max_score, run.dropped)
     answers = m.score(run, t, answers)
     pairs = m.actor_pairs(answers, s.at("rho", t), s.at("max_response_chars", t), run.dropped)
-    compared, weights = [], (0.5, 0.5)
+    varied = m.most_varied(answers, s.seed, run.dropped)
+    if t > s.judge_iters:
+        varied = m.diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
+    compared = m.meta_judge(run, t, varied)
+    weights = m.position_weights(*m.wins_by_place(compared))  # [E2]
+    ratings = m.rate(compared, weights)  # [E3] [E4]
+    run.save(t, "ratings.jsonl", ratings)
     if t <= s.judge_iters:
-        compared = m.meta_judge(run, t, m.most_varied(answers, s.seed, run.dropped))
-        weights = m.position_weights(*m.wins_by_place(compared))  # [E2]
-        ratings = m.rate(compared, weights)  # [E3] [E4]
-        run.save(t, "ratings.jsonl", ratings)
         limit = s.at("max_judgment_chars", t)
         pairs += m.judge_pairs(compared, ratings, run.rubric, limit, run.dropped)
     run.save(t, "pairs.jsonl", pairs)
