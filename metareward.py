@@ -55,7 +55,7 @@ from eval import (
 from harness import inputs
 from harness.checks import truth
 from harness.first_replies import check_judging, first_prompts
-from harness.lines import as_pair, as_reply
+from harness.lines import VERDICTS, as_pair, as_reply, winner_of
 from harness.plan import fit_hours, foresee, plan
 from harness.program import as_program, last_words
 from harness.run import Run
@@ -298,8 +298,7 @@ def compare(run, t, items, orders, name):
         N = len(item["texts"])
         verdicts, said = np.zeros((N, N), dtype=int), []
         for (m, n), (s,) in zip(orders[item["id"]], samples):
-            winner = words.parse_winner(s.text) if s.finished else None
-            verdicts[m, n] = {"A": 1, "B": -1, None: 0}[winner]
+            verdicts[m, n] = VERDICTS[winner_of(s)]
             said.append({"first": m, "second": n, "text": s.text, "finished": s.finished})
         return {**item, "verdicts": verdicts.tolist(), "said": said}
 
@@ -313,10 +312,11 @@ def next_pairs(record, budget, seed):
 
     Nothing more is asked of one whose first comparisons all named no winner.
     """
-    if record["said"] and (not budget or not np.any(record["verdicts"])):
-        return []
     if not budget:
-        return list(itertools.permutations(range(len(record["texts"])), 2))
+        N = len(record["texts"])
+        return [] if record["said"] else list(itertools.permutations(range(N), 2))
+    if record["said"] and not np.any(record["verdicts"]):
+        return []
     texts, done = record["texts"], np.zeros_like(record["verdicts"], dtype=bool)
     for said in record["said"]:
         done[said["first"], said["second"]] = True

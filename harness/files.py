@@ -14,20 +14,26 @@ def read_json(file, kind=None, notes=None):
     instead, and of a missing file as well, and what comes back is empty.
     """
     try:
-        content, why = json.loads(Path(file).read_text(encoding="utf-8")), None
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         if kind is None:
             raise
-        content, why = kind(), notes is not None and f"{file} is missing"
+        if notes is not None:
+            notes.append(f"{file} is missing")
+        return kind()
+    except OSError as error:
+        if notes is None:
+            raise
+        why = f"cannot be read ({error.strerror})"
     except (ValueError, RecursionError):
-        content, why = None, f"{file}: not JSON; put it back from a copy"
-    if kind and not why and not isinstance(content, kind):
-        why = f"{file}: no JSON {'list' if kind is list else 'record'}; put it back from a copy"
-    if not why:
-        return content
+        why = "not JSON; put it back from a copy"
+    else:
+        if kind is None or isinstance(content, kind):
+            return content
+        why = f"no JSON {'list' if kind is list else 'record'}; put it back from a copy"
     if notes is None:
-        raise ValueError(why)
-    notes.append(why)
+        raise ValueError(f"{file}: {why}")
+    notes.append(f"{file}: {why}")
     return kind()
 
 

@@ -1,5 +1,9 @@
-"""Lines of a run's files: a text that a model wrote, and what training reads."""
+"""Lines of a run's files: a text that a model wrote, its verdict, and what training reads."""
 import re
+
+import prompts as words
+
+VERDICTS = {"A": 1, "B": -1, None: 0}  # of a comparison, as battles.jsonl has them
 
 
 def as_reply(chat, sample):
@@ -14,6 +18,11 @@ def as_reply(chat, sample):
         if not chat.marks.isdisjoint(sample.tokens[:-1]):
             record["marked"] = True
     return record
+
+
+def winner_of(sample, what="Judgment"):
+    """"A", "B" or None: a verdict that was cut off has no winner. what: the winners' kind."""
+    return words.parse_winner(sample.text, what) if sample.finished else None
 
 
 def as_pair(kind, prompt_id, prompt, chosen, rejected, ids=(None, None), **figures):

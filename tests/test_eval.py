@@ -45,7 +45,7 @@ from harness.commands import export
 from harness.commands.flags import eval_parser
 from harness.commands.main import main as run_command
 from harness.commands.repeat import measure_repeats
-from harness.files import read_jsonl, write_jsonl, write_whole
+from harness.files import read_json, read_jsonl, write_jsonl, write_whole
 from harness.loading import load
 from harness.training import save_adapter
 from harness.views import drawing
@@ -1063,6 +1063,24 @@ def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
     for torn in (b"", b'{"a": 3', b"12", '{"a": "é'.encode()[:-1]):
         file.write_bytes(b'{"a": 1}\n{"a": "\\u00e9"}\n' + torn)
         assert read_jsonl(file) == [{"a": 1}, {"a": "é"}]
+
+
+def test_read_json_tells_what_is_wrong_or_raises(tmp_path):
+    """What is missing is an empty one of its kind; what cannot be read never is, but for notes."""
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "torn.json").write_text("[1")
+    (tmp_path / "folder.json").mkdir()
+    assert read_json(tmp_path / "list.json") == read_json(tmp_path / "list.json", list) == [1]
+    assert read_json(tmp_path / "none.json", dict) == {}
+    for name, error in (("list", ValueError), ("torn", ValueError), ("folder", OSError)):
+        with pytest.raises(error):
+            read_json(tmp_path / f"{name}.json", dict)
+    notes = []
+    for name in ("list", "torn", "folder", "none"):
+        assert read_json(tmp_path / f"{name}.json", dict, notes) == {}
+    assert [told.split(f"{tmp_path}/")[1].split(";")[0] for told in notes] == [
+        "list.json: no JSON record", "torn.json: not JSON",
+        "folder.json: cannot be read (Is a directory)", "none.json is missing"]
 
 
 @pytest.mark.parametrize("bad", [b'{"a": 2', b"", b"\xff\xfe"])

@@ -12,9 +12,9 @@ from harness.commands.models import (
     load_alone,
     made_by,
     sample_each,
-    winner_of,
 )
 from harness.files import write_jsonl
+from harness.lines import winner_of
 from harness.loading import adapter_of, load_tokenizer
 from harness.records import read_prompts
 from harness.settings import HERE

@@ -3,7 +3,6 @@
 AlpacaEval, Arena-Hard and MT-Bench judge such files by their own judges, which are not ours; IFEval
 by its own program.
 """
-import glob
 import hashlib
 import json
 import re
@@ -137,10 +136,11 @@ FORMATS = {  # a new one: here, and its name in flags.py
 def answer_turns(model, tokenizer, questions, label, seed, parts, **settings):
     """A list of Samples for each question: the answers to its turns, each after those before.
 
-    parts: the file of a turn, as `sample_each` takes it. settings: as that takes them.
+    parts: for each turn the file that keeps its answers meanwhile. settings: as `sample_each` takes
+    them.
     """
     answers = [[] for _ in questions]
-    for turn in range(max(len(turns) for turns, _ in questions)):
+    for turn, part in enumerate(parts):
         asked = [i for i, (turns, _) in enumerate(questions) if len(turns) > turn]
         chats = []
         for i in asked:
@@ -150,8 +150,7 @@ def answer_turns(model, tokenizer, questions, label, seed, parts, **settings):
                 chat += [text, answer.text]
             chats.append([*chat, turns[turn]])
         samples = sample_each(model, tokenizer, chats, f"{label}, turn {turn + 1}",
-                              part=Path(f"{parts}{turn + 1}.part"), seed=[seed, "export", turn],
-                              **settings)
+                              part=part, seed=[seed, "export", turn], **settings)
         for i, answer in zip(asked, samples):
             answers[i].append(answer)
     return answers
@@ -179,20 +178,23 @@ def command(args):
             continue
         longest = args.max_new_tokens or answer_tokens(folder)
         model, tokenizer = load_alone(folder, args.bits)
-        file = out / FORMATS[args.format].place.format(name=name)
+        form = FORMATS[args.format]
+        file = out / form.place.format(name=name)
         file.parent.mkdir(parents=True, exist_ok=True)
+        kept = [Path(f"{file}.turn{turn + 1}.part")
+                for turn in range(max(len(turns) for turns, _ in questions))]
         answers = answer_turns(model, tokenizer, questions, f"{name}: answers", args.seed,
-                               f"{file}.turn", made=made_by(folder, args.bits),
+                               kept, made=made_by(folder, args.bits),
                                max_new_tokens=longest, temperature=args.temperature,
                                top_p=args.top_p)
         del model  # or the next one would stand beside it
-        lines = [FORMATS[args.format].line(name, record, said)
+        lines = [form.line(name, record, said)
                  for (_, record), said in zip(questions, answers)]
         if file.suffix == ".json":
             write_whole(file, json.dumps(lines, indent=1) + "\n")
         else:
             write_jsonl(file, lines)
-        parts += file.parent.glob(f"{glob.escape(file.name)}.turn*.part")
+        parts += kept
         flat = [answer for said in answers for answer in said]
         none = sum(not answer.tokens for answer in flat)
         cut = sum(not answer.finished for answer in flat) - none

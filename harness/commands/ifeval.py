@@ -12,7 +12,13 @@ from transformers import AutoConfig
 
 from eval import FEWEST, bootstrap
 from harness.checks import Missing, check_check, loose, meets
-from harness.commands.models import load_alone, made_by, models_of, tell_without_room
+from harness.commands.models import (
+    check_base,
+    load_alone,
+    made_by,
+    models_of,
+    tell_without_room,
+)
 from harness.loading import base_name
 from harness.records import read_prompts
 from harness.stage import read_kept, sample_items
@@ -64,7 +70,10 @@ def question_of(record):
 def answers_to(prompts, name, model, args):
     """{prompt: the model's record}. --out keeps them as they end, and what it has is not redone."""
     longest, label = args.max_new_tokens or longest_answer(model), f"{name}: answers"
-    made = {"max_new_tokens": longest, **(made_by(model, args.bits) if args.out else {})}
+    made = {"max_new_tokens": longest}
+    if args.out:
+        check_base(model)
+        made |= made_by(model, args.bits)
 
     def read(item, samples):
         (sample,), = samples

@@ -54,15 +54,13 @@ def tell_without_room(label, count, max_new_tokens):
 
 
 def made_by(model, bits):
-    """What tells a model's answers from those of another: its weights, its adapter's, its bits."""
+    """What tells a model's answers from those of another: its weights, its adapter's, its bits.
+
+    The base of a run's iteration is what its config.json says: `check_base` has seen to that.
+    """
     adapter = adapter_of(model)
-    return {"model": fingerprint(model), "bits": bits,
+    return {"model": known_base(model) or fingerprint(model), "bits": bits,
             "adapter": sha256(adapter / "adapter_model.safetensors")[:8] if adapter else None}
-
-
-def winner_of(sample, what):
-    """"A", "B" or None: a verdict that was cut off has no winner."""
-    return words.parse_winner(sample.text, what) if sample.finished else None
 
 
 def load_alone(model, bits=None):
@@ -144,10 +142,15 @@ def rubric_of(model):
     return read_text(file, "--rubric").strip() if file else words.RUBRIC
 
 
+def known_base(model):
+    """The hash of the base that the run of an iteration had; None for other models."""
+    return adapter_of(model) and config_of(model).get("files", {}).get("--model")
+
+
 def check_base(model):
     """Raise ValueError if the base of a run's iteration is not the one that the run had."""
-    known = config_of(model).get("files", {}).get("--model")
-    if known and adapter_of(model) and fingerprint(model) != known:
+    known = known_base(model)
+    if known and fingerprint(model) != known:
         raise ValueError(f"{model}: its base {base_of(adapter_of(model))} has another content than "
                          "its run had: put it back from a copy")
 

@@ -12,9 +12,9 @@ from harness.commands.models import (
     own_settings,
     rubric_of,
     sample_each,
-    winner_of,
 )
 from harness.files import iterations, read_jsonl
+from harness.lines import VERDICTS, winner_of
 
 
 def command(args):
@@ -76,8 +76,7 @@ def compare_again(model, battles, orders, label, seed, settings, bits=None):
     said = sample_each(model, tokenizer, asked, label, settings["max_verdict_tokens"], seed=seed,
                        temperature=settings["temperature"], top_p=settings["top_p"])
     for (i, m, n), verdict in zip(places, said):
-        winner = winner_of(verdict, "Judgment")
-        verdicts[i][m][n] = {"A": 1, "B": -1, None: 0}[winner]
+        verdicts[i][m][n] = VERDICTS[winner_of(verdict)]
     return verdicts
 
 

@@ -133,7 +133,7 @@ def figure_rows(records, shown="", counts=False):
     rows = []
     for figure in FIGURES:
         values = [look_up(record, figure.path) for record in records]
-        if all(value is None for value in values) or shown not in figure.shown.split(" ") + [""]:
+        if all(value is None for value in values) or shown not in figure.shown:
             continue
         texts = ["-" if value is None else format(value, figure.form) for value in values]
         of = [look_up(record, f"{figure.path}_count") if counts else None for record in records]

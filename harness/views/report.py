@@ -5,7 +5,6 @@ unfold. It shows what summary.json and the iterations' folders hold, and compute
 method. A file that is missing or damaged costs its part of the page, and a note says so.
 """
 import html
-import itertools
 import math
 from pathlib import Path
 
@@ -271,20 +270,21 @@ def answer_column(model, answer, score):
 
 def example(folder, notes):
     """One answer whose judgments were compared, with everything that follows from it."""
-    for rating in each_line(folder / "ratings.jsonl", notes):
-        for battle in each_line(folder / "battles.jsonl", notes):
-            if battle["id"] == rating["id"]:
-                return in_page([Text("", battle["prompt"]), Text("The answer", battle["text"]),
-                                *tell_battle(battle, rating)])
+    rating = next(each_line(folder / "ratings.jsonl", notes), None)
+    for battle in each_line(folder / "battles.jsonl", notes) if rating else ():
+        if battle["id"] == rating["id"]:
+            return in_page([Text("", battle["prompt"]), Text("The answer", battle["text"]),
+                            *tell_battle(battle, rating)])
     return ""
 
 
 def samples(folder, notes):
     """The stories of the first prompts that trained."""
-    pairs = each_line(folder / "pairs.jsonl", [])
-    wanted = list(itertools.islice(dict.fromkeys(pair["prompt_id"] for pair in pairs), SHOWN))
-    page = ""
-    for prompt_id, told in gather(folder, wanted, notes).items():
+    pairs, page = {}, ""
+    for pair in each_line(folder / "pairs.jsonl", notes):
+        if pair["prompt_id"] in pairs or len(pairs) < SHOWN:
+            pairs.setdefault(pair["prompt_id"], []).append(pair)
+    for prompt_id, told in gather(folder, pairs, notes).items():
         title = next((pair["prompt"][0]["content"] for pair in told["pairs"]
                       if pair["kind"] == "actor"), f"prompt {prompt_id}")
         page += details(title, in_page(story(**told)))

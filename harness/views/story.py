@@ -12,12 +12,12 @@ from harness.files import each_line, iterations, read_jsonl
 from harness.lines import visible
 from harness.views.drawing import cells, details, pre
 
-Text = namedtuple("Text", "about text side", defaults=("",))  # side: "chosen", "rejected" or ""
+Text = namedtuple("Text", "about text side", defaults=("", ""))  # side: "chosen", "rejected" or ""
 Table = namedtuple("Table", "about head rows shaded", defaults=(0,))  # rows of strings; how many
 # columns, behind the first, hold shares that a page shades
 Fold = namedtuple("Fold", "title blocks")  # details: a terminal shows the first of them
 
-JUDGMENTS = 3  # of an answer, and verdicts of a comparison, that are shown
+JUDGMENTS = 3  # of an answer that are shown
 
 
 # ---- what is told
@@ -33,12 +33,12 @@ def story(answers, pairs, battle=None, rating=None):
         blocks += tell_battle(battle, rating, pairs)
     if not pairs:
         blocks.append(Text("No pair came of this prompt; the report counts what was dropped, and "
-                           "why.", ""))
+                           "why."))
     for pair in pairs:
         by = "score" if pair["kind"] == "actor" else "rating"
         told = [block.text for block in blocks if isinstance(block, Text)]
         blocks.append(Text(f"Trained on, {pair['kind']} pair: {by} {pair[f'chosen_{by}']:.2f} over "
-                           f"{pair[f'rejected_{by}']:.2f}", ""))
+                           f"{pair[f'rejected_{by}']:.2f}"))
         blocks += [Text(side, text, side) for side in ("chosen", "rejected")
                    if (text := pair[side][0]["content"]) not in told]
     return blocks
@@ -49,7 +49,7 @@ def tell_answers(answers, pairs):
     sides = {pair[side][0]["content"]: side for pair in pairs if pair["kind"] == "actor"
              for side in ("chosen", "rejected")}
     blocks = [Text("Answers (chosen: the shortest of those with good scores; rejected: the longest "
-                   "of the bad) [E1]", "")]
+                   "of the bad) [E1]")]
     answers = sorted(answers, key=lambda answer: (answer["score"] is None, -(answer["score"] or 0)))
     for answer in answers:
         score = "none" if answer["score"] is None else f"{answer['score']:.2f}"
@@ -100,17 +100,17 @@ def winner(battle, m, n):
     return {1: f"{m}", -1: f"{n}", 0: "neither"}[battle["verdicts"][m][n]]
 
 
-def gather(folder, wanted, notes=None):
-    """{prompt_id: the arguments of its `story`} of those prompts of an iteration's folder.
+def gather(folder, pairs, notes=None):
+    """{prompt_id: the arguments of its `story`}, from an iteration's folder.
 
-    notes: as `each_line` takes them.
+    pairs: {prompt_id: its lines of pairs.jsonl}, of the prompts that are wanted. notes: as
+    `each_line` takes them.
     """
-    found = {prompt_id: {"answers": [], "pairs": []} for prompt_id in wanted}
-    for name, kind in (("pairs.jsonl", "pairs"), ("judgments.jsonl", "answers")):
-        for record in each_line(folder / name, notes):
-            if record["prompt_id"] in found:
-                found[record["prompt_id"]][kind].append(record)
-    trained = any(pair["kind"] == "judge" for told in found.values() for pair in told["pairs"])
+    found = {prompt_id: {"answers": [], "pairs": mine} for prompt_id, mine in pairs.items()}
+    for answer in each_line(folder / "judgments.jsonl", notes):
+        if answer["prompt_id"] in found:
+            found[answer["prompt_id"]]["answers"].append(answer)
+    trained = any(pair["kind"] == "judge" for mine in pairs.values() for pair in mine)
     if not trained and not (folder / "battles.jsonl").exists():
         return found
     compared = {}
@@ -177,19 +177,21 @@ def command(args):
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "
                          f"{' '.join(map(str, sorted(trained)))}")
-    folder = run / f"iter{t}"
-    ids = list(dict.fromkeys(answer["prompt_id"]
-                             for answer in read_jsonl(folder / "judgments.jsonl")))
-    if not ids:
-        raise ValueError(f"iteration {t} of {run} has no answer that was finished")
+    folder, pairs = run / f"iter{t}", trained[t]
+    answers = each_line(folder / "judgments.jsonl")
     # Without a prompt: one of which a pair of judgments came, or else one of answers.
     wanted = args.prompt_id or next((pair["prompt_id"] for kind in ("judge", "actor")
-                                     for pair in trained[t] if pair["kind"] == kind), ids[0])
-    if wanted not in ids:
+                                     for pair in pairs if pair["kind"] == kind), None)
+    wanted = wanted or next((answer["prompt_id"] for answer in answers), "")
+    mine = [pair for pair in pairs if pair["prompt_id"] == wanted]
+    told = gather(folder, {wanted: mine})[wanted]
+    if not told["answers"]:
+        ids = list(dict.fromkeys(answer["prompt_id"] for answer in answers))
+        if not ids:
+            raise ValueError(f"iteration {t} of {run} has no answer that was finished")
         there = f"; it is one of iteration {asked[-1]}" if asked else ""
         raise ValueError(f"iteration {t} has no judged answers to a prompt {wanted}{there}; some "
                          f"that it has: {' '.join(ids[:10])}")
-    told = gather(folder, [wanted])[wanted]
     print(f"Iteration {t} of {run}, prompt {wanted}, by M_{t - 1}\n\n"
           f"{visible(told['answers'][0]['prompt'])}\n")
     print("\n".join(in_terminal(story(**told))).rstrip())
