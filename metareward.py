@@ -589,7 +589,8 @@ def iterate(run, t):
 
     # Compare: of each prompt the answer whose scores vary most; every two of its judgments.
     trains_judge = t <= s.judge_iters
-    varied = [] if s.no_meta_judge else most_varied(answers, s.seed, run.dropped)
+    dropped = run.dropped if trains_judge else Counter()  # no pair is missed where none is made
+    varied = [] if s.no_meta_judge else most_varied(answers, s.seed, dropped)
     if not trains_judge:
         varied = diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
     compared = meta_judge(run, t, varied)
@@ -637,8 +638,7 @@ def main(argv=None):
         settings, only_plan = parse_settings(argv, torch.cuda.is_available())
         if only_plan:
             return plan(settings, loop)
-        settings, forecast = (fit_hours(settings, loop) if settings.hours
-                              else (settings, None))
+        settings, forecast = fit_hours(settings, loop) if settings.hours else (settings, None)
         run = Run(settings)
         run.forecast = forecast or foresee(run, loop)
         records = loop(run)

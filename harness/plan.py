@@ -8,18 +8,16 @@ import resource
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from harness.clock import duration, end_of
 from harness.engine.processes import world
 from harness.files import read_json
-from harness.first_replies import Unreadable, first_prompts
+from harness.first_replies import Unreadable
+from harness.forecast import by_stage, duration, end_of, forecast, seconds_of
 from harness.run import Run
-from harness.settings import DIAGNOSED
 from harness.training import save_adapter, set_adapter
 from harness.views.figures import untrained
 
@@ -206,68 +204,6 @@ def small_run(run, out, size):
     small.ranked = small.ranked[:size]
     small.replies = small.replies[:max(size, FEWEST_RANKED)]
     return small
-
-
-def units(run, t, stage):
-    """How many prompts a stage of iteration t works on."""
-    prompts = run.settings.prompts_per_iter
-    if stage.startswith("first"):
-        return len(first_prompts(run))
-    if stage.startswith("held-out"):
-        return len(run.eval_prompts)
-    if stage == "judgments of replies ranked by people":
-        return len(run.ranked)
-    if t == 0:
-        return len(run.replies)
-    if stage == "comparisons" and t > run.settings.judge_iters:
-        return min(DIAGNOSED, prompts)
-    return prompts
-
-
-def forecast(run, trials):
-    """For each iteration of the whole run, 0 first, {stage: (seconds, tokens)}."""
-    small, records = trials[-1]
-    whole = []
-    for t in range(run.settings.iters + 1):
-        trains_no_judge = len(records) > 2 and t > run.settings.judge_iters
-        like = 2 if trains_no_judge else min(t, 1)  # the small run's iteration of this kind
-        whole.append({})
-        for stage in records[like]["seconds"]:
-            here, there = units(small, like, stage), units(run, t, stage)
-            points = [(units(trial, like, stage), past[like]["seconds"].get(stage))
-                      for trial, past in trials]
-            tokens = records[like]["tokens"].get(stage, 0) / here * there
-            whole[t][stage] = on_line(points, there), tokens
-    return whole
-
-
-def by_stage(stages, which):
-    """A forecast's seconds (which = 0) or tokens (1) by stage, of all iterations."""
-    sums = Counter()
-    for t, of_iteration in enumerate(stages):
-        for stage, figures in of_iteration.items():
-            warm = t == 0 and stage == "training"
-            sums["warm start, training" if warm else stage] += figures[which]
-    return sums
-
-
-def seconds_of(stages):
-    return sum(by_stage(stages, 0).values())
-
-
-def on_line(points, count):
-    """Seconds for `count` prompts, from (prompts, seconds) of smaller trials.
-
-    The last two make a line. Its slope is between a quarter and all of the last trial's seconds
-    per prompt, so that noise in a short stage does no harm.
-    """
-    n, taken = points[-1]
-    each = taken / n
-    if len(points) > 1:
-        before, taken_before = points[-2]
-        if n > before and taken_before is not None:
-            each = min(max((taken - taken_before) / (n - before), each / 4), each)
-    return taken + each * (count - n)
 
 
 def disk(run, small):

@@ -16,18 +16,25 @@ import torch
 
 import prompts as words
 from dpo import add_lora
-from harness.clock import after_iteration, after_stage, expected
 from harness.engine.chat import Chat
 from harness.engine.processes import barrier, collect, rank, share, world
 from harness.files import digest, each_line, read_jsonl, sha256, write_whole
 from harness.first_replies import FirstReplies, Unreadable
 from harness.folder import Folder
+from harness.forecast import after_iteration, after_stage, expected
 from harness.inputs import SEEDS, evaluation_prompts, ranked_replies, training_prompts
 from harness.loading import fingerprint, load, load_tokenizer
 from harness.records import read_text
 from harness.reward import RewardModel, reward_chat
 from harness.settings import flag
-from harness.stage import cut_torn_line, rank_files, read_stage, sample_items, stage_name
+from harness.stage import (
+    cut_torn_line,
+    rank_files,
+    read_stage,
+    sample_items,
+    stage_name,
+    tell_too_long,
+)
 from harness.training import encode_examples, hold_out, save_adapter, set_adapter, train_in_folder
 from harness.views.card import write_card
 from harness.views.figures import line_on
@@ -129,7 +136,7 @@ class Run(Folder):
         for total, count in ((self.tokens, lambda record: record["sampled_tokens"]),
                              (self.otherwise, with_ids)):
             total[t, label] = total.get((t, label), 0) + sum(map(count, records))
-        self.tell_too_long(records, label, max_new_tokens, needed)
+        tell_too_long(label, records, max_new_tokens, needed)
         self.tell_otherwise(records, label)
         return records
 
@@ -157,19 +164,6 @@ class Run(Folder):
         if self.settings.reward == "checks":
             return [answer.get("truth") for answer in answers]
         return self.reward_model.scores(answers, f"iteration {t}: {label}")
-
-    def tell_too_long(self, records, label, max_new_tokens, needed=True):
-        """Say how many prompts were too long. Raise ValueError if all of a needed stage were."""
-        too_long = sum(record.get("too_long", 0) for record in records)
-        if not too_long:
-            return
-        about = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
-        if needed and not any(record["sampled_tokens"] for record in records):
-            raise ValueError(f"{label}: all prompts are too long, {about}: choose another --out "
-                             "and shorter prompts, answers or replies")
-        if rank() == 0:
-            print(f"{label}: {too_long} prompts are too long, {about}; they got none, and are "
-                  "counted", file=sys.stderr)
 
     def tell_otherwise(self, records, label):
         """Say so, once, if most texts would be encoded otherwise than they were drawn."""

@@ -6,11 +6,13 @@ stages of a run and the commands of eval.py share this.
 """
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.engine.processes import rank
 from harness.files import read_jsonl
 from sampling import sample
 
@@ -102,6 +104,19 @@ def with_counts(record, samples):
     if not too_long:
         del record["too_long"]  # one of the user's own as well
     return record
+
+
+def tell_too_long(label, records, max_new_tokens, needed=False):
+    """Say how many prompts were too long. Raise ValueError if all of a needed stage were."""
+    too_long = sum(record.get("too_long", 0) for record in records)
+    about = (f"{{}} prompts are too long, the model's context has no room for them and a reply of "
+             f"{max_new_tokens} tokens")
+    if too_long and needed and not any(record["sampled_tokens"] for record in records):
+        raise ValueError(f"{label}: {about.format('all')}: choose another --out and shorter "
+                         "prompts, answers or replies")
+    if too_long and rank() == 0:
+        print(f"{label}: {about.format(too_long)}; they got none, and are counted",
+              file=sys.stderr)
 
 
 def read_kept(file, made, key="id"):

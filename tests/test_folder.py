@@ -1,5 +1,5 @@
-"""harness/folder.py and harness/plan.py: the parts of a run around the method that need no whole
-run.
+"""harness/folder.py, stage.py, forecast.py and plan.py: the parts of a run around the method that
+need no whole run.
 """
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -7,10 +7,17 @@ from types import SimpleNamespace
 import pytest
 
 import harness.plan
-from harness.clock import after_iteration, after_stage, expected, seconds_left
-from harness.plan import duration, fit_hours, on_line, short
-from harness.run import Run
+from harness.forecast import (
+    after_iteration,
+    after_stage,
+    duration,
+    expected,
+    on_line,
+    seconds_left,
+)
+from harness.plan import fit_hours, short
 from harness.settings import Settings, parse_settings
+from harness.stage import tell_too_long
 from harness.training import hold_out
 
 # ---- held-out pairs
@@ -48,11 +55,11 @@ def test_a_stage_goes_on_if_any_reply_was_drawn(capsys):
     """Items with many prompts, such as an answer's comparisons: one of each is too long, and the
     others have their replies.
     """
-    Run.tell_too_long(None, [{"too_long": 1, "sampled_tokens": 30},
-                             {"too_long": 2, "sampled_tokens": 0}], "comparisons", 100)
+    tell_too_long("comparisons", [{"too_long": 1, "sampled_tokens": 30},
+                                  {"too_long": 2, "sampled_tokens": 0}], 100, needed=True)
     assert "comparisons: 3 prompts are too long" in capsys.readouterr().err
     with pytest.raises(ValueError, match="all prompts are too long"):
-        Run.tell_too_long(None, [{"too_long": 2, "sampled_tokens": 0}] * 2, "comparisons", 100)
+        tell_too_long("comparisons", [{"too_long": 2, "sampled_tokens": 0}] * 2, 100, needed=True)
 
 
 # ---- the plan

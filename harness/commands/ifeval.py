@@ -12,16 +12,10 @@ from transformers import AutoConfig
 
 from eval import FEWEST, bootstrap
 from harness.checks import Missing, check_check, loose, meets
-from harness.commands.models import (
-    check_base,
-    load_alone,
-    made_by,
-    models_of,
-    tell_without_room,
-)
+from harness.commands.models import check_base, load_alone, made_by, models_of
 from harness.loading import base_name
 from harness.records import read_prompts
-from harness.stage import read_kept, sample_items
+from harness.stage import read_kept, sample_items, tell_too_long
 
 MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
             "instruction-level, loose", "mean of the four"]
@@ -86,7 +80,7 @@ def answers_to(prompts, name, model, args):
     if left:
         sample_items(*load_alone(model, args.bits), left, lambda item: [item["id"]], read, 1,
                      label, file, known, max_new_tokens=longest, temperature=0)
-        tell_without_room(label, sum("too_long" in known[item["id"]] for item in left), longest)
+        tell_too_long(label, [known[item["id"]] for item in left], longest)
     return known
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import os
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from harness.files import digest, iterations, read_json, sha256
 from harness.loading import adapter_of, base_of, fingerprint, load, load_tokenizer
 from harness.records import read_text
 from harness.settings import HERE, flag, read_preset
-from harness.stage import read_kept, sample_items
+from harness.stage import read_kept, sample_items, tell_too_long
 from sampling import Sample
 
 
@@ -42,15 +41,8 @@ def sample_each(model, tokenizer, prompts, label, max_new_tokens, part=None, mad
                  part or os.devnull, known, max_new_tokens=max_new_tokens, **settings)
     samples = [Sample(**{name: known[f"{i}"][name] for name in fields})
                for i in range(len(prompts))]
-    tell_without_room(label, sum(not sample.tokens for sample in samples), max_new_tokens)
+    tell_too_long(label, known.values(), max_new_tokens)
     return samples
-
-
-def tell_without_room(label, count, max_new_tokens):
-    """Say how many prompts were too long, if any: they got no answer."""
-    if count:
-        print(f"{label}: {count} prompts are too long, the model's context has no room for them "
-              f"and a reply of {max_new_tokens} tokens; they got none", file=sys.stderr)
 
 
 def made_by(model, bits):
