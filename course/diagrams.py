@@ -83,17 +83,19 @@ def loop(run):
 
 def targets():
     """Places over targets: the shift by one."""
-    tokens = ["How", "?", "Wrap", "it", "(end)"]
-    figure, axis = canvas(7, 2)
+    tokens = ["How", "?", "Wrap", "it", "<end>"]
+    figure, axis = canvas(8.5, 2.3)
+    for y, told in ((0.1, "the text, by position"), (1.9, "what is predicted there")):
+        axis.text(0.1, y, told, va="center")
     for place, token in enumerate(tokens):
-        of_answer = place >= 2
-        box(axis, 0.9 + 1.3 * place, 0.4, token, BLUE if of_answer else GREY)
-        if place + 1 < len(tokens):
-            counts = place + 1 >= 2
-            axis.text(0.9 + 1.3 * place, 1.6, f"log p({tokens[place + 1]})", ha="center",
-                      color=BLUE if counts else GREY, alpha=1 if counts else 0.5)  # fmt: skip
-            arrow(axis, (0.9 + 1.3 * place, 0.7), (0.9 + 1.3 * place, 1.45), "",
-                  BLUE if counts else GREY)  # fmt: skip
+        x, predicts = 2.6 + 1.3 * place, tokens[place + 1 : place + 2]
+        box(axis, x, 0.5, token, BLUE if place >= 2 else GREY)
+        axis.text(x, 0.1, place, ha="center", va="center")
+        if predicts:
+            color = BLUE if place >= 1 else GREY  # the prompt's own tokens are not predicted
+            axis.text(x, 1.9, f"log p({predicts[0]})" if place >= 1 else "not counted",
+                      ha="center", va="center", color=color)  # fmt: skip
+            arrow(axis, (x, 0.8), (x, 1.7), "", color)
     save(figure, "targets.svg")
 
 

@@ -87,6 +87,21 @@ def test_of_equal_lengths_the_score_decides(task):
                [(got, "of equal lengths the better score is chosen, the worse rejected")])
 
 
+@pytest.mark.parametrize(
+    "scores, lengths, rho, pair, side",
+    [
+        # 0.6 x 1.1 + 0.4 x 0.1 is 0.7, and comes out a bit higher
+        ([1.1, 0.7, 0.1], [900, 100, 200], 0.4, (1, 2), "top"),
+        # 0.6 x 0.7 + 0.4 x 1.2 is 0.9, and comes out a bit lower
+        ([1.2, 0.9, 0.7], [100, 900, 200], 0.4, (0, 1), "bottom"),
+    ],
+)
+def test_an_answer_on_the_edge_is_in_the_tier(task, scores, lengths, rho, pair, side):
+    expect(task.actor_pair(scores, lengths, rho), pair, f"actor_pair({scores}, {lengths}, {rho})",
+           [((0, 2), f"answer 1 lies on the {side} tier's edge, which rounding moves by a bit: "
+             "it needs a tolerance")])
+
+
 def is_pair(scores, lengths, rho, chosen, rejected):
     """Whether both are in their tiers and no other answer in the tier would be preferred, by the
     text of [E1].

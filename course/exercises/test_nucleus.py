@@ -67,6 +67,14 @@ def test_equally_likely_tokens_are_in_it_together(task):
             ([2, 2, 3, 3], "tokens as likely as the last one belong to the nucleus too")])
 
 
+def test_the_last_bit_does_not_decide(task):
+    """0.4 + 0.3 + 0.2 is 0.9, and comes out as 0.8999999999999999: the last token is not needed."""
+    probs = np.array([0.1, 0.2, 0.3, 0.4])
+    expect(task.sample_top_p(probs, 0.05, 0.9), 1, f"sample_top_p({probs.tolist()}, 0.05, 0.9)",
+           [(0, "0.4 + 0.3 + 0.2 falls short of 0.9 by a last bit only: compare with a tolerance "
+             "of 1e-12")])
+
+
 def test_each_token_has_its_share_of_the_uniform_numbers(task):
     """Over 10,000 numbers spread evenly each token of the nucleus comes up by its share."""
     rng, grid = np.random.default_rng(0), (np.arange(10_000) + 0.5) / 10_000

@@ -61,6 +61,22 @@ def test_the_biased_ones_are_found_and_no_other(task):
             assert d == pytest.approx(true, abs=0.3), f"seed {seed}, {name}: {told}"
 
 
+def meetings(firsts, seconds):
+    """Records of two judgments each, of which the first place won both meetings, or the second."""
+    return [{"verdicts": [[0, v], [v, 0]]} for v in [1] * firsts + [-1] * seconds]
+
+
+def test_three_standard_errors_are_the_limit(task):
+    """The first place won both meetings of 34 answers, the second of 16: 2.5 errors from zero. Of
+    40 and 12 it is 3.6.
+    """
+    found = task.biased({"near": meetings(34, 16), "far": meetings(40, 12)})
+    assert set(found) == {"far"}, (
+        f"of 34 to 16 meetings, 2.5 standard errors, and 40 to 12, 3.6, you call {sorted(found)} "
+        "biased: the limit is three"
+    )
+
+
 def test_the_estimate_does_not_depend_on_how_different_the_judgments_are(task):
     """The share of wins of the first place does: it falls to one half the more the judgments
     differ.
