@@ -643,7 +643,7 @@ def main(argv=None):
         run.forecast = forecast or foresee(run, loop)
         records = loop(run)
         print(table(records))
-        last_words(run.out, settings.iters, records)
+        last_words(settings, records)
 
 
 if __name__ == "__main__":

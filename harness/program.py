@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from harness.engine.processes import rank, world
+from harness.views.choice import choose
 from harness.views.figures import untrained
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -51,10 +52,16 @@ def as_program(argv):
         torch.distributed.destroy_process_group()
 
 
-def last_words(out, iters, records):
-    """Say what to look at; end with exit status 3 if an iteration of a run trained on nothing."""
+def last_words(settings, records):
+    """Say which model to take, and what to look at; end with exit status 3 if an iteration of a run
+    trained on nothing.
+    """
+    out = settings.out
+    chosen, lines = choose(out, records, settings.max_score)
+    print(*lines, sep="\n", end="\n" * bool(lines))
+    best = settings.iters if chosen is None else chosen
     print(f"Read {out}/report.html, or ask the model: python sampling.py "
-          f"{shlex.quote(f'{out}/iter{iters}')} \"How do I ...?\"")
+          f"{shlex.quote(f'{out}/iter{best}')} \"How do I ...?\"")
     if idle := untrained(records):
         print(f"Iterations that trained on nothing, since no pairs came of them: "
               f"{', '.join(map(str, idle))}. What was dropped is in the report.")

@@ -11,8 +11,8 @@ from conftest import TINY, flip, with_lora
 from if_verifiable.common import get_loose_transformations
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
-from harness.commands.ifeval import longest_answer
 from harness.commands.main import main as run_command
+from harness.commands.models import benchmark_tokens
 from harness.files import read_jsonl
 from harness.loading import load
 from harness.training import save_adapter
@@ -92,10 +92,10 @@ def test_llama_s_published_figures_stand_below_its_own(questions, tmp_path, caps
 
 def test_answers_may_be_as_long_as_ifeval_expects(tmp_path):
     """1,280 tokens, or half of a smaller context: not the limit under which a run trained."""
-    assert longest_answer(str(TINY)) == 512
+    assert benchmark_tokens(str(TINY), 1280) == 512
     config = json.loads((TINY / "config.json").read_text()) | {"max_position_embeddings": 8192}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert longest_answer(str(tmp_path)) == 1280
+    assert benchmark_tokens(str(tmp_path), 1280) == 1280
 
 
 def test_what_is_kept_is_not_asked_again(questions, tmp_path, capsys, monkeypatch):

@@ -11,14 +11,21 @@ from collections import namedtuple
 from pathlib import Path
 
 from harness.commands.merge import export_model
-from harness.commands.models import answer_tokens, load_alone, made_by, sample_each
+from harness.commands.models import (
+    IFEVAL_TOKENS,
+    benchmark_tokens,
+    load_alone,
+    made_by,
+    sample_each,
+)
 from harness.files import iterations, write_jsonl, write_whole
 from harness.records import read_text
 
 # needs: what a question has, in words. turns(record): what a user says in turn; KeyError or
 # TypeError if the record has another form. line(name, record, answers): the line, or entry, of the
 # tool's file; answers are the Samples of the turns. place: where the tool looks for that file.
-Format = namedtuple("Format", "needs turns line place")
+# tokens: how long an answer may be, as the tool's own scripts have it.
+Format = namedtuple("Format", "needs turns line place tokens")
 
 
 def read_questions(file, form):
@@ -121,13 +128,13 @@ def style_counts(text):
             "bold_count": {"**": count(r"\*\*[^*\n]+\*\*"), "__": count(r"__[^_\n]+__")}}
 
 
-FORMATS = {  # a new one: here, and its name in flags.py
-    "alpaca": Format("instruction", alpaca_turns, alpaca_line, "{name}/model_outputs.json"),
+FORMATS = {  # a new one: here, and its name in flags.py. alpaca: as most models of its leaderboard
+    "alpaca": Format("instruction", alpaca_turns, alpaca_line, "{name}/model_outputs.json", 2048),
     "arena-hard": Format("question_id and turns, or uid and prompt", arena_turns, arena_line,
-                         "model_answer/{name}.jsonl"),
+                         "model_answer/{name}.jsonl", 4096),
     "mt-bench": Format("question_id and turns", bench_turns, bench_line,
-                       "model_answer/{name}.jsonl"),
-    "ifeval": Format("prompt", ifeval_turns, ifeval_line, "{name}.jsonl"),
+                       "model_answer/{name}.jsonl", 1024),
+    "ifeval": Format("prompt", ifeval_turns, ifeval_line, "{name}.jsonl", IFEVAL_TOKENS),
 }
 
 
@@ -176,9 +183,9 @@ def command(args):
         if whole:
             print(export_model(folder, out / name, args.bits))
             continue
-        longest = args.max_new_tokens or answer_tokens(folder)
-        model, tokenizer = load_alone(folder, args.bits)
         form = FORMATS[args.format]
+        longest = args.max_new_tokens or benchmark_tokens(folder, form.tokens)
+        model, tokenizer = load_alone(folder, args.bits)
         file = out / form.place.format(name=name)
         file.parent.mkdir(parents=True, exist_ok=True)
         kept = [Path(f"{file}.turn{turn + 1}.part")

@@ -68,9 +68,11 @@ def eval_parser():
     for command, last in ((repeat, ""), (export, "; of --format model the last")):
         command.add_argument("--iterations", type=int, nargs="+",
                              help=f"which (default: all{last})")
-    own = "a run's own, else 1024"
-    for command, default in ((compare, own), (export, own), (
-            ifeval, "1280, as lm-evaluation-harness has it, or half of a smaller context")):
+    half = ", or half of a smaller context"
+    for command, default in (
+            (compare, "a run's own, else 1024"),
+            (export, f"the benchmark's: 2048, 4096, 1024, 1280, in --format's order{half}"),
+            (ifeval, f"1280, as lm-evaluation-harness has it{half}")):
         command.add_argument(*ANSWER_TOKENS, type=int, metavar="N", dest="max_new_tokens",
                              help=f"longest answer, in tokens (default: {default})")
     for command in (compare, export):

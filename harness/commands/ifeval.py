@@ -8,18 +8,23 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig
 
 from eval import FEWEST, bootstrap
 from harness.checks import Missing, check_check, loose, meets
-from harness.commands.models import check_base, load_alone, made_by, models_of
+from harness.commands.models import (
+    IFEVAL_TOKENS,
+    benchmark_tokens,
+    check_base,
+    load_alone,
+    made_by,
+    models_of,
+)
 from harness.loading import base_name
 from harness.records import read_prompts
 from harness.stage import read_kept, sample_items, tell_too_long
 
 MEASURES = ["prompt-level, strict", "instruction-level, strict", "prompt-level, loose",
             "instruction-level, loose", "mean of the four"]
-LONGEST = 1280  # tokens of an answer, as lm-evaluation-harness gives IFEval
 PUBLISHED = ("Published for Llama-3-8B-Instruct (arXiv 2412.11605, Table 1), prompt-level, strict: "
              "70.6%, after Self-Rewarding 74.1%, after Meta-Rewarding 75.4%.")
 
@@ -63,7 +68,8 @@ def question_of(record):
 
 def answers_to(prompts, name, model, args):
     """{prompt: the model's record}. --out keeps them as they end, and what it has is not redone."""
-    longest, label = args.max_new_tokens or longest_answer(model), f"{name}: answers"
+    longest = args.max_new_tokens or benchmark_tokens(model, IFEVAL_TOKENS)
+    label = f"{name}: answers"
     made = {"max_new_tokens": longest}
     if args.out:
         check_base(model)
@@ -82,13 +88,6 @@ def answers_to(prompts, name, model, args):
                      label, file, known, max_new_tokens=longest, temperature=0)
         tell_too_long(label, [known[item["id"]] for item in left], longest)
     return known
-
-
-def longest_answer(model):
-    """LONGEST tokens, or half of a smaller context."""
-    config = AutoConfig.from_pretrained(base_name(model), trust_remote_code=False)
-    config = config.get_text_config()
-    return min(LONGEST, getattr(config, "max_position_embeddings", 2 * LONGEST) // 2)
 
 
 # ---- figures

@@ -9,14 +9,17 @@ import re
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 import prompts as words
 from harness.files import digest, iterations, read_json, sha256
-from harness.loading import adapter_of, base_of, fingerprint, load, load_tokenizer
+from harness.loading import adapter_of, base_name, base_of, fingerprint, load, load_tokenizer
 from harness.records import read_text
 from harness.settings import HERE, flag, read_preset
 from harness.stage import read_kept, sample_items, tell_too_long
 from sampling import Sample
+
+IFEVAL_TOKENS = 1280  # longest answer in lm-evaluation-harness's task
 
 
 def sample_each(model, tokenizer, prompts, label, max_new_tokens, part=None, made=None, **settings):
@@ -150,3 +153,12 @@ def check_base(model):
 def answer_tokens(model):
     """How long a model's answers may be, in tokens: as long as in its run."""
     return own_settings(model).get("max_answer_tokens", 1024)
+
+
+def benchmark_tokens(model, tokens):
+    """How long a model's answers to a benchmark may be, in tokens: its own number, or half of a
+    smaller context. (A run's limit is one of training, and would cut answers short.)
+    """
+    config = AutoConfig.from_pretrained(base_name(model), trust_remote_code=False)
+    config = config.get_text_config()
+    return min(tokens, getattr(config, "max_position_embeddings", 2 * tokens) // 2)

@@ -12,6 +12,8 @@ from collections import namedtuple
 # the label of its line there; None: it has no plot.
 Figure = namedtuple("Figure", "name path form meaning shown curve", defaults=("", None))
 
+FEW = 20  # shares of fewer are shown as counts: of 20, a half may be anything from 0.28 to 0.72
+
 FIGURES = [
     Figure("actor: true score", "actor.truth", ".2f",
            "the share of a prompt's `checks` that an answer meets, times the judge's highest "
@@ -128,18 +130,27 @@ def figure_rows(records, shown="", counts=False):
     """A row of strings per figure that was measured: its name, then a value for each record.
 
     shown: where they are shown, "glance" or "line"; "": all. counts: say beside a mean over how
-    many. For example ["judge: ties", "5%", "24%"].
+    many. For example ["judge: ties", "5%", "24%"]. A share of a few is a count: "3/8".
     """
     rows = []
     for figure in FIGURES:
         values = [look_up(record, figure.path) for record in records]
         if all(value is None for value in values) or shown not in figure.shown:
             continue
-        texts = ["-" if value is None else format(value, figure.form) for value in values]
-        of = [look_up(record, f"{figure.path}_count") if counts else None for record in records]
-        rows.append([figure.name, *(text if count is None else f"{text} ({count:,})"
-                                    for text, count in zip(texts, of))])
+        of = [look_up(record, f"{figure.path}_count") for record in records]
+        rows.append([figure.name, *(as_text(figure, value, count, counts)
+                                    for value, count in zip(values, of))])
     return rows
+
+
+def as_text(figure, value, count, with_count):
+    """A value as it is shown. count: over how many it is a mean, None if it is none."""
+    if value is None:
+        return "-"
+    if count and count < FEW and figure.form.endswith("%"):
+        return f"{value * count:.3g}/{count}"
+    text = format(value, figure.form)
+    return f"{text} ({count:,})" if with_count and count is not None else text
 
 
 def curves_of_figures():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.files import each_line, iterations, read_json, read_jsonl, write_whole
 from harness.settings import method_of
+from harness.views.choice import choose
 from harness.views.drawing import details, html_table, notice, plot, plots, pre, shell
 from harness.views.figures import (
     FIGURES,
@@ -296,8 +297,9 @@ def samples(folder, notes):
 CAPTION = """<p><small>M_0 is the model before the first iteration, M_t the one after iteration t;
 answers and judge are measured on prompts that never train. Bands, where there are any: 95 %
 intervals, by drawing the prompts anew.</small></p>"""
-SENTENCE, PLOTS, SCORED = "The sentence", "Plots", "Without a score"
-DRIFT, ANSWERS = "Drift", "One prompt, every model"
+OPENING = SENTENCE, CHOICE, PLOTS, SCORED, DRIFT, ANSWERS = (
+    "The sentence", "Which model to take", "Plots", "Without a score", "Drift",
+    "One prompt, every model")
 OTHERWISE = "Texts that encoding would cut otherwise than they were drawn"
 ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, ImportError)
 
@@ -363,6 +365,8 @@ def contents(run, records, settings, notes):
     battled = [record["iteration"] for record in records if record.get("meta_judge")]
     opening = attempt("Plots", lambda: first_plots(records), notes) or []
     yield SENTENCE, lambda: html.escape(in_a_sentence(records, settings))
+    yield CHOICE, lambda: html.escape(" ".join(
+        choose(run, records, settings.get("max_score") or 5)[1]))
     yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
     yield SCORED, lambda: notice(SCORED, [line for record in records for line in unscored(record)])
     yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
@@ -413,10 +417,11 @@ def cut_off_line(records):
 def page(settings, sections, notes):
     """The whole page. sections: {title: its HTML}; those that do not open it are folded."""
     model, seed = (settings.get(name, "unknown") for name in ("model", "seed"))
-    top = {title: sections.pop(title, "") for title in (SENTENCE, PLOTS, SCORED, DRIFT, ANSWERS)}
+    top = {title: sections.pop(title, "") for title in OPENING}
     answers = f"<h2>{ANSWERS}</h2>{top[ANSWERS]}" if top[ANSWERS] else ""
     folds = "".join(f"<details><summary><h2>{html.escape(title)}</h2></summary>{body}</details>"
                     for title, body in sections.items())
     return shell(f"{method_of(settings)}: {model}, seed {seed}",
-                 f'<p class="said">{top[SENTENCE]}</p>{top[PLOTS]}{top[SCORED]}{top[DRIFT]}'
+                 f'<p class="said">{top[SENTENCE]}</p><p>{top[CHOICE]}</p>{top[PLOTS]}'
+                 f'{top[SCORED]}{top[DRIFT]}'
                  f'{notice("Missing from this page", notes)}{answers}{folds}')
