@@ -170,8 +170,7 @@ def parse_settings(argv=None, cuda=False):
     not known yet, and nothing is said.
     """
     arguments = vars(settings_parser().parse_args(argv))
-    given = {name: tuple(value) if isinstance(value, list) else value
-             for name, value in arguments.items() if value is not None}
+    given = tupled({name: value for name, value in arguments.items() if value is not None})
     only_plan = given.pop("plan")
     if only_plan and "hours" in given:
         raise ValueError("--plan says what a run costs, --hours chooses one: give one of the two")
@@ -200,8 +199,13 @@ def read_preset(model):
         raise ValueError(f"{file}: rubric needs max_score, the highest score that the rubric gives")
     for name in preset.keys() & {"prompts", "eval_prompts", "eft", "ranked", "rubric"}:
         preset[name] = str(Path(model) / preset[name])
+    return tupled(preset)
+
+
+def tupled(values):
+    """Settings whose schedules are lists, as command lines and JSON have them, with tuples."""
     return {name: tuple(value) if isinstance(value, list) else value
-            for name, value in preset.items()}
+            for name, value in values.items()}
 
 
 def fits(value, field):

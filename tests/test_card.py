@@ -22,7 +22,8 @@ def card(folder, model, records=RECORDS, **settings):
 def test_the_card_says_what_the_model_is_and_how_it_was_made(tmp_path):
     head, text = card(tmp_path, "somebody/model")
     assert head == {"library_name": "peft", "pipeline_tag": "text-generation",
-                    "tags": ["lora", "meta-rewarding"], "base_model": "somebody/model"}
+                    "tags": ["lora", "meta-rewarding"], "base_model": "somebody/model",
+                    "base_model_relation": "adapter"}
     assert "# M_2 of Meta-Rewarding on somebody/model\n" in text
     assert "The base's own page says under which licence it stands." in text
     assert ("iterations: 2, prompts in each: 5000, answers to each: 7, temperature 0.8, top-p 0.95"

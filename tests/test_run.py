@@ -274,7 +274,7 @@ def test_every_adapter_loads_and_answers(whole):
 
 
 def test_every_adapter_s_card_loads_it_and_has_its_figures(whole):
-    """The card's own lines, with the folder's name put in, as PEFT loads it."""
+    """The card's own lines, run in the adapter's folder."""
     records = json.loads((whole[0] / "summary.json").read_text())
     for t in range(3):
         folder = whole[0] / f"iter{t}" / "adapter"
@@ -282,7 +282,8 @@ def test_every_adapter_s_card_loads_it_and_has_its_figures(whole):
         scores = " | ".join(f"{record['actor']['truth']:.2f}" for record in records[:t + 1])
         assert f"| actor: true score | {scores} |\n" in card and f"# M_{t} of" in card
     names = {}
-    exec(card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder)), names)
+    with contextlib.chdir(folder):
+        exec(card.split("```python\n")[1].split("```")[0], names)
     ids = names["tokenizer"]("How do I keep bread fresh?", return_tensors="pt")
     with torch.no_grad():
         ours = load(str(folder))[0](**ids).logits

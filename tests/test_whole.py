@@ -1,6 +1,8 @@
 """Whole models and moved runs: what `eval.py export --format model` writes is what trained, plain
 transformers and PEFT load it, and an adapter finds its base from anywhere.
 """
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -15,6 +17,7 @@ from harness.commands.main import main as run_command
 from harness.commands.models import load_alone, own_settings, rubric_of
 from harness.files import sha256, write_jsonl
 from harness.loading import base_of, fingerprint, load, load_tokenizer
+from harness.settings import Settings
 from harness.training import save_adapter
 from sampling import sample
 
@@ -31,7 +34,10 @@ def make_run(run, bits):
     model, tokenizer = load(str(TINY), bits=bits)
     model = with_lora(model, fresh=False)
     save_adapter(model, run / "iter1" / "adapter")
-    (run / "config.json").write_text(json.dumps({"settings": {"bits": bits}}))
+    settings = dataclasses.asdict(Settings(model="tiny", bits=bits))
+    (run / "config.json").write_text(json.dumps({"settings": settings}))
+    records = [{"iteration": t, "actor": {"truth": 2.5}} for t in (0, 1)]
+    (run / "summary.json").write_text(json.dumps(records))
     answers = sample(model, tokenizer, QUESTIONS, max_new_tokens=60)
     write_jsonl(run / "iter1" / "eval.jsonl", [{"prompt": prompt, "text": one.text}
                                                for prompt, (one,) in zip(QUESTIONS, answers)])
@@ -68,6 +74,11 @@ def test_a_whole_model_is_the_one_that_trained(runs, bits, tmp_path, capsys):
         other = {32: "16", 16: "4", 4: "32"}[bits]
         run_command(["export", str(run), "--format", "model", "--bits", other])
     assert f"belongs to a base in --bits {bits}" in capsys.readouterr().err
+    card = (place / "README.md").read_text()
+    assert "# M_1 of Meta-Rewarding on tiny, adapter merged in\n" in card
+    with contextlib.chdir(place):  # the card's own lines
+        exec(card.split("```python\n")[1].split("```")[0], {})
+    assert "bread" in capsys.readouterr().out
     if bits == 32:
         assert greedy(model.eval().requires_grad_(False), tokenizer) == adapted
 

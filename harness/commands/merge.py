@@ -14,16 +14,19 @@ from peft import PeftModel
 from dpo import answer_logps
 from harness.commands.models import load_alone, own_settings
 from harness.engine.chat import Chat
-from harness.files import read_jsonl
+from harness.files import read_json, read_jsonl
 from harness.loading import base_of, check_adapter
+from harness.settings import Settings, tupled
 from harness.training import like_its_config
+from harness.views.card import write_card
 
 ANSWERS = 32  # held-out answers whose log-probabilities are compared
 
 
 def export_model(folder, place, bits):
     """Write the model of `folder` (runs/x/iterT) to the folder `place`: a line that says so."""
-    own = own_settings(folder).get("bits")
+    settings = own_settings(folder)
+    own = settings.get("bits")
     if own is None:
         raise ValueError(f"{folder} is no iteration of a run with a config.json, which says in "
                          "which --bits it was trained")
@@ -42,6 +45,10 @@ def export_model(folder, place, bits):
     check_adapter(model, adapter)
     whole = model.merge_and_unload().to(torch.float32 if own == 32 else torch.bfloat16)
     save_model(whole, tokenizer, place)
+    run, t = Path(folder).resolve().parent, int(Path(folder).resolve().name[4:])
+    records = read_json(run / "summary.json", list)[:t + 1]
+    if len(records) > t:  # else it is trained, and not yet measured
+        write_card(place, Settings(**tupled(settings)), records, merged=True)
     dtype = str(whole.dtype).removeprefix("torch.")
     del base, model, whole
     model, _ = load_alone(place, bits=max(16, own))

@@ -1,6 +1,7 @@
-"""The model card of an adapter, as model hubs want it: a README.md beside its weights.
+"""The card of an adapter, or of a merged model, as hubs want it: a README.md beside its weights.
 
-The same run writes the same bytes, so nothing is in it that depends on time or place.
+The same run writes the same bytes, so nothing is in it that depends on time or place, and nothing
+is left to be filled in.
 """
 import re
 from pathlib import Path
@@ -25,37 +26,50 @@ an opinion of itself.
 
 {table}
 
-In place of FOLDER goes the folder of this file:
-
-```
-python sampling.py FOLDER "How do I keep bread fresh?"
-```
+In the folder of this file:
 
 ```python
+{loading}
+ids = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "How do I keep bread fresh?"}}], add_generation_prompt=True,
+    return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))
+```
+"""
+ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)
-```
-"""
+model = AutoPeftModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)"""
+MERGED = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (kind.from_pretrained(".") for kind in (AutoModelForCausalLM, AutoTokenizer))"""
 
 
-def write_card(adapter, settings, records):
-    """Write adapter/README.md. records: of summary.json, the last one is this adapter's."""
+def write_card(place, settings, records, merged=False):
+    """Write README.md in a folder. records: of summary.json, the last one is this model's.
+
+    merged: whether the folder holds a whole model, and not an adapter.
+    """
     t, folder, known = records[-1]["iteration"], Path(settings.model).is_dir(), licence(settings)
     method = method_of(vars(settings))
-    head = ["library_name: peft", "pipeline_tag: text-generation",
-            f"tags: [lora, {method.lower().replace(' ', '-')}]"]
+    head = [f"library_name: {'transformers' if merged else 'peft'}",
+            "pipeline_tag: text-generation",
+            f"tags: [{'' if merged else 'lora, '}{method.lower().replace(' ', '-')}]"]
     if not folder:  # hubs refuse what is no name of theirs
-        head.append(f"base_model: {settings.model}")
+        head += [f"base_model: {settings.model}",
+                 f"base_model_relation: {'finetune' if merged else 'adapter'}"]
     if known:
         head.append(f"license: {known}")
     base = Path(settings.model).resolve().name if folder else settings.model
     rows = [["", *models(records)], ["---"] * (len(records) + 1),
             *figure_rows(records, "glance")]
-    write_whole(adapter / "README.md", CARD.format(
-        head="\n".join(head), title=f"M_{t} of {method} on {base}",
+    write_whole(Path(place, "README.md"), CARD.format(
+        loading=MERGED if merged else ADAPTER,
+        head="\n".join(head),
+        title=f"M_{t} of {method} on {base}" + ", adapter merged in" * merged,
         recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),
         licence=f"The base's licence is {known}." if known else "The base's licence is not known."
         if folder else "The base's own page says under which licence it stands."))
