@@ -55,7 +55,7 @@ from eval import (
 from harness import inputs
 from harness.checks import truth
 from harness.first_replies import check_judging, first_prompts
-from harness.lines import VERDICTS, as_pair, as_reply, winner_of
+from harness.lines import VERDICTS, as_pair, as_reply, score_of, winner_of
 from harness.plan import fit_hours, foresee, plan
 from harness.program import as_program, last_words
 from harness.run import Run
@@ -245,8 +245,7 @@ def judge(run, t, answers, name="judgments.jsonl", label="judgments"):
 
     def read(item, samples):
         said = [as_reply(run.chat, s) for s in samples[0]]
-        scores = [words.parse_score(one["text"], run.settings.max_score)
-                  if one["finished"] and not one.get("marked") else None for one in said]
+        scores = [score_of(one, run.settings.max_score) for one in said]
         judgments = [one | {"score": score} for one, score in zip(said, scores)]
         return {**item, "judgments": judgments, "scores": scores, "score": mean(scores)}
 
@@ -589,10 +588,9 @@ def iterate(run, t):
 
     # Compare: of each prompt the answer whose scores vary most; every two of its judgments.
     trains_judge = t <= s.judge_iters
-    dropped = run.dropped if trains_judge else Counter()  # no pair is missed where none is made
+    dropped = run.dropped if trains_judge else Counter()  # else no pair is wanted, none is missed
     varied = [] if s.no_meta_judge else most_varied(answers, s.seed, dropped)
-    if not trains_judge:
-        varied = diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
+    varied = varied if trains_judge else diagnostic_sample(varied, f"{s.seed}/{t}/diagnosed")
     compared = meta_judge(run, t, varied)
     # {"id": "7/2", "texts": ["... Score: 4", ...], "verdicts": [[0, 1, ...], [-1, 0, ...], ...]}
 

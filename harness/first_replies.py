@@ -38,7 +38,9 @@ class FirstReplies:
     """Counts the first replies of a stage, and raises Unreadable if hardly any can be read."""
 
     def __init__(self, t, label):
-        """t, label: the iteration, and the stage. A later model is measured whatever it says."""
+        """t, label: the iteration, and the stage. "held-out judgments" of M_0 count as "judgments";
+        a later model is measured whatever it says.
+        """
         self.label, self.texts, self.read = label, [], 0
         stages = [stage for stage in WANTED if stage == label or t == 0 and stage in label]
         self.stage = stages[0] if stages else None  # answers can always be read

@@ -88,8 +88,9 @@ class Folder:
         other = []
         for name, value in mine.items():
             was = theirs.get(name)
+            # --iters 2 --rho 0 .3 may become --iters 3 --rho 0 .3 .3
             goes_on = (isinstance(was, list) and len(was) == theirs.get("iters")
-                       and value[:len(was)] == was)  # a schedule goes on where it ended
+                       and value[:len(was)] == was)
             if name not in FREE and value != was and not goes_on:
                 other.append(f"{flag(name)} {was}, not {value}")
         if other:

@@ -108,14 +108,15 @@ def ranked_replies(settings, held_out=()):
         rng = random.Random(f"{settings.seed}/ranked")
         held = set(rng.sample(texts, int(HELD_RANKED * len(texts))))
         measuring = [record for record in replies if folded(record["prompt"]) in held]
+    if settings.no_eft:
+        return [], measuring
     training = [record for record in replies if folded(record["prompt"]) not in held]
     measured = prompts_in(held_out)
     clean = [record for record in training if folded(record["prompt"]) not in measured]
     if len(clean) < len(training):
         dropped = {"prompts held out for measuring": len(training) - len(clean)}
         tell(f"--eft {settings.eft or 'oasst1'}: {len(clean):,} prompts are left{without(dropped)}")
-    training = clean
-    return [] if settings.no_eft else training, measuring
+    return clean, measuring
 
 
 def eft_replies(settings):
@@ -231,8 +232,7 @@ def agree(ranks, scores):
     # Replies of one rank are put in the order of their scores, so that they never disagree.
     by_rank = sorted(zip(ranks, scores), key=lambda two: (two[0], -two[1]))
     ordered = [score for _, score in by_rank]
-    falls = all(a >= b for a, b in zip(ordered, ordered[1:]))
-    return falls and ordered[0] > ordered[-1]
+    return ordered == sorted(scores, reverse=True) and ordered[0] > ordered[-1]
 
 
 def even_out_scores(kept, rubric, seed, dropped):

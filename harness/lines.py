@@ -20,6 +20,14 @@ def as_reply(chat, sample):
     return record
 
 
+def score_of(reply, max_score):
+    """The score of a judgment, as `as_reply` has it; None of one that was cut off, is malformed, or
+    has control tokens in it.
+    """
+    whole = reply["finished"] and not reply.get("marked")
+    return words.parse_score(reply["text"], max_score) if whole else None
+
+
 def winner_of(sample, what="Judgment"):
     """"A", "B" or None: a verdict that was cut off has no winner. what: the winners' kind."""
     return words.parse_winner(sample.text, what) if sample.finished else None

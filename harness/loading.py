@@ -3,7 +3,6 @@
 Safetensors only, no remote code. Weights that are missing or do not fit are refused, since a model
 that is partly loaded would answer all the same.
 """
-import hashlib
 import logging
 import sys
 import warnings
@@ -41,9 +40,7 @@ def load(model, adapter=None, bits=None, device=None):
         if adapter is not None:
             model = base_of(adapter)
             if bits is None:  # an adapter belongs to the precision it was trained in
-                run = read_json(Path(adapter).resolve().parent.parent / "config.json", dict)
-                settings = run.get("settings")
-                bits = settings.get("bits") if isinstance(settings, dict) else None
+                bits = config_of(adapter).get("settings", {}).get("bits")
     if adapter is not None and not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise ValueError(f"adapter {adapter} has no adapter_model.safetensors")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,12 +95,13 @@ def adapter_of(model):
                  if (place / "adapter_config.json").is_file()), None)
 
 
-def is_model(folder):
-    """Whether a folder holds a model. A run has a config.json as well."""
-    try:
-        return "model_type" in read_json(folder / "config.json", dict)
-    except ValueError:
-        return False
+def config_of(model):
+    """The config.json of the run that an iteration, or its adapter, belongs to; {} if it has none.
+    """
+    place = Path(model).resolve()
+    file = (place.parent if place.name == "adapter" else place).parent / "config.json"
+    content = read_json(file, dict)
+    return content if isinstance(content.get("settings"), dict) else {}
 
 
 def base_of(adapter):
@@ -123,7 +121,7 @@ def base_of(adapter):
     parts, known = Path(name).parts, Path(name).is_absolute()
     ends = [Path(*parts[i:]) for i in range(len(parts) if known else 1)]
     for place in (above / end for end in ends for above in Path(adapter).resolve().parents):
-        if is_model(place):
+        if "model_type" in read_json(place / "config.json", dict, notes=[]):  # a run has none
             if known and place != Path(name):
                 print(f"{name} is gone: {place} is taken as the adapter's base", file=sys.stderr)
             return str(place)
@@ -166,8 +164,8 @@ def load_tokenizer(model):
 def check_adapter(model, folder):
     """Raise ValueError unless an adapter fits the model and is what its run, if any, wrote."""
     file = Path(folder) / "adapter_model.safetensors"
-    sha256 = read_json(Path(folder).parent / "figures.json", dict).get("adapter")
-    if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+    written = read_json(Path(folder).parent / "figures.json", dict).get("adapter")
+    if written and sha256(file) != written:
         raise ValueError(f"adapter {folder} is damaged: its content is not what was written; put "
                          "it back from a copy")
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -8,15 +8,18 @@ import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from harness.engine.processes import world
-from harness.files import read_json
 from harness.first_replies import Unreadable
+from harness.folder import Folder
 from harness.forecast import by_stage, duration, end_of, forecast, seconds_of
+from harness.loading import config_of
 from harness.run import Run
 from harness.training import save_adapter, set_adapter
 from harness.views.figures import untrained
@@ -57,12 +60,13 @@ def fit_hours(settings, loop):
     And its `forecast`. A run that is there goes on with what was chosen when it began: there is no
     forecast then. Raises ValueError if the shortest run takes longer.
     """
-    config = Path(settings.out) / "config.json"
-    if config.is_file():
-        chosen = read_json(config, dict).get("settings", {}).get("prompts_per_iter", 1)
-        print(f"{settings.out} is there: the run goes on with --prompts-per-iter {chosen}, as it "
-              "began, and --hours chooses nothing")
-        return dataclasses.replace(settings, prompts_per_iter=chosen, hours=None), None
+    out = Path(settings.out)
+    if (out / "config.json").is_file():
+        chosen = config_of(out / "iter0").get("settings", {}).get("prompts_per_iter")
+        if chosen:  # else it is no run's, and will be refused
+            print(f"{out} is there: the run goes on with --prompts-per-iter {chosen}, as it began, "
+                  "and --hours chooses nothing")
+        return dataclasses.replace(settings, prompts_per_iter=chosen or 1, hours=None), None
     start = time.perf_counter()
     with rehearsal(settings) as run:
         loading = time.perf_counter() - start
@@ -196,10 +200,13 @@ def small_run(run, out, size):
     iters = 1 if alike else min(2, settings.iters)
     schedules = {name: (settings.at(name, 1), settings.at(name, settings.iters))[:iters]
                  for name in ("rho", "max_response_chars", "max_judgment_chars")}
-    small = Run(dataclasses.replace(
+    small = copy.copy(run)  # what it has read and loaded is the same
+    Folder.__init__(small, dataclasses.replace(
         settings, out=out, iters=iters, judge_iters=min(1, settings.judge_iters),
-        prompts_per_iter=min(size, settings.prompts_per_iter), **schedules), run.model,
-        run.reward_model)
+        prompts_per_iter=min(size, settings.prompts_per_iter), **schedules),
+        run.config["files"], run.prompts)
+    small.claim_folder()
+    small.dropped, small.tokens, small.otherwise = Counter(), Counter(), Counter()
     small.eval_prompts = small.eval_prompts[:size]
     small.ranked = small.ranked[:size]
     small.replies = small.replies[:max(size, FEWEST_RANKED)]
@@ -237,11 +244,4 @@ def print_costs(run, stages, loading, size):
 
 def short(number):
     """A number with three digits and k, M, G or T."""
-    if number < 999.5:
-        return f"{number:.0f}"
-    for unit in ("k", "M", "G", "T"):
-        number /= 1000
-        if number < 999.5:
-            break
-    digits_after = 3 - len(str(int(number)))
-    return f"{number:.{max(0, digits_after)}f}{unit}"
+    return f"{number:.0f}" if number < 999.5 else tqdm.format_sizeof(number)

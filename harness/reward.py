@@ -1,4 +1,5 @@
 """A reward model in the judge's place: one number for a prompt and an answer."""
+import itertools
 import math
 
 import torch
@@ -6,7 +7,8 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from harness.engine.chat import Chat
-from harness.engine.processes import collect_shares, rank, share
+from harness.engine.passes import blocks
+from harness.engine.processes import collect_shares, share
 from harness.loading import load_tokenizer
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # in one forward pass
@@ -68,7 +70,7 @@ class RewardModel:
         mine = share(answers)
         ids = [self.token_ids(answer) for answer in mine]
         scores = [None] * len(mine)
-        with tqdm(total=len(mine), desc=label, unit="answer", disable=rank() > 0) as bar:
+        with tqdm(total=len(mine), desc=label, unit="answer") as bar:
             for places in same_length(ids, BATCH_TOKENS[self.model.device.type]):
                 if len(ids[places[0]]) <= self.context:
                     for i, score in zip(places, self.logits([ids[i] for i in places])):
@@ -87,10 +89,6 @@ def reward_chat(name):
 
 def same_length(lists, most):
     """Indices of lists of the same length, in groups of at most `most` elements in all."""
-    by_length = {}
-    for i, one in enumerate(lists):
-        by_length.setdefault(len(one), []).append(i)
-    for length, places in sorted(by_length.items(), reverse=True):
-        count = max(1, most // length)
-        for start in range(0, len(places), count):
-            yield places[start:start + count]
+    longest_first = sorted(range(len(lists)), key=lambda i: -len(lists[i]))
+    for length, places in itertools.groupby(longest_first, key=lambda i: len(lists[i])):
+        yield from blocks(places, lambda _: length, most)

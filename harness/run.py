@@ -27,14 +27,7 @@ from harness.loading import fingerprint, load, load_tokenizer
 from harness.records import read_text
 from harness.reward import RewardModel, reward_chat
 from harness.settings import flag
-from harness.stage import (
-    cut_torn_line,
-    rank_files,
-    read_stage,
-    sample_items,
-    stage_name,
-    tell_too_long,
-)
+from harness.stage import cut_torn_line, rank_files, read_stage, sample_items, tell_too_long
 from harness.training import encode_examples, hold_out, save_adapter, set_adapter, train_in_folder
 from harness.views.card import write_card
 from harness.views.figures import line_on
@@ -44,38 +37,31 @@ from harness.views.report import cut_short, drifts, report, unscored
 class Run(Folder):
     """Settings, inputs, model and folder of a run: what every step of the loop needs."""
 
-    def __init__(self, settings, model=None, reward_model=None):
-        """model: one with an adapter. reward_model: the RewardModel of --reward. What is None is
-        loaded.
-        """
+    def __init__(self, settings):
         self.rubric = words.RUBRIC
         if settings.rubric:
             self.rubric = read_text(settings.rubric, "--rubric").strip()
         self.eval_prompts = evaluation_prompts(settings)
         self.chat = Chat(load_tokenizer(settings.model))
-        scored_by_model = reward_model is None and settings.reward not in ("judge", "checks")
+        scored_by_model = settings.reward not in ("judge", "checks")
         if scored_by_model:
             reward_chat(settings.reward)  # fails by its name, before any work
         self.replies, self.ranked = ranked_replies(settings, self.eval_prompts)
         self.held_out = [*self.eval_prompts, *self.ranked]
         prompts, self.unfit = training_prompts(settings, self.held_out)
         self.dropped = Counter()    # what the present iteration sampled and did not use, by reason
-        self.tokens = {}            # (iteration, stage) -> tokens drawn
-        self.otherwise = {}         # (iteration, stage) -> texts that `with_ids` counts
+        self.tokens = Counter()     # (iteration, stage) -> tokens drawn
+        self.otherwise = Counter()  # (iteration, stage) -> texts that `with_ids` counts
         self.otherwise_told = False
         self.notes = []             # of the last report
         self.forecast = None        # what harness.plan said of each stage
         super().__init__(settings, self.hashes(settings, prompts), prompts)
-        self.reward_model = reward_model
         if scored_by_model:
             self.reward_model = RewardModel(settings.reward, settings.bits)
-        if model is None:
-            base, _ = load(settings.model, bits=settings.bits)
+        base, _ = load(settings.model, bits=settings.bits)
         self.claim_folder()
-        if model is None:
-            torch.manual_seed(settings.seed)  # each start of a run makes the same fresh adapter
-            model = add_lora(base, settings.lora_rank)
-        self.model = model
+        torch.manual_seed(settings.seed)  # each start of a run makes the same fresh adapter
+        self.model = add_lora(base, settings.lora_rank)
 
     def hashes(self, settings, prompts):
         """{flag: a hash of what it reads} of all that a run reads."""
@@ -115,7 +101,7 @@ class Run(Folder):
                 sample_items(self.model, self.chat.tokenizer, share(items), ask, read, n,
                              f"iteration {t}: {label}", own, known, first.add,
                              max_new_tokens=max_new_tokens, temperature=s.temperature,
-                             top_p=s.top_p, seed=[s.seed, t, stage_name(own)],
+                             top_p=s.top_p, seed=[s.seed, t, name],
                              capacity=s.max_tokens_in_cache)
                 doubt = None
             except Unreadable as error:
@@ -125,7 +111,7 @@ class Run(Folder):
                 raise Unreadable(doubts[0])
             if doubts:
                 print(f"Iteration {t} goes on without this: {doubts[0]}")
-                return []
+                items = []  # none is kept: a run that is resumed asks, and doubts, in the same way
             if world() > 1:
                 known = read_stage(file)
         records = [known[item["id"]] for item in items]
@@ -133,9 +119,8 @@ class Run(Folder):
         if rank() == 0:
             for part in rank_files(file):
                 part.unlink()
-        for total, count in ((self.tokens, lambda record: record["sampled_tokens"]),
-                             (self.otherwise, with_ids)):
-            total[t, label] = total.get((t, label), 0) + sum(map(count, records))
+        self.tokens[t, label] += sum(record["sampled_tokens"] for record in records)
+        self.otherwise[t, label] += sum(map(with_ids, records))
         tell_too_long(label, records, max_new_tokens, needed)
         self.tell_otherwise(records, label)
         return records

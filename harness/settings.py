@@ -95,13 +95,11 @@ class Settings:
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
             if "least" in field.metadata and value is not None:
-                check(value >= field.metadata["least"], name,
-                      f"at least {field.metadata['least']}")
-            if "choices" in field.metadata and value is not None:
-                check(value in field.metadata["choices"], name, "4, 16 or 32")
+                check(value >= field.metadata["least"], name, f"at least {field.metadata['least']}")
             if field.type is tuple:
                 check(len(value) in (1, self.iters) or value == field.default, name,
                       f"1 or {self.iters} values, one per iteration")
+        check(self.bits in (None, 4, 16, 32), "bits", "4, 16 or 32")
         check(self.reward != "", "reward", "judge, checks, or a model")
         check(self.judgments >= 2 or self.no_meta_judge, "judgments", "at least 2")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")

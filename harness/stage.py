@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.engine.passes import blocks
 from harness.engine.processes import rank
 from harness.files import read_jsonl
 from sampling import sample
@@ -58,42 +59,18 @@ def sample_items(model, tokenizer, items, ask, read, n, label, file, known, look
         for block in blocks(asked, lambda pair: n * len(pair[1]), BLOCK):
             if all(item["id"] in known for item, _ in block):
                 continue
-            gather = Gather(block, n, finished)
+            places = [(item, number) for item, prompts in block for number in range(len(prompts))]
+            samples = {item["id"]: [[None] * n for _ in prompts] for item, prompts in block}
+
+            def ended(place, nth, one):
+                item, number = places[place]
+                samples[item["id"]][number][nth] = one
+                if all(map(all, samples[item["id"]])):  # it was the item's last
+                    finished(item, samples[item["id"]])
+
             sample(model, tokenizer, [prompt for _, prompts in block for prompt in prompts], n,
-                   keys=[[item["id"], number] for item, number in gather.places],
-                   on_end=gather.add, skip_too_long=True, **settings)
-
-
-class Gather:
-    """Gathers the samples of a block, and hands on each item when its last sample has ended."""
-
-    def __init__(self, block, n, finished):
-        """block: (item, its prompts), one after the other. finished(item, samples) is called."""
-        self.places = [(item, number) for item, prompts in block for number in range(len(prompts))]
-        self.samples = {item["id"]: [[None] * n for _ in prompts] for item, prompts in block}
-        self.left = {item["id"]: n * len(prompts) for item, prompts in block}
-        self.finished = finished
-
-    def add(self, place, nth, sample):
-        """The nth sample of the block's prompt number `place` has ended."""
-        item, number = self.places[place]
-        self.samples[item["id"]][number][nth] = sample
-        self.left[item["id"]] -= 1
-        if self.left[item["id"]] == 0:
-            self.finished(item, self.samples[item["id"]])
-
-
-def blocks(items, size, limit):
-    """Split items, in order, into blocks of at most `limit` in all, at least one item each."""
-    block, used = [], 0
-    for item in items:
-        if block and used + size(item) > limit:
-            yield block
-            block, used = [], 0
-        block.append(item)
-        used += size(item)
-    if block:
-        yield block
+                   keys=[[item["id"], number] for item, number in places], on_end=ended,
+                   skip_too_long=True, **settings)
 
 
 def with_counts(record, samples):
@@ -115,8 +92,7 @@ def tell_too_long(label, records, max_new_tokens, needed=False):
         raise ValueError(f"{label}: {about.format('all')}: choose another --out and shorter "
                          "prompts, answers or replies")
     if too_long and rank() == 0:
-        print(f"{label}: {about.format(too_long)}; they got none, and are counted",
-              file=sys.stderr)
+        print(f"{label}: {about.format(too_long)}; they got none, and are counted", file=sys.stderr)
 
 
 def read_kept(file, made, key="id"):
@@ -143,11 +119,6 @@ def read_kept(file, made, key="id"):
 def rank_files(file):
     """What several processes have written of a stage's file, one each."""
     return file.parent.glob(f"{file.name}.rank*")
-
-
-def stage_name(file):
-    """The name of the stage's file that this file, perhaps of one of several processes, is for."""
-    return file.name.partition(".rank")[0]
 
 
 def read_stage(file):

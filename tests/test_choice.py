@@ -75,6 +75,13 @@ def test_prompts_without_checks_and_missing_files_choose_nothing(tmp_path):
     assert choose(tmp_path, records[:1], TOP) == (None, [])
 
 
+def test_a_model_whose_answers_are_lost_is_named(tmp_path):
+    records = run_of(tmp_path, {t: [[1.0 + t]] * 20 for t in range(3)})
+    (tmp_path / "iter2" / "eval.jsonl").unlink()
+    best, lines = choose(tmp_path, records, TOP)
+    assert best == 1 and lines[-1] == "Of M_2 the held-out answers are missing."
+
+
 def test_the_interval_holds_what_it_says(tmp_path):
     """Of 200 simulated runs of two equally good models M_1 is called better than M_0 in about one
     in forty: an interval of 95 % misses 0 on either side as often.

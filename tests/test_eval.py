@@ -1023,21 +1023,22 @@ def test_style_counts_by_hand():
 
 
 @pytest.mark.parametrize("form, content, says", [
-    ("alpaca", '[{"instruction": 3}]', "question 1 is none of alpaca"),
-    ("alpaca", "", "no questions"), ("alpaca", "[{", "neither a JSON list nor"),
+    ("alpaca", '[{"instruction": 3}]', "record 1: no question of alpaca, which needs instruction"),
+    ("alpaca", "", "no questions"), ("alpaca", "[{", "line 1: not JSON"),
     ("mt-bench", '{"question_id": 1, "turns": ["a"]}\n{"uid": "x", "prompt": "y"}',
-     "question 2 is none of mt-bench"),
-    ("arena-hard", '{"instruction": "x"}', "question 1 is none of arena-hard"),
-    ("mt-bench", '{"question_id": 1, "turns": []}', "question 1"),
-    ("mt-bench", '{"question_id": 1, "turns": "hello"}', "question 1"),
-    ("mt-bench", '{"question_id": 1, "turns": [{"content": "x"}]}', "question 1"),
-    ("arena-hard", '{"turns": [{"content": "x"}]}', "question 1"), ("alpaca", "[3]", "question 1"),
-    ("alpaca", "[" * 100_000, "neither a JSON list nor"), ("alpaca", "\udcff", "not UTF-8")])
+     "line 2: no question of mt-bench, which needs question_id"),
+    ("arena-hard", '{"instruction": "x"}', "line 1: no question of arena-hard"),
+    ("mt-bench", '{"question_id": 1, "turns": []}', "line 1: no question"),
+    ("mt-bench", '{"question_id": 1, "turns": "hello"}', "line 1: no question"),
+    ("mt-bench", '{"question_id": 1, "turns": [{"content": "x"}]}', "line 1: no question"),
+    ("arena-hard", '{"turns": [{"content": "x"}]}', "line 1: no question"),
+    ("alpaca", "[3]", "record 1: no question"),
+    ("alpaca", "[" * 100_000, "line 1: not JSON"), ("alpaca", "\udcff", "not UTF-8")])
 def test_question_files_that_do_not_fit_the_format(trained, tmp_path, monkeypatch, capsys, form,
                                                    content, says):
-    (tmp_path / "questions").write_text(content, errors="surrogateescape")
+    (tmp_path / "questions.jsonl").write_text(content, errors="surrogateescape")
     status, out, error = command(monkeypatch, capsys, "export", trained, "--format", form,
-                                 "--questions", tmp_path / "questions")
+                                 "--questions", tmp_path / "questions.jsonl")
     assert status == 2 and out == "" and error.startswith("error: --questions") and says in error
     assert error.count("\n") == 1
 

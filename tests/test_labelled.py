@@ -11,6 +11,8 @@ from harness.commands import compare
 from harness.commands import judge as labelled
 from harness.commands.judge import Pair, by_comparison, by_scores, pairs_table, read_pairs
 from harness.commands.main import main as run_command
+from harness.engine.chat import Chat
+from harness.loading import load_tokenizer
 from prompts import compare_prompt, judge_prompt
 from sampling import Sample
 
@@ -46,6 +48,7 @@ def test_other_files_are_refused(tmp_path, record):
         read_pairs(tmp_path / "p.jsonl")
 
 
+TOKENIZER = load_tokenizer(str(TINY))
 PAIRS = [Pair(prompt, "good", "bad", subset) for prompt, subset in ("pa", "qb", "rb")]
 
 
@@ -60,8 +63,21 @@ def test_a_pair_is_right_by_its_mean_scores(monkeypatch):
         return [Sample(f"Score: {score}", [1], True) for score in scores]
 
     monkeypatch.setattr(labelled, "sample_each", drawn)
-    right = by_scores(None, None, PAIRS, "x", "x", SimpleNamespace(judgments=2, seed=0))
+    right = by_scores(None, TOKENIZER, PAIRS, "x", "x", SimpleNamespace(judgments=2, seed=0))
     assert right[:2].tolist() == [1, 0.5] and math.isnan(right[2])
+
+
+def test_a_judgment_with_control_tokens_in_it_has_no_score(monkeypatch):
+    """As in the method: what the text shows is not all that was drawn."""
+    mark = min(Chat(TOKENIZER).marks)
+
+    def drawn(model, tokenizer, asked, *rest, **settings):
+        return [Sample("Score: 4", [mark, 7, 1] if i == 0 else [7, 1], True)
+                for i in range(len(asked))]
+
+    monkeypatch.setattr(labelled, "sample_each", drawn)
+    right = by_scores(None, TOKENIZER, PAIRS, "x", "x", SimpleNamespace(judgments=1, seed=0))
+    assert math.isnan(right[0]) and right[1:].tolist() == [0.5, 0.5]
 
 
 def test_a_runs_own_rubric_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -76,7 +92,7 @@ def test_a_runs_own_rubric_is_found_from_anywhere(tmp_path, monkeypatch):
 
     monkeypatch.setattr(labelled, "sample_each", drawn)
     source = tmp_path / "run" / "iter1"
-    right = by_scores(None, None, PAIRS, "x", source, SimpleNamespace(judgments=1, seed=0))
+    right = by_scores(None, TOKENIZER, PAIRS, "x", source, SimpleNamespace(judgments=1, seed=0))
     assert math.isnan(right[0]) and right[1:].tolist() == [1, 0.5]  # 2 is out of this range
 
 
@@ -116,7 +132,7 @@ def test_the_command_says_what_it_measured(tmp_path, capsys):
     assert said.split("unread by comparison in both orders")[1].split()[0] == "2"
     with pytest.raises(SystemExit):
         run_command(["judge", str(TINY), "--pairs", str(tmp_path / "p.json"), "--judgments", "0"])
-    assert "--judgments and --limit must be at least 1" in capsys.readouterr().err
+    assert "must be at least 1" in capsys.readouterr().err
 
 
 def test_a_pair_without_its_system_turn_is_none(tmp_path, capsys):

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import prompts as words
 from eval import measure_comparisons
-from harness.commands.models import (
-    answer_tokens,
-    file_of,
-    load_alone,
-    made_by,
-    sample_each,
-)
+from harness.commands.models import answer_tokens, file_of, load_alone, made_by, sample_each
 from harness.files import write_jsonl
 from harness.lines import winner_of
 from harness.loading import adapter_of, load_tokenizer

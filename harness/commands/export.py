@@ -7,19 +7,13 @@ import hashlib
 import json
 import re
 import time
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 from harness.commands.merge import export_model
-from harness.commands.models import (
-    IFEVAL_TOKENS,
-    benchmark_tokens,
-    load_alone,
-    made_by,
-    sample_each,
-)
+from harness.commands.models import benchmark_tokens, load_alone, made_by, sample_each
 from harness.files import iterations, write_jsonl, write_whole
-from harness.records import read_text
+from harness.records import each_record
 
 # needs: what a question has, in words. turns(record): what a user says in turn; KeyError or
 # TypeError if the record has another form. line(name, record, answers): the line, or entry, of the
@@ -30,27 +24,18 @@ Format = namedtuple("Format", "needs turns line place tokens")
 
 def read_questions(file, form):
     """The questions of a tool's file: a list of (the texts of its turns, its record)."""
-    text = read_text(file, "--questions")
-    try:
-        if text.lstrip().startswith("["):
-            records = json.loads(text)
-        else:
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError):
-        raise ValueError(f"--questions {file}: neither a JSON list nor JSON lines") from None
-    if not records:
-        raise ValueError(f"--questions {file}: no questions in it")
-    questions = []
-    for number, record in enumerate(records, 1):
+    def read(record):
         try:
             turns = FORMATS[form].turns(record)
         except (KeyError, TypeError):
             turns = None
-        good = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
-        if not good:
-            raise ValueError(f"--questions {file}: question {number} is none of {form}: it needs "
-                             f"{FORMATS[form].needs}")
-        questions.append((turns, record))
+        if not (isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)):
+            raise ValueError(f"no question of {form}, which needs {FORMATS[form].needs}")
+        return turns, record
+
+    questions = [question for _, question in each_record(file, "--questions", read, Counter())]
+    if not questions:
+        raise ValueError(f"--questions {file}: no questions in it")
     return questions
 
 
@@ -129,12 +114,13 @@ def style_counts(text):
 
 
 FORMATS = {  # a new one: here, and its name in flags.py. alpaca: as most models of its leaderboard
+    # have it, ifeval: as lm-evaluation-harness
     "alpaca": Format("instruction", alpaca_turns, alpaca_line, "{name}/model_outputs.json", 2048),
     "arena-hard": Format("question_id and turns, or uid and prompt", arena_turns, arena_line,
                          "model_answer/{name}.jsonl", 4096),
     "mt-bench": Format("question_id and turns", bench_turns, bench_line,
                        "model_answer/{name}.jsonl", 1024),
-    "ifeval": Format("prompt", ifeval_turns, ifeval_line, "{name}.jsonl", IFEVAL_TOKENS),
+    "ifeval": Format("prompt", ifeval_turns, ifeval_line, "{name}.jsonl", 1280),
 }
 
 
@@ -152,9 +138,7 @@ def answer_turns(model, tokenizer, questions, label, seed, parts, **settings):
         chats = []
         for i in asked:
             turns, _ = questions[i]
-            chat = []
-            for text, answer in zip(turns, answers[i]):
-                chat += [text, answer.text]
+            chat = [one for text, answer in zip(turns, answers[i]) for one in (text, answer.text)]
             chats.append([*chat, turns[turn]])
         samples = sample_each(model, tokenizer, chats, f"{label}, turn {turn + 1}",
                               part=part, seed=[seed, "export", turn], **settings)
@@ -195,8 +179,7 @@ def command(args):
                                max_new_tokens=longest, temperature=args.temperature,
                                top_p=args.top_p)
         del model  # or the next one would stand beside it
-        lines = [form.line(name, record, said)
-                 for (_, record), said in zip(questions, answers)]
+        lines = [form.line(name, record, said) for (_, record), said in zip(questions, answers)]
         if file.suffix == ".json":
             write_whole(file, json.dumps(lines, indent=1) + "\n")
         else:

@@ -6,6 +6,13 @@ from harness.settings import Parser
 ANSWER_TOKENS = ("--max-answer-tokens", "--max-new-tokens")  # the second is its old name
 
 
+def positive(text):
+    """An argument that is a whole number from 1 up."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
+
+
 def eval_parser():
     parser = Parser(description="Look at a run, or compare models.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -34,10 +41,11 @@ def eval_parser():
     compare.add_argument("--prompts", help="JSONL with \"prompt\", or one prompt a line (default: "
                          "those of A's or B's file, else of their run, else data/eval.jsonl)")
     compare.add_argument("--out", help="a JSONL file for every pair with its verdicts")
-    compare.add_argument("--max-verdict-tokens", type=int, default=512, help="longest verdict, in "
-                         "tokens; verdicts are greedy (default: %(default)s)")
+    compare.add_argument("--max-verdict-tokens", type=positive, default=512,
+                         help="longest verdict, in tokens; verdicts are greedy (default: "
+                         "%(default)s)")
     repeat = add("repeat", "make a run's comparisons again: do winner and pair stay?")
-    repeat.add_argument("--answers", type=int, default=20,
+    repeat.add_argument("--answers", type=positive, default=20,
                         help="of how many answers an iteration (default: %(default)s)")
     export = add("export", "answers of a run's iterations in the files that official tools read, "
                  "or one plain model folder of base and adapter")
@@ -52,7 +60,8 @@ def eval_parser():
                         help="a run's folder (all its iterations), or a model (hub name, folder, "
                         "runs/x/iter4); answers are greedy")
     ifeval.add_argument("--questions", required=True, help="IFEval's input_data.jsonl")
-    ifeval.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
+    ifeval.add_argument("--limit", type=positive, metavar="N",
+                        help="ask the first N questions only")
     ifeval.add_argument("--out", metavar="FOLDER", help="keep the answers there, as JSONL of "
                         "\"prompt\" and \"response\", and reuse those that are there")
     judge = add("judge", "how often a judge prefers the right one of labelled pairs")
@@ -61,9 +70,9 @@ def eval_parser():
     judge.add_argument("--pairs", required=True, help="JSON lines or a list, as RewardBench "
                        "(prompt, chosen, rejected, subset) or JudgeBench (question, response_A, "
                        "response_B, label)")
-    judge.add_argument("--judgments", type=int, default=5,
+    judge.add_argument("--judgments", type=positive, default=5,
                        help="scores for each answer (default: %(default)s)")
-    judge.add_argument("--limit", type=int, metavar="N",
+    judge.add_argument("--limit", type=positive, metavar="N",
                        help="N pairs only, drawn at random (--seed)")
     for command, last in ((repeat, ""), (export, "; of --format model the last")):
         command.add_argument("--iterations", type=int, nargs="+",
@@ -73,7 +82,7 @@ def eval_parser():
             (compare, "a run's own, else 1024"),
             (export, f"the benchmark's: 2048, 4096, 1024, 1280, in --format's order{half}"),
             (ifeval, f"1280, as lm-evaluation-harness has it{half}")):
-        command.add_argument(*ANSWER_TOKENS, type=int, metavar="N", dest="max_new_tokens",
+        command.add_argument(*ANSWER_TOKENS, type=positive, metavar="N", dest="max_new_tokens",
                              help=f"longest answer, in tokens (default: {default})")
     for command in (compare, export):
         command.add_argument("--temperature", type=float, default=0.8,

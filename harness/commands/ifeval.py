@@ -11,14 +11,8 @@ import numpy as np
 
 from eval import FEWEST, bootstrap
 from harness.checks import Missing, check_check, loose, meets
-from harness.commands.models import (
-    IFEVAL_TOKENS,
-    benchmark_tokens,
-    check_base,
-    load_alone,
-    made_by,
-    models_of,
-)
+from harness.commands.export import FORMATS
+from harness.commands.models import benchmark_tokens, check_base, load_alone, made_by, models_of
 from harness.loading import base_name
 from harness.records import read_prompts
 from harness.stage import read_kept, sample_items, tell_too_long
@@ -33,8 +27,6 @@ PUBLISHED = ("Published for Llama-3-8B-Instruct (arXiv 2412.11605, Table 1), pro
 
 def read_instructions(file, limit=None):
     """The questions of a file, or the first of them, as `question_of` gives them."""
-    if limit is not None and limit < 1:
-        raise ValueError("--limit must be at least 1")
     questions = []
     for number, record in enumerate(read_prompts(file, "--questions")[:limit], 1):
         try:
@@ -68,7 +60,7 @@ def question_of(record):
 
 def answers_to(prompts, name, model, args):
     """{prompt: the model's record}. --out keeps them as they end, and what it has is not redone."""
-    longest = args.max_new_tokens or benchmark_tokens(model, IFEVAL_TOKENS)
+    longest = args.max_new_tokens or benchmark_tokens(model, FORMATS["ifeval"].tokens)
     label = f"{name}: answers"
     made = {"max_new_tokens": longest}
     if args.out:
@@ -108,7 +100,7 @@ def count(questions, answers):
 def shares(counts):
     """The five measures, in 0..1."""
     met, total = counts.sum(0).T  # (4,) each
-    four = met / np.maximum(total, 1)
+    four = np.divide(met, total, out=np.full(4, np.nan), where=total > 0)  # NaN: none was measured
     return np.append(four, four.mean())
 
 
@@ -120,8 +112,8 @@ def column(statistic, columns, sign=""):
     """A column of the table: a statistic's five values, with intervals of enough questions."""
     texts = []
     for measure, value in enumerate(statistic(*columns)):
-        text = f"{value:{sign}.1%}"
-        if len(columns[0]) >= FEWEST:
+        text = "-" if np.isnan(value) else f"{value:{sign}.1%}"
+        if len(columns[0]) >= FEWEST and text != "-":
             low, high = bootstrap(lambda *rows: statistic(*rows)[measure], *columns)
             text += f" [{low:{sign}.1%}, {high:{sign}.1%}]"
         texts.append(text)

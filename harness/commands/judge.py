@@ -15,13 +15,9 @@ import numpy as np
 import prompts as words
 from eval import grouped_interval
 from harness.commands.compare import judge_both_orders
-from harness.commands.models import (
-    load_alone,
-    models_of,
-    own_settings,
-    rubric_of,
-    sample_each,
-)
+from harness.commands.models import load_alone, models_of, own_settings, rubric_of, sample_each
+from harness.engine.chat import Chat
+from harness.lines import as_reply, score_of
 from harness.records import LeftOut, answer_of, each_record, first_of, prompt_of, without
 
 Pair = namedtuple("Pair", "prompt right wrong subset")
@@ -90,7 +86,8 @@ def by_scores(model, tokenizer, pairs, name, source, args):
                        settings.get("max_judgment_tokens", 512), seed=[args.seed, "judge"],
                        temperature=settings.get("temperature", 0.8),
                        top_p=settings.get("top_p", 0.95))
-    scores = [words.parse_score(one.text, most) if one.finished else None for one in said]
+    chat = Chat(tokenizer)
+    scores = [score_of(as_reply(chat, one), most) for one in said]
     means = {}
     for i, answer in enumerate(answers):
         of_answer = scores[i * args.judgments: (i + 1) * args.judgments]
@@ -131,8 +128,7 @@ def pairs_table(pairs, results):
             chosen = np.array([subset in ("", pair.subset) for pair in pairs])
             groups = [prompt for prompt, there in zip(prompts, chosen) if there]
             label = f"  {subset} ({chosen.sum()})" if subset else f"right {way}"
-            rows.append([label, *(known_share(of[way][chosen], groups)
-                                  for of in results.values())])
+            rows.append([label, *(known_share(of[way][chosen], groups) for of in results.values())])
         for state, where in (("undecided", lambda values: values == 0.5), ("unread", np.isnan)):
             rows.append([f"{state} {way}", *(str(where(of[way]).sum()) for of in results.values())])
     rows.insert(0, ["", *results])
@@ -143,8 +139,6 @@ def pairs_table(pairs, results):
 
 def command(args):
     """`eval.py judge RUN_OR_MODEL... --pairs FILE`."""
-    if args.judgments < 1 or args.limit is not None and args.limit < 1:
-        raise ValueError("--judgments and --limit must be at least 1")
     pairs, models, results = read_pairs(args.pairs), models_of(args.models), {}
     if args.limit and args.limit < len(pairs):  # of a file that is sorted the first are no sample
         pairs = random.Random(args.seed).sample(pairs, args.limit)

@@ -12,14 +12,12 @@ import torch
 from transformers import AutoConfig
 
 import prompts as words
-from harness.files import digest, iterations, read_json, sha256
-from harness.loading import adapter_of, base_name, base_of, fingerprint, load, load_tokenizer
+from harness.files import digest, iterations, sha256
+from harness.loading import adapter_of, base_name, config_of, fingerprint, load, load_tokenizer
 from harness.records import read_text
 from harness.settings import HERE, flag, read_preset
 from harness.stage import read_kept, sample_items, tell_too_long
 from sampling import Sample
-
-IFEVAL_TOKENS = 1280  # longest answer in lm-evaluation-harness's task
 
 
 def sample_each(model, tokenizer, prompts, label, max_new_tokens, part=None, made=None, **settings):
@@ -101,15 +99,6 @@ def own_settings(model):
     return config_of(model).get("settings") or read_preset(model)
 
 
-def config_of(model):
-    """The config.json of the run that an iteration, or its adapter, belongs to; {} if it has none.
-    """
-    place = Path(model).resolve()
-    file = (place.parent if place.name == "adapter" else place).parent / "config.json"
-    content = read_json(file, dict)
-    return content if isinstance(content.get("settings"), dict) else {}
-
-
 def file_of(model, name):
     """A file that a model's run, or its preset, has read, such as its "rubric"; None: none.
 
@@ -146,7 +135,7 @@ def check_base(model):
     """Raise ValueError if the base of a run's iteration is not the one that the run had."""
     known = known_base(model)
     if known and fingerprint(model) != known:
-        raise ValueError(f"{model}: its base {base_of(adapter_of(model))} has another content than "
+        raise ValueError(f"{model}: its base {base_name(model)} has another content than "
                          "its run had: put it back from a copy")
 
 
@@ -161,4 +150,4 @@ def benchmark_tokens(model, tokens):
     """
     config = AutoConfig.from_pretrained(base_name(model), trust_remote_code=False)
     config = config.get_text_config()
-    return min(tokens, getattr(config, "max_position_embeddings", 2 * tokens) // 2)
+    return min(tokens, (getattr(config, "max_position_embeddings", None) or 2 * tokens) // 2)

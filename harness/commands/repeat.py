@@ -7,12 +7,7 @@ import numpy as np
 
 import prompts as words
 from eval import comparisons, mean
-from harness.commands.models import (
-    load_alone,
-    own_settings,
-    rubric_of,
-    sample_each,
-)
+from harness.commands.models import load_alone, own_settings, rubric_of, sample_each
 from harness.files import iterations, read_jsonl
 from harness.lines import VERDICTS, winner_of
 

@@ -1,5 +1,4 @@
-"""What differs between models, as sampling and training ask for it.
-"""
+"""What differs between models, as sampling and training ask for it."""
 import math
 
 

@@ -29,7 +29,7 @@ class Chat:
         self.added_ids = set(self.added.values())
         longest_first = sorted(self.added, key=len, reverse=True)
         self.pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self.frames, self.encode_once = {}, functools.cache(self.encode)  # the template's pieces
+        self.frame, self.encode_once = map(functools.cache, (self.frame, self.encode))  # of pieces
         (_, self.asked), _ = self.frame(1)
         (*before, after), (_, self.trims) = self.frame(2)
         self.check_thinking(before[1])
@@ -86,14 +86,12 @@ class Chat:
 
         And for each turn whether the template strips its text, as Llama-3's does.
         """
-        if count not in self.frames:
-            rest, pieces, trims = self.render(count), [], []
-            for slot in map(self.SLOT.format, range(count)):
-                trims.append(f"\t{slot}\t" not in rest)
-                before, rest = re.split(f"\t?{slot}\t?", rest)  # some strip one side only
-                pieces.append(before)
-            self.frames[count] = [*pieces, rest], trims
-        return self.frames[count]
+        rest, pieces, trims = self.render(count), [], []
+        for slot in map(self.SLOT.format, range(count)):
+            trims.append(f"\t{slot}\t" not in rest)
+            before, rest = re.split(f"\t?{slot}\t?", rest)  # some strip one side only
+            pieces.append(before)
+        return [*pieces, rest], trims
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False)

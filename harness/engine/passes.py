@@ -1,6 +1,4 @@
-"""A batch in as many passes as memory takes, for training and its reference.
-"""
-import itertools
+"""A batch in as many passes as memory takes, for training and its reference."""
 import sys
 
 import torch
@@ -41,7 +39,7 @@ class Budget:
         done = 0
         with lean_layers(self.model, norms=self.model.device.type == "cuda"):
             while done < len(examples):
-                part, result = self.next_part(examples[done:]), None
+                part, result = next(blocks(examples[done:], token_count, self.tokens)), None
                 try:
                     result = work(part)
                 except RuntimeError as error:
@@ -52,12 +50,6 @@ class Budget:
                 else:
                     done += len(part)
                     yield part, result
-
-    def next_part(self, examples):
-        """The first of the examples that are no more than a pass's tokens: at least one."""
-        totals = itertools.accumulate(map(token_count, examples))
-        fitting = sum(1 for _ in itertools.takewhile(lambda total: total <= self.tokens, totals))
-        return examples[:max(1, fitting)]
 
     def shrink(self, part):
         """After a pass ran out of memory: smaller ones, or for a single example recomputing."""
@@ -75,6 +67,19 @@ class Budget:
         else:
             raise ValueError(f"an example of {total} tokens does not fit into the GPU's memory: "
                              "use --bits 4, or lower the limits on tokens")
+
+
+def blocks(items, size, limit):
+    """Split items, in order, into blocks of at most `limit` in all, at least one item each."""
+    block, used = [], 0
+    for item in items:
+        if block and used + size(item) > limit:
+            yield block
+            block, used = [], 0
+        block.append(item)
+        used += size(item)
+    if block:
+        yield block
 
 
 def token_count(example):

@@ -64,8 +64,7 @@ def write_card(place, settings, records, merged=False):
     if known:
         head.append(f"license: {known}")
     base = Path(settings.model).resolve().name if folder else settings.model
-    rows = [["", *models(records)], ["---"] * (len(records) + 1),
-            *figure_rows(records, "glance")]
+    rows = [["", *models(records)], ["---"] * (len(records) + 1), *figure_rows(records, "glance")]
     write_whole(Path(place, "README.md"), CARD.format(
         loading=MERGED if merged else ADAPTER,
         head="\n".join(head),

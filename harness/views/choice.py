@@ -20,11 +20,14 @@ def choose(out, records, max_score):
     out: the run's folder. records: of its summary.json.
     """
     truths = {record["iteration"]: prompt_means(out, record["iteration"]) for record in records}
-    prompts = sorted(set.intersection(*map(set, truths.values()))) if truths else []
-    if prompts:
-        table = {t: np.array([of_prompt[prompt] for prompt in prompts])
-                 for t, of_prompt in truths.items()}
-        return by_truth(table, max_score)
+    lost = [f"M_{t}" for t, of_prompt in truths.items() if not of_prompt]
+    known = {t: of_prompt for t, of_prompt in truths.items() if of_prompt}
+    if known:
+        prompts = sorted(set.intersection(*map(set, known.values())))
+        best, lines = by_truth({t: np.array([of_prompt[prompt] for prompt in prompts])
+                                for t, of_prompt in known.items()}, max_score)
+        lines += [f"Of {', '.join(lost)} the held-out answers are missing."] * bool(lost)
+        return best, lines
     why = "no held-out prompt has checks, and a model's score of itself is its opinion"
     lines = [f"Which model answers best cannot be told from this run: {why}. Ask a judge that took "
              f"no part in it: {COMPARE.format(out=out, last=records[-1]['iteration'])}"

@@ -51,8 +51,8 @@ def cells(tag, values, shaded=0):
     return f"<tr>{''.join(shown)}</tr>"
 
 
-def html_table(head, rows):
-    return f"<table>{cells('th', head)}{''.join(cells('td', row) for row in rows)}</table>"
+def html_table(head, rows, shaded=0):
+    return f"<table>{cells('th', head)}{''.join(cells('td', row, shaded) for row in rows)}</table>"
 
 
 def shell(title, body):

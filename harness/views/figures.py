@@ -117,6 +117,10 @@ FIGURES = [
     Figure("held-out pairs: reward of what is rejected", "train.held_out_rejected_reward", "+.2f",
            "the same of what is rejected"),
 ]
+CURVES = {}  # {title of a plot: {label of a line: path of its figure}}
+for name, path, *_, curve in FIGURES:
+    if curve:
+        CURVES.setdefault(curve[0], {})[curve[1]] = path
 
 
 def look_up(record, path):
@@ -151,16 +155,6 @@ def as_text(figure, value, count, with_count):
         return f"{value * count:.3g}/{count}"
     text = format(value, figure.form)
     return f"{text} ({count:,})" if with_count and count is not None else text
-
-
-def curves_of_figures():
-    """{title of a plot: {label of a line: path of its figure}}."""
-    plots = {}
-    for figure in FIGURES:
-        if figure.curve:
-            title, label = figure.curve
-            plots.setdefault(title, {})[label] = figure.path
-    return plots
 
 
 def models(records):

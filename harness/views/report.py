@@ -12,17 +12,9 @@ from harness.files import each_line, iterations, read_json, read_jsonl, write_wh
 from harness.settings import method_of
 from harness.views.choice import choose
 from harness.views.drawing import details, html_table, notice, plot, plots, pre, shell
-from harness.views.figures import (
-    FIGURES,
-    curves_of_figures,
-    figure_rows,
-    look_up,
-    models,
-    untrained,
-)
+from harness.views.figures import CURVES, FIGURES, figure_rows, look_up, models, untrained
 from harness.views.story import Text, gather, in_page, story, tell_battle
 
-CURVES = curves_of_figures()
 JUDGES = ["how often the judge is right", "meta-judge: biases",
           "judge: ties, and score with length"]  # of CURVES, the first that there is opens the page
 SHARES = JUDGES[:2]  # CURVES of nothing but shares
@@ -198,7 +190,7 @@ def histogram(records):
 
 def training_curves(steps):
     """Loss and rewards of DPO over all iterations. steps: {iteration: lines of train.jsonl}."""
-    def points(name):
+    def curve_of(name):
         found, number = [], 0
         for lines in steps.values():
             for line in lines:
@@ -212,7 +204,7 @@ def training_curves(steps):
     for lines in steps.values():
         number += sum("step" in line for line in lines)
         borders.append(number + 0.5)
-    return [plot(title, {label: points(name) for label, name in names.items()},
+    return [plot(title, {label: curve_of(name) for label, name in names.items()},
                  xlabel="steps, all iterations", borders=borders[:-1])
             for title, names in TRAINING.items()]
 
@@ -228,9 +220,10 @@ def one_prompt(run, records, notes):
     known = any("truth" in answer for answer in answers[end].values())
     score = "reward" if look_up(records[-1], "actor.reward") is not None else "own score"
     key, name = ("truth", "true score") if known else ("score", score)
-    changes = [(change_of(key, answers[begin].get(prompt, {}), after, begin == end), prompt)
+    numbers = [(prompt, answers[begin].get(prompt, {}).get(key), after.get(key))
                for prompt, after in answers[end].items()]
-    changes = sorted(pair for pair in changes if pair[0] is not None)
+    changes = sorted((after - (before if begin != end else 0), prompt)  # or the only model's number
+                     for prompt, before, after in numbers if None not in (before, after))
     if not changes:
         return ""
     change, chosen = changes[len(changes) // 2]
@@ -252,13 +245,6 @@ def first_answers(run, records, notes):
             firsts = answers.setdefault(f"M_{record['iteration']}", {})
             firsts.setdefault(answer["prompt_id"], answer)
     return answers
-
-
-def change_of(key, before, after, alone):
-    """By how much a number differs, or the number of the only model; None where one is missing."""
-    if before.get(key) is None or after.get(key) is None:
-        return None
-    return after[key] - (0 if alone else before[key])
 
 
 def answer_column(model, answer, score):
@@ -369,7 +355,8 @@ def contents(run, records, settings, notes):
         choose(run, records, settings.get("max_score") or 5)[1]))
     yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
     yield SCORED, lambda: notice(SCORED, [line for record in records for line in unscored(record)])
-    yield DRIFT, lambda: notice(DRIFT, warnings(records, settings.get("max_score") or 5))
+    yield DRIFT, lambda: notice(DRIFT, [line for record in records for line in
+                                        drifts(record, settings.get("max_score") or 5)])
     yield ANSWERS, lambda: one_prompt(run, records, notes)
     yield "All figures", lambda: all_figures(records)
     yield "More curves", lambda: plots([
@@ -396,10 +383,6 @@ def all_figures(records):
     return (html_table(["", *models(records)], rows)
             + "<p><small>In brackets: over how many.</small></p>"
             + details("What these figures say", said))
-
-
-def warnings(records, max_score):
-    return [line for record in records for line in drifts(record, max_score)]
 
 
 def cut_off_line(records):

@@ -9,17 +9,8 @@ from pathlib import Path
 from harness.files import write_whole
 from harness.settings import flag
 from harness.views.drawing import COLORS, html_table, notice, plot, plots, shell
-from harness.views.figures import figure_rows
-from harness.views.report import (
-    CAPTION,
-    CURVES,
-    SHARES,
-    attempt,
-    first_plots,
-    points,
-    read_run,
-    report,
-)
+from harness.views.figures import CURVES, figure_rows
+from harness.views.report import CAPTION, SHARES, attempt, first_plots, points, read_run, report
 
 UNTOLD = ("out", "hours", "max_tokens_in_cache")  # settings that say nothing of the models
 STROKES = {"-": "solid", "--": "dashed", ":": "dotted"}

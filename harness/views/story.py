@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.files import each_line, iterations, read_jsonl
 from harness.lines import visible
-from harness.views.drawing import cells, details, pre
+from harness.views.drawing import details, html_table, pre
 
 Text = namedtuple("Text", "about text side", defaults=("", ""))  # side: "chosen", "rejected" or ""
 Table = namedtuple("Table", "about head rows shaded", defaults=(0,))  # rows of strings; how many
@@ -154,8 +154,7 @@ def in_page(blocks):
             continue
         page += f"<p>{html.escape(block.about)}</p>" if block.about else ""
         if isinstance(block, Table):
-            rows = "".join(cells("td", row, block.shaded) for row in block.rows)
-            page += f"<table>{cells('th', block.head)}{rows}</table>"
+            page += html_table(block.head, block.rows, block.shaded)
         elif block.text:
             page += pre(block.text, {"chosen": "good", "rejected": "bad"}.get(block.side, ""))
     return page
@@ -172,7 +171,8 @@ def command(args):
         raise ValueError(f"{run} has no iteration with pairs.jsonl: it is no run's folder, or its "
                          "first iteration is under way")
     compared = [t for t, pairs in trained.items() if any(p["kind"] == "judge" for p in pairs)]
-    asked = [t for t in trained if args.prompt_id and args.prompt_id in prompts_of(run, t)]
+    asked = [t for t in trained for record in each_line(run / f"iter{t}" / "prompts.jsonl")
+             if record["prompt_id"] == args.prompt_id]
     t = max(asked or compared or trained) if args.iteration is None else args.iteration
     if t not in trained:
         raise ValueError(f"{run} has no pairs of iteration {t}, only of "
@@ -195,8 +195,3 @@ def command(args):
     print(f"Iteration {t} of {run}, prompt {wanted}, by M_{t - 1}\n\n"
           f"{visible(told['answers'][0]['prompt'])}\n")
     print("\n".join(in_terminal(story(**told))).rstrip())
-
-
-def prompts_of(run, t):
-    """The ids of an iteration's prompts."""
-    return {record["prompt_id"] for record in read_jsonl(run / f"iter{t}" / "prompts.jsonl")}
