@@ -33,10 +33,9 @@ def test_wins_are_counted_over_the_whole_iteration(task):
 
 
 def test_without_a_winner_the_places_weigh_the_same(task):
-    assert task.position_weights([np.zeros((4, 4), dtype=int)]) == (
-        0.5,
-        0.5,
-    ) and task.position_weights([]) == (0.5, 0.5)
+    for case in ([np.zeros((4, 4), dtype=int)], []):
+        expect(task.position_weights(case), (0.5, 0.5), f"{len(case)} answers without any winner",
+               [((np.nan, np.nan), "0 / 0: without any winner both weights are 1/2")])
 
 
 def test_battles_by_hand(task):

@@ -22,9 +22,9 @@ def drawn(probs, uniform, keep, by_rank=False, stretch=True, side="right"):
 @pytest.mark.parametrize(
     "uniform, top_p, token",
     [
+        (0.6, 1.0, 2),
         (0.0, 1.0, 0),
         (0.1, 1.0, 1),  # a border: the later token
-        (0.6, 1.0, 2),
         (0.99, 1.0, 3),
         (0.0, 0.6, 1),  # the nucleus is 1 and 3, of length 0.75
         (0.66, 0.6, 1),

@@ -70,6 +70,12 @@ def test_three_standard_errors_are_the_limit(task):
     """The first place won both meetings of 34 answers, the second of 16: 2.5 errors from zero. Of
     40 and 12 it is 3.6.
     """
+    error = task.position_advantage(meetings(34, 16))[1]
+    why = {0.106: ": you count each meeting twice, as (m, n) and as (n, m)",
+           0.301: ": it is that of half a log-odds"}
+    told = next((said for value, said in why.items() if abs(error - value) < 0.005), "")
+    assert error == pytest.approx(0.15, abs=0.01), (
+        f"of 34 to 16 meetings the standard error is {error:.3f} and should be 0.150{told}")
     found = task.biased({"near": meetings(34, 16), "far": meetings(40, 12)})
     assert set(found) == {"far"}, (
         f"of 34 to 16 meetings, 2.5 standard errors, and 40 to 12, 3.6, you call {sorted(found)} "
