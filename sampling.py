@@ -162,8 +162,8 @@ def even(sizes, device):
     On a CPU all get as many as the largest, unless that would more than double them: stretches at
     equal distances need not be copied there.
     """
-    return ([max(sizes)] * len(sizes) if device == "cpu" and max(sizes) * len(sizes)
-            <= 2 * sum(sizes) else sizes)
+    alike = device == "cpu" and max(sizes) * len(sizes) <= 2 * sum(sizes)
+    return [max(sizes)] * len(sizes) if alike else sizes
 
 
 def wanted_places(rows, max_new_tokens, device):

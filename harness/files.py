@@ -7,11 +7,12 @@ from pathlib import Path
 
 
 def read_json(file, kind=None, notes=None):
-    """The content of a JSON file. kind: dict or list, if it must be one; then a file that is not
-    there is an empty one.
+    """The content of a JSON file. kind: dict or list, if it must be one.
 
-    Raises ValueError that names the file if it is damaged. If a list `notes` is given, it is told
-    instead, and of a missing file as well, and what comes back is empty.
+                        missing                damaged, or of another kind
+    file                FileNotFoundError      ValueError that names it
+    file, kind          an empty one           ValueError that names it
+    file, kind, notes   an empty one, noted    an empty one, noted
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))

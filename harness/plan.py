@@ -179,8 +179,8 @@ def run_trials(run, loop, folder, enough):
             told = duration(seconds_of(forecast(run, trials)))
             by_this = f"; by this the run takes about {told}"
         print(f"{duration(taken[-1])} in all{by_this}", flush=True)
-        whole = size >= min(most, max(len(run.eval_prompts), run.settings.prompts_per_iter))
-        if whole or enough(trials, expected_next(taken)):
+        largest = size >= min(most, max(len(run.eval_prompts), run.settings.prompts_per_iter))
+        if largest or enough(trials, expected_next(taken)):
             break
     return trials, unreadable
 

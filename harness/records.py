@@ -32,12 +32,12 @@ BINARY = {  # how files begin, what they are, what makes JSON lines of them
     b"\xff\xff\xff\xff": ("an arrow file", "datasets.Dataset.from_file(FILE)"),
 }
 SYSTEM = ("system", "system_prompt")
-KNOWN = {  # fields of our own files, and of IFEval's questions
+OURS = {  # fields of our own files, and of IFEval's questions: nobody need be told of them
     "prompt", "replies", "text", "ids", "truth", "rank", "finished",
     "tokens", "judgments", "scores", "score", "sampled_tokens", "too_long", "unscored",
     "previous_score", "kind", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating",
     "instruction_id_list", "kwargs"}
-NUMBERS = {"id", "prompt_id", "question_id", "key", "checks", *SYSTEM}  # and what is counted
+NEVER_TOLD = {"id", "prompt_id", "question_id", "key", "checks", *SYSTEM}  # of no file
 # What no reader sees: most of Unicode's default ignorable code points.
 INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
                        "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
@@ -317,7 +317,7 @@ def as_record(raw, needs_replies):
         raise ValueError("needs \"prompt\", a text")
     prompt, fields, left_out = prompt_of(raw, answered=needs_replies)
     record = {name: value for name, value in raw.items() if name not in fields}
-    record["prompt"], known = prompt, NUMBERS | (KNOWN if "prompt" in raw else set())
+    record["prompt"], known = prompt, NEVER_TOLD | (OURS if "prompt" in raw else set())
     if not isinstance(record.get("checks", []), list):
         raise ValueError("needs \"checks\", if any, as a list")
     for check in record.get("checks", []):
