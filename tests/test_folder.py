@@ -82,7 +82,8 @@ def test_durations(seconds, shown):
 
 
 @pytest.mark.parametrize("number, shown", [(0, "0"), (999, "999"), (1000, "1.00k"),
-                                           (65120, "65.1k"), (999999, "1.00M"), (3e12, "3.00T")])
+                                           (65120, "65.1k"), (999999, "1.00M"), (3e12, "3.00T"),
+                                           (9996, "10.0k"), (99.96e9, "100G")])
 def test_short_numbers(number, shown):
     assert short(number) == shown
 
@@ -170,6 +171,14 @@ def test_hours_choose_the_prompts(linear, capsys, tmp_path):
     (tmp_path / "run" / "config.json").write_text('{"settings": {"prompts_per_iter": 7}}')
     again, forecast = linear(500)  # it was chosen when the run began
     assert (again.prompts_per_iter, again.hours, forecast) == (7, None, None)
+
+
+@pytest.mark.parametrize("content", ['{"settings": []}', '{"model_type": "llama"}'])
+def test_hours_leave_a_folder_that_is_no_run_s_to_be_refused(linear, capsys, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    settings, forecast = linear(500)
+    assert (settings.hours, forecast) == (None, None) and capsys.readouterr().out == ""
 
 
 def test_hours_and_prompts_per_iteration_exclude_each_other():

@@ -11,6 +11,7 @@ from conftest import TINY, flip, with_lora
 from if_verifiable.common import get_loose_transformations
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
+from harness.commands.ifeval import shares_table
 from harness.commands.main import main as run_command
 from harness.commands.models import benchmark_tokens
 from harness.files import read_jsonl
@@ -81,6 +82,18 @@ def test_the_shares_are_those_of_the_official_checkers(questions, tmp_path, caps
         assert f"{share:.1%} [" in row, (name, row)
     assert "24 prompts with 48 instructions checked; 95 % intervals" in table
     assert "75.4%" not in table, "the figures of Llama-3-8B say nothing of another model"
+
+
+def test_what_no_question_can_be_checked_for_has_no_share():
+    """Where each prompt has an instruction that cannot be checked, none is known to be followed
+    whole, and the mean of the four measures nothing.
+    """
+    asked = [{"prompt": f"{i}", "checks": [{"id": "punctuation:no_comma"}],
+              "missing": [("language:response_language", "needs a package")]} for i in range(12)]
+    answers = {"x": {f"{i}": {"response": "a, b" if i < 3 else "a b"} for i in range(12)}}
+    rows = {line[:25].strip(): line[25:].split() for line in shares_table(asked, answers)}
+    assert rows["prompt-level, strict"] == rows["mean of the four"] == ["-"]
+    assert rows["instruction-level, strict"][0] == "75.0%"
 
 
 def test_llama_s_published_figures_stand_below_its_own(questions, tmp_path, capsys, monkeypatch):

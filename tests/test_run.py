@@ -48,6 +48,7 @@ from harness import inputs
 from harness.commands.main import main as run_command
 from harness.files import read_jsonl
 from harness.loading import fingerprint, load
+from harness.settings import parse_settings
 from harness.views.figures import FIGURES
 from prompts import judge_prompt, meta_judge_prompt
 from sampling import Chat, Sample, sample
@@ -974,6 +975,23 @@ def test_some_comparisons_are_made_round_by_round(tmp_path, monkeypatch, capsys)
     metareward.main([*arguments, str(tmp_path / "cut")])
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
     assert not list(tmp_path.glob("*/iter1/round*.jsonl"))
+
+
+def test_a_stage_that_was_given_up_is_given_up_again(tmp_path, monkeypatch, capsys):
+    """After a kill, too: nothing of what could not be read is kept, or a few new replies would not
+    be enough to doubt it.
+    """
+    monkeypatch.setattr("harness.first_replies.EARLY", 6)
+    monkeypatch.setattr("harness.stage.sample", scripted(actor=lambda i, k: ("Neither.", True)))
+    run = harness.run.Run(parse_settings(small(tmp_path, "--no-eft", "--out",
+                                               str(tmp_path / "run")))[0])
+    items = [{"id": str(number)} for number in range(8)]
+    for _ in range(2):
+        assert run.sample(1, "battles.jsonl", items, lambda item: [f"Which? {item['id']}"],
+                          lambda item, samples: {**item, "verdicts": [[0, 0], [0, 0]]}, 1, 20,
+                          "comparisons", needed=False) == []
+        assert "Iteration 1 goes on without this" in capsys.readouterr().out
+    assert (run.folder(1) / "battles.jsonl").read_text() == ""
 
 
 def test_answers_that_nobody_can_compare_are_asked_about_once(tmp_path, monkeypatch, capsys):
