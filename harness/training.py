@@ -36,6 +36,8 @@ def train_in_folder(model, recipe, training, held_out, folder, label="training",
     """
     folder.mkdir(parents=True, exist_ok=True)
     state, examples = State(model), [*training, *held_out]
+    if not training:
+        raise ValueError("there are no examples to train on")
     if "chosen_ids" in training[0]:
         set_reference(model, examples, folder / "reference.jsonl")
     call = {"examples": digest([names_of(training), names_of(held_out)]), "recipe": recipe.__name__,

@@ -83,15 +83,15 @@ def test_a_model_whose_answers_are_lost_is_named(tmp_path):
 
 
 def test_the_interval_holds_what_it_says(tmp_path):
-    """Of 200 simulated runs of two equally good models M_1 is called better than M_0 in about one
+    """Of 60 simulated runs of two equally good models M_1 is called better than M_0 in about one
     in forty: an interval of 95 % misses 0 on either side as often.
     """
     from harness.views.choice import by_truth
 
     wrong = 0
-    for seed in range(200):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         prompt = rng.normal(2.5, 1, 40)
         table = {t: prompt + rng.normal(0, 0.7, 40) for t in (0, 1)}
         wrong += "So nothing shows" not in by_truth(table, TOP)[1][-1]
-    assert wrong <= 16
+    assert wrong <= 6

@@ -780,8 +780,7 @@ def test_prompts_that_measure_the_judge_never_train(tmp_path, capsys):
     run = metareward.Run(metareward.parse_settings(small(tmp_path, "--out", str(tmp_path / "run"),
                                                          "--iters", "1", "--prompts-per-iter", "2",
                                                          "--prompts",
-                                                         str(tmp_path / "prompts.jsonl")))[0],
-                         sample)
+                                                         str(tmp_path / "prompts.jsonl")))[0])
     assert [r["prompt"] for r in run.prompts] == ["How do I sing?", "How do I cook?"]
     assert run.unfit == {"prompt held out for measuring": 1}
 
