@@ -126,6 +126,7 @@ def eft_replies(settings):
         if not settings.no_eft:
             check_given(records, settings)
         return records
+    tell("Ranked replies for the warm start: oasst1, from the hub or its cache")
     try:
         file = hf_hub_download(*OASST, repo_type="dataset")
         trees = itertools.islice(oasst_replies(file), OASST_PROMPTS)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import math
 import resource
 import sys
 import tempfile
@@ -70,13 +71,16 @@ def fit_hours(settings, loop):
     start = time.perf_counter()
     with rehearsal(settings) as run:
         loading = time.perf_counter() - start
-        patience = min(PATIENCE, 0.1 * 3600 * settings.hours)
-        trials, unreadable = run_trials(
-            run, loop, run.out, lambda trials, seconds: len(trials) > 1 and seconds > patience)
+        allowed = 3600 * settings.hours
+
+        def enough(trials, seconds):  # two trials tell what does not grow with the prompts
+            return seconds > (min(PATIENCE, 0.1 * allowed) if len(trials) > 1 else 0.25 * allowed)
+        trials, unreadable = run_trials(run, loop, run.out, enough)
         if unreadable:
             raise unreadable
         most = len(run.prompts) // settings.iters if run.prompts else 10**6
-        left = 3600 * settings.hours - (time.perf_counter() - start) - loading
+        used = time.perf_counter() - start + loading
+        left = allowed - used
 
         def stages(count):
             whole = copy.copy(run)
@@ -89,8 +93,9 @@ def fit_hours(settings, loop):
         if chosen == 0:
             raise ValueError(
                 f"--hours {settings.hours:g}: after the trials {duration(max(0, left))} are left, "
-                f"and a run of one prompt per iteration takes {duration(seconds(1))}: use more "
-                "--hours, fewer --iters, or a smaller --eval-prompts")
+                f"and a run of one prompt per iteration takes {duration(seconds(1))}: use --hours "
+                f"{math.ceil((used + seconds(1)) / 360) / 10:g}, fewer --iters, a smaller "
+                "--eval-prompts, or a small --prompts-per-iter without --hours")
         every = run.prompts and chosen == most
         all_of_them = f", all that {settings.prompts} has" if every else ""
         print(f"--hours {settings.hours:g}: --prompts-per-iter {chosen}{all_of_them}, which takes "
@@ -163,7 +168,8 @@ def run_trials(run, loop, folder, enough):
     most = len(run.prompts) // min(2, run.settings.iters) if run.prompts else SIZES[-1]
     for size in (min(size, most) for size in SIZES):
         small = small_run(run, f"{folder}/{size}", size)
-        print(f"With {size} prompts:", flush=True)
+        about = f", about {duration(expected_next(taken))}" if taken else ""
+        print(f"With {size} prompts{about}:", flush=True)
         start = time.perf_counter()
         try:
             with contextlib.redirect_stdout(io.StringIO()):

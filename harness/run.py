@@ -31,7 +31,7 @@ from harness.stage import cut_torn_line, rank_files, read_stage, sample_items, t
 from harness.training import encode_examples, hold_out, save_adapter, set_adapter, train_in_folder
 from harness.views.card import write_card
 from harness.views.figures import line_on
-from harness.views.report import cut_short, drifts, report, unscored
+from harness.views.report import cut_short, drifts, report, unread, unscored
 
 
 class Run(Folder):
@@ -250,7 +250,7 @@ class Run(Folder):
         barrier()
         self.draw_report()
         print(line_on(record))
-        for line in cut_short(record) + unscored(record):
+        for line in cut_short(record) + unread(record) + unscored(record):
             print(f"Caution, {line}")
         for line in drifts(record, self.settings.max_score):
             print(f"Drift, {line}")

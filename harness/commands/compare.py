@@ -13,6 +13,7 @@ from harness.loading import adapter_of, load_tokenizer
 from harness.records import read_prompts
 from harness.settings import HERE
 
+STEADY = 0.6  # share of pairs with one winner in both orders below which it tells little
 BLIND = 0.95  # share of verdicts for one place from which on a judge tells nothing
 
 
@@ -131,6 +132,9 @@ def comparison_table(figures, args):
         place = "first" if first > 0.5 else "second"
         lines.append(f"This judge cannot tell: it prefers the {place} answer, whatever it is. Its "
                      "win rate says nothing; choose another judge.")
+    elif figures["consistent_rate"] < STEADY:
+        lines.append(f"This judge says the same in both orders in {figures['consistent_rate']:.0%} "
+                     "alone: its win rate says little; choose another judge.")
     judge, *places = (Path(place).resolve() for place in (args.judge, args.a, args.b))
     if judge in places or judge in [place.parent for place in places]:
         lines.append("The judge is one of the two: models prefer their own answers.")

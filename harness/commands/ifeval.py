@@ -155,6 +155,8 @@ def command(args):
     questions, models = read_instructions(args.questions, args.limit), models_of(args.models)
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
+    for line in left_out(questions):
+        print(line, flush=True)
     prompts = [question["prompt"] for question in questions]
     answers = {name: answers_to(prompts, name, model, args) for name, model in models.items()}
     print("\n".join(shares_table(questions, answers)))
@@ -162,7 +164,5 @@ def command(args):
              else "too few for intervals")
     print(f"{len(questions)} prompts with {sum(len(one['checks']) for one in questions)} "
           f"instructions checked; {about}")
-    for line in left_out(questions):
-        print(line)
     if any("llama-3-8b" in base_name(model).lower() for model in models.values()):
         print(PUBLISHED)

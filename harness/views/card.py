@@ -17,12 +17,13 @@ CARD = """\
 
 # {title}
 
-{licence} All settings stand in the run's config.json; the main ones:
+{licence} The main settings:
 
 {recipe}
 
-Nobody but its own run has measured this model, on held-out prompts. A score by its own judgment is
-an opinion of itself.
+Nobody but its own run has measured this model. M_0 is where the run began, M_t the model after
+iteration t; "actor" is the model as it answers held-out prompts, with scores from 0 to {top}, and
+"judge" as it scores M_0's answers. A score by its own judgment is an opinion of itself.
 
 {table}
 
@@ -66,7 +67,7 @@ def write_card(place, settings, records, merged=False):
     base = Path(settings.model).resolve().name if folder else settings.model
     rows = [["", *models(records)], ["---"] * (len(records) + 1), *figure_rows(records, "glance")]
     write_whole(Path(place, "README.md"), CARD.format(
-        loading=MERGED if merged else ADAPTER,
+        loading=MERGED if merged else ADAPTER, top=settings.max_score,
         head="\n".join(head),
         title=f"M_{t} of {method} on {base}" + ", adapter merged in" * merged,
         recipe=recipe(settings, t), table="\n".join(f"| {' | '.join(row)} |" for row in rows),

@@ -46,8 +46,8 @@ def prompt_means(out, t):
 def by_truth(table, max_score):
     """What `choose` returns. table: {t: M_t's mean true score of each prompt, an array (n,)}.
 
-    A model counts as worse than the best if the 95 % interval of its difference, over the same
-    prompts drawn anew, is below 0.
+    The best is better than another if the 95 % interval of the difference, over the same prompts
+    drawn anew, is above 0.
     """
     best = max(table, key=lambda t: table[t].mean())
     n = len(table[best])
@@ -59,12 +59,12 @@ def by_truth(table, max_score):
     low, high = bootstrap(np.mean, table[best])
     lines, alike = [f"{line} ({low:.2f} to {high:.2f}, 95 % interval over {n} prompts)."], []
     for t in table:
-        low, high = bootstrap(np.mean, table[t] - table[best])
-        if t != best and high >= 0:
-            alike.append(f"M_{t} ({np.mean(table[t] - table[best]):+.2f}, {low:+.2f} to "
+        low, high = bootstrap(np.mean, table[best] - table[t])
+        if t != best and low <= 0:
+            alike.append(f"M_{t} (better by {np.mean(table[best] - table[t]):.2f}, {low:+.2f} to "
                          f"{high:+.2f})")
     if alike:
-        lines.append(f"By these prompts it cannot be told from {', '.join(alike)}.")
+        lines.append(f"It may be chance that it is before {', '.join(alike)}.")
     if best == 0 or any(one.startswith("M_0 ") for one in alike):
         lines.append("So nothing shows that the run made its answers better.")
     return best, lines

@@ -70,6 +70,16 @@ def cut_short(record):
             f"were cut off. {AS_FAR}"]
 
 
+def unread(record):
+    """A warning, in a list, where many of the judgments of M_0's held-out answers say no score."""
+    rate, count = (look_up(record, f"judge.valid_rate{end}") for end in ("", "_count"))
+    if not count or rate >= 1 - MANY:
+        return []
+    return [f"M_{record['iteration']}: {count - round(rate * count)} of {count} judgments of "
+            "held-out answers were cut off or end in no score: raise --max-judgment-tokens, or "
+            "teach the judge the form"]
+
+
 def unscored(record):
     """A warning, in a list, where many of them got no score."""
     actor = record["actor"]
@@ -354,7 +364,8 @@ def contents(run, records, settings, notes):
     yield CHOICE, lambda: html.escape(" ".join(
         choose(run, records, settings.get("max_score") or 5)[1]))
     yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
-    yield SCORED, lambda: notice(SCORED, [line for record in records for line in unscored(record)])
+    yield SCORED, lambda: notice(SCORED, [line for record in records
+                                          for line in unread(record) + unscored(record)])
     yield DRIFT, lambda: notice(DRIFT, [line for record in records for line in
                                         drifts(record, settings.get("max_score") or 5)])
     yield ANSWERS, lambda: one_prompt(run, records, notes)
