@@ -16,6 +16,7 @@ import tempfile
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ from eval import (
     win_rate,
 )
 from harness.checks import truth
-from harness.commands import export
+from harness.commands import compare, export
 from harness.commands.flags import eval_parser
 from harness.commands.main import main as run_command
 from harness.commands.repeat import measure_repeats
@@ -50,7 +51,7 @@ from harness.loading import load
 from harness.training import save_adapter
 from harness.views import drawing
 from harness.views.figures import FIGURES, meanings, table
-from harness.views.report import cut_short, drifts, in_a_sentence, report, unscored
+from harness.views.report import cut_short, drifts, in_a_sentence, report, unread, unscored
 from sampling import sample
 
 ROOT = Path(__file__).parent.parent
@@ -1403,6 +1404,23 @@ def test_answers_that_were_cut_off_are_among_the_first_figures(run, capsys):
     report(run)
     assert "7 of 24 held-out answers have no score" in unscored(part)[0]
     assert "7 of 24 held-out answers have no score" in (run / "report.html").read_text()
+
+
+def test_judgments_that_cannot_be_read_are_warned_of():
+    few = {"iteration": 0, "judge": {"valid_rate": 14 / 48, "valid_rate_count": 48}}
+    assert unread(few)[0].startswith("M_0: 34 of 48 judgments of held-out answers were cut off")
+    assert unread({"iteration": 1, "judge": {"valid_rate": 0.9, "valid_rate_count": 48}}) == []
+    assert unread({"iteration": 1, "judge": None}) == []
+
+
+@pytest.mark.parametrize("steady, told", [(6, True), (7, False)])
+def test_a_judge_of_two_minds_is_named(steady, told):
+    """Of twelve pairs so many have one winner in both orders; the others the first of each."""
+    records = [{"prompt": f"{i}", "a": "x", "b": "y", "winners": ["a", "a" if i < steady else "b"]}
+               for i in range(12)]
+    lines = compare.comparison_table(measure_comparisons(records),
+                                     SimpleNamespace(judge="j", a="a", b="b"))
+    assert ("same in both orders in 50% alone" in lines) == told and "cannot tell" not in lines
 
 
 def test_the_report_of_a_run_that_has_only_warmed_up(run):

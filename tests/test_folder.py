@@ -181,6 +181,29 @@ def test_hours_leave_a_folder_that_is_no_run_s_to_be_refused(linear, capsys, tmp
     assert (settings.hours, forecast) == (None, None) and capsys.readouterr().out == ""
 
 
+def test_hours_end_the_trials_while_there_is_time(linear, monkeypatch):
+    """After one trial where the next would take a quarter of the time; else after two, where it
+    would take a tenth, or a minute. And who has too little time is told how much it takes.
+    """
+    with pytest.raises(ValueError, match=r"takes 64 s: use --hours 0\.1, fewer"):
+        linear(36)
+    ended = []
+
+    def trials(run, loop, folder, enough):
+        ended.append([enough([1] * count, seconds) for count, seconds in
+                      ((1, 90), (1, 91), (2, 36), (2, 37))])
+        return [(run, [])], None
+
+    @contextmanager
+    def rehearsed(settings):
+        yield SimpleNamespace(prompts=None, settings=settings, out=None)
+    monkeypatch.setattr(harness.plan, "rehearsal", rehearsed)
+    monkeypatch.setattr(harness.plan, "run_trials", trials)
+    monkeypatch.setattr(harness.plan, "forecast", lambda run, trials: [{"answers": (1, 0)}])
+    fit_hours(Settings(model="tiny", out="nowhere/x", iters=1, hours=0.1), None)
+    assert ended == [[False, True, False, True]]
+
+
 def test_hours_and_prompts_per_iteration_exclude_each_other():
     with pytest.raises(ValueError, match="give one of the two"):
         parse_settings(["--model", "tiny", "--hours", "1", "--prompts-per-iter", "5"])
