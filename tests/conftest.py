@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # of programs that tests start, too: tests run side by side
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
