@@ -91,11 +91,12 @@ def fit_hours(settings, loop):
             return seconds_of(stages(count))
         chosen = bisect.bisect_right(range(1, most + 1), left, key=seconds)
         if chosen == 0:
+            wanted = math.ceil((used + PATIENCE + seconds(1)) / 360) / 10  # hours
             raise ValueError(
                 f"--hours {settings.hours:g}: after the trials {duration(max(0, left))} are left, "
                 f"and a run of one prompt per iteration takes {duration(seconds(1))}: use --hours "
-                f"{math.ceil((used + seconds(1)) / 360) / 10:g}, fewer --iters, a smaller "
-                "--eval-prompts, or a small --prompts-per-iter without --hours")
+                f"{wanted:g}, fewer --iters, a smaller --eval-prompts, or a small "
+                "--prompts-per-iter without --hours")
         every = run.prompts and chosen == most
         all_of_them = f", all that {settings.prompts} has" if every else ""
         print(f"--hours {settings.hours:g}: --prompts-per-iter {chosen}{all_of_them}, which takes "

@@ -67,12 +67,27 @@ def test_prompts_without_checks_and_missing_files_choose_nothing(tmp_path):
                      human_agreement_interval=[[0.5, 0.69], [0.7, 0.9], [0.7, 0.88]])
     best, (line, judge) = choose(tmp_path, records, TOP)
     assert best is None and f"python eval.py compare {tmp_path}/iter2 {tmp_path}/iter0" in line
-    assert judge.startswith("As a judge M_1 agrees best with people, in 80% of the pairs")
-    assert "cannot be told from M_2;" in judge and "M_0" not in judge
+    assert judge.startswith("As a judge M_1 agrees best with people: in 80% of the ranked pairs")
+    assert "the intervals of M_2 reach as far" in judge and "M_0" not in judge
     for file in tmp_path.glob("*/eval.jsonl"):
         file.unlink()
     assert choose(tmp_path, records, TOP)[0] is None
     assert choose(tmp_path, records[:1], TOP) == (None, [])
+
+
+@pytest.mark.parametrize("actor, why", [
+    ({"truth": 2.0}, "the held-out answers of M_0, M_1 are missing"),
+    ({"reward": 2.0}, "the reward is what it trained for"), ({}, "its opinion")])
+def test_why_it_cannot_be_told(tmp_path, actor, why):
+    records = [{"iteration": t, "actor": actor} for t in (0, 1)]
+    best, (line,) = choose(tmp_path, records, TOP)
+    assert best is None and why in line
+
+
+def test_one_model_that_is_left_is_not_the_best(tmp_path):
+    records = run_of(tmp_path, {t: [[1.0 + t]] * 20 for t in range(2)})
+    (tmp_path / "iter1" / "eval.jsonl").unlink()
+    assert choose(tmp_path, records, TOP)[0] is None
 
 
 def test_a_model_whose_answers_are_lost_is_named(tmp_path):

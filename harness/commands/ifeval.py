@@ -115,7 +115,8 @@ def column(statistic, columns, sign=""):
         text = "-" if np.isnan(value) else f"{value:{sign}.1%}"
         if len(columns[0]) >= FEWEST and text != "-":
             low, high = bootstrap(lambda *rows: statistic(*rows)[measure], *columns)
-            text += f" [{low:{sign}.1%}, {high:{sign}.1%}]"
+            if low <= high:  # else some draws had nothing to measure
+                text += f" [{low:{sign}.1%}, {high:{sign}.1%}]"
         texts.append(text)
     return texts
 

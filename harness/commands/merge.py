@@ -48,7 +48,8 @@ def export_model(folder, place, bits):
     run, t = Path(folder).resolve().parent, int(Path(folder).resolve().name[4:])
     records = read_json(run / "summary.json", list)[:t + 1]
     if len(records) > t:  # else it is trained, and not yet measured
-        write_card(place, Settings(**tupled(settings)), records, merged=True)
+        there = settings | {"model": base_of(adapter)}  # as it is found from here
+        write_card(place, Settings(**tupled(there)), records, merged=True)
     dtype = str(whole.dtype).removeprefix("torch.")
     del base, model, whole
     model, _ = load_alone(place, bits=max(16, own))

@@ -22,13 +22,17 @@ def choose(out, records, max_score):
     truths = {record["iteration"]: prompt_means(out, record["iteration"]) for record in records}
     lost = [f"M_{t}" for t, of_prompt in truths.items() if not of_prompt]
     known = {t: of_prompt for t, of_prompt in truths.items() if of_prompt}
-    if known:
+    if len(known) > 1 or len(records) == len(known) == 1:
         prompts = sorted(set.intersection(*map(set, known.values())))
         best, lines = by_truth({t: np.array([of_prompt[prompt] for prompt in prompts])
                                 for t, of_prompt in known.items()}, max_score)
         lines += [f"Of {', '.join(lost)} the held-out answers are missing."] * bool(lost)
         return best, lines
     why = "no held-out prompt has checks, and a model's score of itself is its opinion"
+    if any(look_up(record, "actor.truth") is not None for record in records):
+        why = f"the held-out answers of {', '.join(lost)} are missing"
+    elif any(look_up(record, "actor.reward") is not None for record in records):
+        why = "no held-out prompt has checks, and the reward is what it trained for"
     lines = [f"Which model answers best cannot be told from this run: {why}. Ask a judge that took "
              f"no part in it: {COMPARE.format(out=out, last=records[-1]['iteration'])}"
              ] if len(records) > 1 else []
@@ -80,7 +84,7 @@ def best_judge(records):
     low, _ = look_up(best, f"{path}_interval") or (0, 1)
     alike = [f"M_{record['iteration']}" for record in known
              if record is not best and (look_up(record, f"{path}_interval") or (0, 1))[1] >= low]
-    told = f", and cannot be told from {', '.join(alike)}" if alike else ""
-    return [f"As a judge M_{best['iteration']} agrees best with people, in "
-            f"{look_up(best, path):.0%} of the pairs that they ranked{told}; that says nothing of "
-            "its answers."]
+    told = f"; the intervals of {', '.join(alike)} reach as far" if alike else ""
+    return [f"As a judge M_{best['iteration']} agrees best with people: in "
+            f"{look_up(best, path):.0%} of the ranked pairs that it does not tie{told}. That says "
+            "nothing of its answers."]
