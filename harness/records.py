@@ -37,7 +37,7 @@ OURS = {  # fields of our own files, and of IFEval's questions: nobody need be t
     "tokens", "judgments", "scores", "score", "sampled_tokens", "too_long", "unscored",
     "previous_score", "kind", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating",
     "instruction_id_list", "kwargs"}
-NEVER_TOLD = {"id", "prompt_id", "question_id", "key", "checks", *SYSTEM}  # of no file
+NEVER_TOLD = {"id", "prompt_id", "question_id", "key", "checks", *SYSTEM}  # in any file
 # What no reader sees: most of Unicode's default ignorable code points.
 INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
                        "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"

@@ -86,13 +86,13 @@ def with_counts(record, samples):
 def tell_too_long(label, records, max_new_tokens, needed=False):
     """Say how many prompts were too long. Raise ValueError if all of a needed stage were."""
     too_long = sum(record.get("too_long", 0) for record in records)
-    about = (f"{{}} prompts are too long, the model's context has no room for them and a reply of "
-             f"{max_new_tokens} tokens")
+    why = f"the model's context has no room for them and a reply of {max_new_tokens} tokens"
     if too_long and needed and not any(record["sampled_tokens"] for record in records):
-        raise ValueError(f"{label}: {about.format('all')}: choose another --out and shorter "
-                         "prompts, answers or replies")
+        raise ValueError(f"{label}: all prompts are too long, {why}: choose another --out and "
+                         "shorter prompts, answers or replies")
     if too_long and rank() == 0:
-        print(f"{label}: {about.format(too_long)}; they got none, and are counted", file=sys.stderr)
+        print(f"{label}: {too_long} prompts are too long, {why}; they got none, and are counted",
+              file=sys.stderr)
 
 
 def read_kept(file, made, key="id"):

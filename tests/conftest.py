@@ -30,7 +30,6 @@ from harness.loading import load  # noqa: E402
 from sampling import Chat  # noqa: E402
 
 TINY = Path(__file__).parent.parent / "tiny"
-torch.set_num_threads(1)
 
 SHARED = ("Compare these two judgments of one answer, point by point, and say which of them is "
           "right. ") * 2

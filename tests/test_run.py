@@ -69,9 +69,7 @@ def small(folder, *flags):
 
 
 def command(arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "metareward.py", *arguments], cwd=ROOT,
-                            env=environment, text=True,
+    return subprocess.Popen([sys.executable, "metareward.py", *arguments], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
@@ -577,8 +575,7 @@ def test_ctrl_c_while_the_libraries_are_imported_is_no_traceback(tmp_path):
 def torchrun(processes, arguments):
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node",
                              str(processes), "metareward.py", *arguments],
-                            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def check_same_run(a, b):
@@ -1145,8 +1142,7 @@ def test_prompts_that_do_not_fit_are_counted_wherever_they_stand(tmp_path, proce
     program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python",
                sys.executable] if processes == 2 else []
     process = subprocess.run([sys.executable, *program, "-c", start, *arguments], cwd=ROOT,
-                             env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-                             capture_output=True)
+                             text=True, capture_output=True)
     assert process.returncode == 0, process.stderr
     record = json.loads((tmp_path / "run" / "summary.json").read_text())[1]
     assert record["pairs"]["dropped"]["prompt too long for the model's context"] == 1

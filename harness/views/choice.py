@@ -61,15 +61,16 @@ def by_truth(table, max_score):
     if n < FEWEST:
         return best, [f"{line}, on {n} prompts with checks, too few to be sure."]
     low, high = bootstrap(np.mean, table[best])
-    lines, alike = [f"{line} ({low:.2f} to {high:.2f}, 95 % interval over {n} prompts)."], []
-    for t in table:
-        low, high = bootstrap(np.mean, table[best] - table[t])
-        if t != best and low <= 0:
-            alike.append(f"M_{t} (better by {np.mean(table[best] - table[t]):.2f}, {low:+.2f} to "
-                         f"{high:+.2f})")
+    lines = [f"{line} ({low:.2f} to {high:.2f}, 95 % interval over {n} prompts)."]
+    alike = {}  # {a model that the best may be before by chance: that in words}
+    for t in [t for t in table if t != best]:
+        better = table[best] - table[t]
+        low, high = bootstrap(np.mean, better)
+        if low <= 0:
+            alike[t] = f"M_{t} (better by {better.mean():.2f}, {low:+.2f} to {high:+.2f})"
     if alike:
-        lines.append(f"It may be chance that it is before {', '.join(alike)}.")
-    if best == 0 or any(one.startswith("M_0 ") for one in alike):
+        lines.append(f"It may be chance that it is before {', '.join(alike.values())}.")
+    if best == 0 or 0 in alike:
         lines.append("So nothing shows that the run made its answers better.")
     return best, lines
 

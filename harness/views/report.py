@@ -359,15 +359,14 @@ def contents(run, records, settings, notes):
     steps = {record["iteration"]: trained[record["iteration"]] / "train.jsonl"
              for record in records if record["iteration"] > 0 and record.get("train")}
     battled = [record["iteration"] for record in records if record.get("meta_judge")]
+    top = settings.get("max_score") or 5
     opening = attempt("Plots", lambda: first_plots(records), notes) or []
     yield SENTENCE, lambda: html.escape(in_a_sentence(records, settings))
-    yield CHOICE, lambda: html.escape(" ".join(
-        choose(run, records, settings.get("max_score") or 5)[1]))
+    yield CHOICE, lambda: html.escape(" ".join(choose(run, records, top)[1]))
     yield PLOTS, lambda: plots(curves(records, opening)) + cut_off_line(records) + CAPTION
     yield SCORED, lambda: notice(SCORED, [line for record in records
                                           for line in unread(record) + unscored(record)])
-    yield DRIFT, lambda: notice(DRIFT, [line for record in records for line in
-                                        drifts(record, settings.get("max_score") or 5)])
+    yield DRIFT, lambda: notice(DRIFT, [line for record in records for line in drifts(record, top)])
     yield ANSWERS, lambda: one_prompt(run, records, notes)
     yield "All figures", lambda: all_figures(records)
     yield "More curves", lambda: plots([
